@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -166,173 +167,98 @@ def _meta(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _tokens(m: int, k: int) -> tuple[Tensor, Tensor]:
-    columns = ceil_div(k, BLOCK)
-    scales = torch.empty_strided(
-        (m, columns), (1, get_tma_aligned_size(m, 4)), dtype=torch.float32, device="meta"
-    )
-    return _meta(m, k, dtype=FP8), scales
+_fp8 = partial(_meta, dtype=FP8)
+_bf16 = partial(_meta, dtype=torch.bfloat16)
+_f32 = partial(_meta, dtype=torch.float32)
+_i32 = partial(_meta, dtype=torch.int32)
+
+
+def _tokens(*shape: int) -> tuple[Tensor, Tensor]:
+    """Rows with a scale for 128 numbers, laid out as `quantize_activations` does. Shapes: (…, m, k)."""
+    *groups, m, k = shape
+    return _fp8(*shape), _f32(*groups, ceil_div(k, BLOCK), get_tma_aligned_size(m, 4)).mT[..., :m, :]
 
 
 def _weights(*shape: int) -> tuple[Tensor, Tensor]:
+    """Weights with a scale for 128 x 128. Shapes: (…, n, k)."""
     *groups, n, k = shape
-    return _meta(*shape, dtype=FP8), _meta(
-        *groups, ceil_div(n, BLOCK), ceil_div(k, BLOCK), dtype=torch.float32
-    )
+    return _fp8(*shape), _f32(*groups, ceil_div(n, BLOCK), ceil_div(k, BLOCK))
 
 
-def _fp8_gemm_nt(m: int, n: int, k: int) -> None:
-    dense.fp8_gemm_nt(_tokens(m, k), _weights(n, k), _meta(m, n, dtype=torch.bfloat16))
-
-
-def _fp8_gemm_nt_accumulate(m: int, n: int, k: int) -> None:
-    d = _meta(m, n, dtype=torch.float32)
-    dense.fp8_gemm_nt(_tokens(m, k), _tokens(n, k), d, d, recipe=dense.RECIPE_ROWS)
-
-
-def _bf16(form: str) -> Callable[..., None]:
-    def call(m: int, n: int, k: int) -> None:
-        a = _meta(*((k, m) if form[0] == "t" else (m, k)), dtype=torch.bfloat16)
-        b = _meta(*((k, n) if form[1] == "n" else (n, k)), dtype=torch.bfloat16)
-        getattr(dense, f"bf16_gemm_{form}")(a, b, _meta(m, n, dtype=torch.bfloat16))
-
-    return call
-
-
-def _fp8_contiguous(groups: int, m: int, n: int, k: int) -> None:
-    d, layout = _meta(m, n, dtype=torch.bfloat16), _meta(m, dtype=torch.int32)
-    grouped.m_grouped_fp8_gemm_nt_contiguous(_tokens(m, k), _weights(groups, n, k), d, layout)
-
-
-def _fp8_ends(groups: int, m: int, n: int, k: int) -> None:
-    d, ends = _meta(m, n, dtype=torch.bfloat16), _meta(groups, dtype=torch.int32)
-    grouped.m_grouped_fp8_gemm_nt_contiguous(
-        _tokens(m, k), _weights(groups, n, k), d, ends, use_psum_layout=True
-    )
-
-
-def _bf16_contiguous(form: str) -> Callable[..., None]:
-    def call(groups: int, m: int, n: int, k: int) -> None:
-        a, d, layout = _tokens_and_results(m, n, k)
-        b = _meta(groups, *((k, n) if form == "nn" else (n, k)), dtype=torch.bfloat16)
-        getattr(grouped, f"m_grouped_bf16_gemm_{form}_contiguous")(a, b, d, layout)
-
-    return call
-
-
-def _bf16_ends(groups: int, m: int, n: int, k: int) -> None:
-    a, d, _ = _tokens_and_results(m, n, k)
-    b, ends = _meta(groups, n, k, dtype=torch.bfloat16), _meta(groups, dtype=torch.int32)
-    grouped.m_grouped_bf16_gemm_nt_contiguous(a, b, d, ends, use_psum_layout=True)
-
-
-def _tokens_and_results(m: int, n: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    return _meta(m, k, dtype=torch.bfloat16), _meta(m, n, dtype=torch.bfloat16), _meta(m, dtype=torch.int32)
-
-
-def _fp8_masked(groups: int, max_m: int, expected_m: int, n: int, k: int) -> None:
-    scales = _meta(groups, ceil_div(k, BLOCK), get_tma_aligned_size(max_m, 4), dtype=torch.float32)
-    a = (_meta(groups, max_m, k, dtype=FP8), scales.mT[:, :max_m])
-    d, masked_m = _meta(groups, max_m, n, dtype=torch.bfloat16), _meta(groups, dtype=torch.int32)
-    grouped.m_grouped_fp8_gemm_nt_masked(a, _weights(groups, n, k), d, masked_m, expected_m)
-
-
-def _bf16_masked(groups: int, max_m: int, expected_m: int, n: int, k: int) -> None:
-    a, b = _meta(groups, max_m, k, dtype=torch.bfloat16), _meta(groups, n, k, dtype=torch.bfloat16)
-    d, masked_m = _meta(groups, max_m, n, dtype=torch.bfloat16), _meta(groups, dtype=torch.int32)
-    grouped.m_grouped_bf16_gemm_nt_masked(a, b, d, masked_m, expected_m)
-
-
-def _fp8_k_grouped(groups: int, m: int, n: int, k: int) -> None:
-    d, ks = _meta(groups, m, n, dtype=torch.float32), [k] * groups
-    a, b = (
-        (_meta(rows * sum(ks), dtype=FP8), _meta(sum(ks) // BLOCK, rows, dtype=torch.float32).T)
-        for rows in (m, n)
-    )
-    grouped.k_grouped_fp8_gemm_nt_contiguous(a, b, d, ks, _meta(groups, dtype=torch.int32), d)
-
-
-def _bf16_k_grouped(groups: int, m: int, n: int, k: int) -> None:
-    d, ks = _meta(groups, m, n, dtype=torch.float32), [k] * groups
-    a, b = (_meta(sum(ks), rows, dtype=torch.bfloat16) for rows in (m, n))
-    grouped.k_grouped_bf16_gemm_tn_contiguous(a, b, d, ks, _meta(groups, dtype=torch.int32), d)
-
-
-def _einsum(expr: str) -> Callable[..., None]:
-    def call(b: int, h: int, r: int, d: int) -> None:
-        sizes = {"b": b, "h": h, "r": r, "d": d}
-        left, right, result = (
-            [sizes[letter] for letter in letters] for letters in expr.replace("->", ",").split(",")
-        )
-        dtype = torch.float32 if result[0] == h else torch.bfloat16
-        a, b_ = (_meta(*each, dtype=torch.bfloat16) for each in (left, right))
-        einsums.einsum(expr, a, b_, _meta(*result, dtype=dtype))
-
-    return call
-
-
-def _einsum_of_batches(b: int, m: int, n: int, k: int) -> None:
-    left, right = (_meta(b, rows, k, dtype=torch.bfloat16) for rows in (m, n))
-    einsums.einsum("bmk,bnk->mn", left, right, _meta(m, n, dtype=torch.bfloat16))
-
-
-def _fp8_einsum(b: int, h: int, r: int, d: int) -> None:
-    values = _meta(b, h, r, dtype=FP8), _meta(b, h, ceil_div(r, BLOCK), dtype=torch.float32)
-    einsums.fp8_einsum(
-        einsums.FP8_EXPRESSION, values, _weights(h, d, r), _meta(b, h, d, dtype=torch.bfloat16)
-    )
-
-
-def _prenorm(m: int, n: int, k: int, num_splits: int) -> None:
-    a, b = _meta(m, k, dtype=torch.bfloat16), _meta(n, k, dtype=torch.float32)
-    d, squares = (_meta(num_splits, *shape, dtype=torch.float32) for shape in ((m, n), (m,)))
-    prenorm.tf32_hc_prenorm_gemm(a, b, d, squares, num_splits)
-
-
-def _quantize(m: int, n: int) -> None:
-    activations.quantize_activations(_meta(m, n, dtype=torch.bfloat16))
-
-
-def _mqa_logits(s: int, tokens: int, heads: int, d: int) -> None:
-    kv = (_meta(tokens, d, dtype=FP8), _meta(tokens, dtype=torch.float32))
-    ends = _meta(s, dtype=torch.int32)
-    indexer.fp8_mqa_logits(
-        _meta(s, heads, d, dtype=FP8), kv, _meta(s, heads, dtype=torch.float32), ends, ends
-    )
+def _flat(rows: int, ks: list[int]) -> tuple[Tensor, Tensor]:
+    """Blocks (rows, k) of groups one after the other, and scales (rows, sum of k / 128)."""
+    return _fp8(rows * sum(ks)), _f32(sum(ks) // BLOCK, rows).T
 
 
 def _paged_mqa_logits(b: int, next_n: int, heads: int, d: int, max_context_len: int) -> None:
-    lengths = _meta(b, next_n, dtype=torch.int32)
-    page = 64
-    cache = _meta(max(2, ceil_div(max_context_len, page)), page, 1, d + 4, dtype=torch.uint8)
-    table = _meta(b, ceil_div(max_context_len, page), dtype=torch.int32)
+    lengths, page = _i32(b, next_n), indexer.PAGE_TOKENS
+    pages = ceil_div(max_context_len, page)
+    cache = _meta(max(2, pages), page, 1, d + 4, dtype=torch.uint8)
     schedule = indexer.get_paged_mqa_logits_metadata(lengths, page, MULTIPROCESSORS)
-    q, weights = _meta(b, next_n, heads, d, dtype=FP8), _meta(b * next_n, heads, dtype=torch.float32)
-    indexer.fp8_paged_mqa_logits(q, cache, weights, lengths, table, schedule, max_context_len)
+    q, weights = _fp8(b, next_n, heads, d), _f32(b * next_n, heads)
+    indexer.fp8_paged_mqa_logits(q, cache, weights, lengths, _i32(b, pages), schedule, max_context_len)
 
 
+# The parameters of a call are the names of its sizes.
 _CALLS: Final[dict[str, Callable[..., Any]]] = {
-    "fp8_gemm_nt": _fp8_gemm_nt,
-    "fp8_gemm_nt_accumulate": _fp8_gemm_nt_accumulate,
-    **{f"bf16_gemm_{form}": _bf16(form) for form in ("nt", "nn", "tn", "tt")},
-    "m_grouped_fp8_gemm_nt_contiguous": _fp8_contiguous,
-    "m_grouped_fp8_gemm_nt_contiguous_psum": _fp8_ends,
-    "m_grouped_fp8_gemm_nt_masked": _fp8_masked,
-    **{f"m_grouped_bf16_gemm_{form}_contiguous": _bf16_contiguous(form) for form in ("nt", "nn")},
-    "m_grouped_bf16_gemm_nt_contiguous_psum": _bf16_ends,
-    "m_grouped_bf16_gemm_nt_masked": _bf16_masked,
-    "k_grouped_fp8_gemm_nt_contiguous": _fp8_k_grouped,
-    "k_grouped_bf16_gemm_tn_contiguous": _bf16_k_grouped,
-    "einsum_bmk_bnk_mn": _einsum_of_batches,
-    **{
-        f"einsum_{expr.replace(',', '_').replace('->', '_')}": _einsum(expr)
-        for expr in ("bhr,hdr->bhd", "bhd,hdr->bhr", "bhd,bhr->hdr")
-    },
-    "fp8_einsum_bhr_hdr_bhd": _fp8_einsum,
-    "tf32_hc_prenorm_gemm": _prenorm,
-    "quantize_activations": _quantize,
-    "fp8_mqa_logits": _mqa_logits,
+    "fp8_gemm_nt": lambda m, n, k: dense.fp8_gemm_nt(_tokens(m, k), _weights(n, k), _bf16(m, n)),
+    "fp8_gemm_nt_accumulate": lambda m, n, k: dense.wgrad_gemm_fp8_fp8_fp32_nt(
+        _tokens(m, k), _tokens(n, k), _f32(m, n)
+    ),
+    "bf16_gemm_nt": lambda m, n, k: dense.bf16_gemm_nt(_bf16(m, k), _bf16(n, k), _bf16(m, n)),
+    "bf16_gemm_nn": lambda m, n, k: dense.bf16_gemm_nn(_bf16(m, k), _bf16(k, n), _bf16(m, n)),
+    "bf16_gemm_tn": lambda m, n, k: dense.bf16_gemm_tn(_bf16(k, m), _bf16(k, n), _bf16(m, n)),
+    "bf16_gemm_tt": lambda m, n, k: dense.bf16_gemm_tt(_bf16(k, m), _bf16(n, k), _bf16(m, n)),
+    "m_grouped_fp8_gemm_nt_contiguous": lambda groups, m, n, k: grouped.m_grouped_fp8_gemm_nt_contiguous(
+        _tokens(m, k), _weights(groups, n, k), _bf16(m, n), _i32(m)
+    ),
+    "m_grouped_fp8_gemm_nt_contiguous_psum": lambda groups, m, n, k: grouped.m_grouped_fp8_gemm_nt_contiguous(
+        _tokens(m, k), _weights(groups, n, k), _bf16(m, n), _i32(groups), use_psum_layout=True
+    ),
+    "m_grouped_fp8_gemm_nt_masked": lambda groups, max_m, expected_m, n, k: grouped.m_grouped_fp8_gemm_nt_masked(
+        _tokens(groups, max_m, k), _weights(groups, n, k), _bf16(groups, max_m, n), _i32(groups), expected_m
+    ),
+    "m_grouped_bf16_gemm_nt_contiguous": lambda groups, m, n, k: grouped.m_grouped_bf16_gemm_nt_contiguous(
+        _bf16(m, k), _bf16(groups, n, k), _bf16(m, n), _i32(m)
+    ),
+    "m_grouped_bf16_gemm_nn_contiguous": lambda groups, m, n, k: grouped.m_grouped_bf16_gemm_nn_contiguous(
+        _bf16(m, k), _bf16(groups, k, n), _bf16(m, n), _i32(m)
+    ),
+    "m_grouped_bf16_gemm_nt_contiguous_psum": lambda groups, m, n, k: grouped.m_grouped_bf16_gemm_nt_contiguous(
+        _bf16(m, k), _bf16(groups, n, k), _bf16(m, n), _i32(groups), use_psum_layout=True
+    ),
+    "m_grouped_bf16_gemm_nt_masked": lambda groups, max_m, expected_m, n, k: grouped.m_grouped_bf16_gemm_nt_masked(
+        _bf16(groups, max_m, k), _bf16(groups, n, k), _bf16(groups, max_m, n), _i32(groups), expected_m
+    ),
+    "k_grouped_fp8_gemm_nt_contiguous": lambda groups, m, n, k: grouped.k_grouped_fp8_gemm_nt_contiguous(
+        _flat(m, [k] * groups), _flat(n, [k] * groups), d := _f32(groups, m, n), [k] * groups, _i32(groups), d
+    ),
+    "k_grouped_bf16_gemm_tn_contiguous": lambda groups, m, n, k: grouped.k_grouped_bf16_gemm_tn_contiguous(
+        _bf16(groups * k, m), _bf16(groups * k, n), d := _f32(groups, m, n), [k] * groups, _i32(groups), d
+    ),
+    "einsum_bmk_bnk_mn": lambda b, m, n, k: einsums.einsum(
+        "bmk,bnk->mn", _bf16(b, m, k), _bf16(b, n, k), _bf16(m, n)
+    ),
+    "einsum_bhr_hdr_bhd": lambda b, h, r, d: einsums.einsum(
+        "bhr,hdr->bhd", _bf16(b, h, r), _bf16(h, d, r), _bf16(b, h, d)
+    ),
+    "einsum_bhd_hdr_bhr": lambda b, h, r, d: einsums.einsum(
+        "bhd,hdr->bhr", _bf16(b, h, d), _bf16(h, d, r), _bf16(b, h, r)
+    ),
+    "einsum_bhd_bhr_hdr": lambda b, h, r, d: einsums.einsum(
+        "bhd,bhr->hdr", _bf16(b, h, d), _bf16(b, h, r), _f32(h, d, r)
+    ),
+    "fp8_einsum_bhr_hdr_bhd": lambda b, h, r, d: einsums.fp8_einsum(
+        einsums.FP8_EXPRESSION, (_fp8(b, h, r), _f32(b, h, ceil_div(r, BLOCK))), _weights(h, d, r), _bf16(b, h, d)
+    ),
+    "tf32_hc_prenorm_gemm": lambda m, n, k, num_splits: prenorm.tf32_hc_prenorm_gemm(
+        _bf16(m, k), _f32(n, k), _f32(num_splits, m, n), _f32(num_splits, m), num_splits
+    ),
+    "quantize_activations": lambda m, n: activations.quantize_activations(_bf16(m, n)),
+    "fp8_mqa_logits": lambda s, tokens, heads, d: indexer.fp8_mqa_logits(
+        _fp8(s, heads, d), (_fp8(tokens, d), _f32(tokens)), _f32(s, heads), _i32(s), _i32(s)
+    ),
     "fp8_paged_mqa_logits": _paged_mqa_logits,
-}
+}  # fmt: skip
 
 __all__ = ["Call", "Warmed", "compile_call", "operators", "parse", "set_cache_dir", "warm"]

@@ -11,13 +11,13 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from ...kernels.errors import BadArgument, BadType, refuse
+from ...kernels.errors import BadArgument, refuse
 from ...kernels.layers import layer_for
 from ...kernels.quantize import BLOCK, FP8, ceil_div
 from .. import checks
 from ..gemm.call import Scales
 from ..gemm.dense import RECIPE_BLOCKS
-from ..scales import TMA_BYTES, check_scales
+from ..scales import check_scales
 from . import reference
 
 FP8_EXPRESSION: Final = "bhr,hdr->bhd"
@@ -42,11 +42,13 @@ def einsum(  # noqa: PLR0913 (the original's)
     if expr not in _OUTPUTS:
         refuse("expr", repr(expr), f"it must be one of {', '.join(_OUTPUTS)}")
     for name, each in (("a", a), ("b", b)):
-        _check_operand(each, name=name, dtype=torch.bfloat16)
+        checks.check_operand(each, name=name, dtype=torch.bfloat16, dims=3, packed=False)
     sizes = _sizes(expr, a, b)
     checks.check_output(d, [sizes[letter] for letter in expr.partition("->")[2]], dtypes=_OUTPUTS[expr])
     if c is not None:
-        _check_added(expr, c, d)
+        if d.dtype != torch.float32:
+            raise BadArgument(f"{expr} accumulates in float32 alone, and d is {d.dtype}: leave c out")
+        checks.check_added(c, d)
     checks.check_same_device(a, b, d)
     if d.numel() == 0:
         return
@@ -83,8 +85,8 @@ def fp8_einsum(  # noqa: PLR0913 (the original's)
         refuse("recipe", recipe, f"it must be {RECIPE_BLOCKS}")
     if c is not None:
         raise BadArgument("FP8 sums do not accumulate on SM90: leave c out")
-    _check_operand(a_values, name="a[0]", dtype=FP8)
-    _check_operand(b_values, name="b[0]", dtype=FP8)
+    for name, each in (("a[0]", a_values), ("b[0]", b_values)):
+        checks.check_operand(each, name=name, dtype=FP8, dims=3, packed=False)
     sizes = _sizes(expr, a_values, b_values)
     rows, heads, columns = sizes["b"], sizes["h"], sizes["d"]
     blocks = ceil_div(sizes["r"], BLOCK)
@@ -141,29 +143,6 @@ def _sizes(expr: str, a: Tensor, b: Tensor) -> dict[str, int]:
                     f'"{letter}" of {expr} is {sizes[letter]} in a and {size} in b; they must be equal'
                 )
     return sizes
-
-
-def _check_operand(x: Tensor, *, name: str, dtype: torch.dtype) -> None:
-    checks.check_is_tensor(x, name=name)
-    if x.dtype != dtype:
-        raise BadType(f"{name} is {x.dtype}; it must be {dtype}")
-    if x.dim() != 3:
-        refuse(name, f"of shape {tuple(x.shape)}", "it must have three dimensions")
-    if x.numel() == 0:
-        return
-    if x.stride(2) != 1 and x.shape[2] > 1:
-        refuse(name, f"of strides {x.stride()}", "its last dimension must be contiguous")
-    bytes_apart = [x.stride(each) * x.element_size() for each in (0, 1) if x.shape[each] > 1]
-    if any(each % TMA_BYTES for each in bytes_apart):
-        refuse(name, f"of strides {x.stride()}", f"they must be multiples of {TMA_BYTES} bytes")
-    if x.device.type != "meta" and x.data_ptr() % TMA_BYTES:
-        refuse(name, f"at address {x.data_ptr():#x}", f"it must begin at a multiple of {TMA_BYTES} bytes")
-
-
-def _check_added(expr: str, c: Tensor, d: Tensor) -> None:
-    if d.dtype != torch.float32:
-        raise BadArgument(f"{expr} accumulates in float32 alone, and d is {d.dtype}: leave c out")
-    checks.check_added(c, d)
 
 
 __all__ = ["FP8_EXPRESSION", "einsum", "fp8_einsum"]

@@ -93,6 +93,15 @@ class Call:
         """Whether operands are e4m3 with scales."""
         return self.scales is not None
 
+    def strides(self, sfa: Tensor, sfb: Tensor) -> tuple[int, ...]:
+        """Return those of groups and rows of D, of groups, rows and columns of both operands' scales."""
+        masked = self.mode == MASKED
+        return (
+            self.d.stride(0) if masked else 0, self.d.stride(-2),
+            sfa.stride(0) if masked else 0, sfa.stride(-2), sfa.stride(-1),
+            sfb.stride(0) if sfb.dim() == 3 else 0, sfb.stride(-2), sfb.stride(-1),
+        )  # fmt: skip
+
 
 def run(call: Call) -> None:
     """Fills D in the layer for its device: the fast path if it takes the product."""

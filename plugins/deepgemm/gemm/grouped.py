@@ -6,12 +6,12 @@ k-grouped    weight gradients: groups cut the dimension that is summed over
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...kernels.errors import BadArgument, BadType, refuse
+from ...kernels.checks import check_tensor
+from ...kernels.errors import BadArgument, refuse
 from ...kernels.quantize import BLOCK, FP8, ceil_div
 from .. import checks, settings
 from ..scales import check_scales
@@ -43,19 +43,10 @@ def m_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     Limits: a group starts at a multiple of `get_mk_alignment_for_contiguous_layout()`; n % 8 == 0.
     Source: DeepGEMM `m_grouped_fp8_gemm_nt_contiguous` on SM90.
     """
-    n, scales = _check_fp8_groups(a, b, choose_recipe(recipe, recipe_a, recipe_b), dims=2)
-    call = _contiguous(
-        a[0],
-        b[0],
-        d,
-        grouped_layout,
-        compiled_dims,
-        n=n,
-        psum=use_psum_layout,
-        expected_m=expected_m_for_psum_layout,
-    )
-    checks.check_same_device(a[0], *scales[:2], d)
-    _run(replace(call, scales=scales))
+    operands = _unpack(a, b, choose_recipe(recipe, recipe_a, recipe_b))
+    _contiguous(
+        *operands, d, grouped_layout, compiled_dims, psum=use_psum_layout, expected_m=expected_m_for_psum_layout
+    )  # fmt: skip
 
 
 def m_grouped_fp8_gemm_nt_masked(  # noqa: PLR0913 (the original's)
@@ -76,10 +67,8 @@ def m_grouped_fp8_gemm_nt_masked(  # noqa: PLR0913 (the original's)
     d (groups, max_m, n) bfloat16; masked_m (groups,) int32 on the device. `expected_m` is a hint of its mean.
     The host reads no count, so the call can be captured in a CUDA graph.
     """
-    n, scales = _check_fp8_groups(a, b, choose_recipe(recipe, recipe_a, recipe_b), dims=3)
-    call = _masked(a[0], b[0], d, masked_m, expected_m, compiled_dims, n=n)
-    checks.check_same_device(a[0], *scales[:2], d)
-    _run(replace(call, scales=scales))
+    operands = _unpack(a, b, choose_recipe(recipe, recipe_a, recipe_b))
+    _masked(*operands, d, masked_m, expected_m, compiled_dims)
 
 
 def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
@@ -105,9 +94,7 @@ def k_grouped_fp8_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     if tuple(recipe) != RECIPE_ROWS:
         refuse("recipe", recipe, f"it must be {RECIPE_ROWS}")
     checks.check_sizes(ks_cpu)
-    checks.check_is_tensor(d, name="d")
-    if d.dim() != 3 or d.shape[0] != len(ks_cpu):
-        refuse("d", f"of shape {tuple(d.shape)}", f"it must be (groups = {len(ks_cpu)}, m, n)")
+    check_tensor("d", d, (len(ks_cpu), None, None), (torch.float32,))
     _check_flat(a_values, sfa, ks_cpu, d.shape[1], name="a")
     _check_flat(b_values, sfb, ks_cpu, d.shape[2], name="b")
     checks.check_same_device(a_values, sfa, b_values, sfb, d)
@@ -126,19 +113,9 @@ def m_grouped_bf16_gemm_nt_contiguous(  # noqa: PLR0913 (the original's)
     expected_m_for_psum_layout: int | None = None,
 ) -> None:
     """As `m_grouped_fp8_gemm_nt_contiguous` without scales. Shapes: a (m, k), b (groups, n, k), d (m, n) bfloat16."""
-    n = _check_bf16_groups(a, b, dims=2)
-    _run(
-        _contiguous(
-            a,
-            b,
-            d,
-            grouped_layout,
-            compiled_dims,
-            n=n,
-            psum=use_psum_layout,
-            expected_m=expected_m_for_psum_layout,
-        )
-    )
+    _contiguous(
+        a, b, None, d, grouped_layout, compiled_dims, psum=use_psum_layout, expected_m=expected_m_for_psum_layout
+    )  # fmt: skip
 
 
 def m_grouped_bf16_gemm_nn_contiguous(  # noqa: PLR0913 (the original's)
@@ -151,16 +128,14 @@ def m_grouped_bf16_gemm_nn_contiguous(  # noqa: PLR0913 (the original's)
     ensure_zero_padding: bool = True,  # noqa: ARG001, FBT001, FBT002 (as in the FP8 form)
 ) -> None:
     """As the "nt" form with b (groups, k, n)."""
-    n = _check_bf16_groups(a, b, dims=2, b_transposed=True)
-    call = _contiguous(a, b, d, grouped_layout, compiled_dims, n=n, psum=use_psum_layout)
-    _run(replace(call, b_transposed=True))
+    _contiguous(a, b, None, d, grouped_layout, compiled_dims, psum=use_psum_layout, b_transposed=True)
 
 
 def m_grouped_bf16_gemm_nt_masked(  # noqa: PLR0913 (the original's)
     a: Tensor, b: Tensor, d: Tensor, masked_m: Tensor, expected_m: int, compiled_dims: str = "nk"
 ) -> None:
     """As `m_grouped_fp8_gemm_nt_masked` without scales. Shapes: a (groups, max_m, k), b (groups, n, k)."""
-    _run(_masked(a, b, d, masked_m, expected_m, compiled_dims, n=_check_bf16_groups(a, b, dims=3)))
+    _masked(a, b, None, d, masked_m, expected_m, compiled_dims)
 
 
 def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913 (the original's)
@@ -173,8 +148,8 @@ def k_grouped_bf16_gemm_tn_contiguous(  # noqa: PLR0913 (the original's)
     compiled_dims: str = "mn",
 ) -> None:
     """D[g] = C[g] + A_gᵀ · B_g. Shapes: a (sum k, m), b (sum k, n) bfloat16; d, c (groups, m, n) float32."""
-    checks.check_operand(a, name="a", dtype=torch.bfloat16, dims=2, transposed=True)
-    checks.check_operand(b, name="b", dtype=torch.bfloat16, dims=2, transposed=True)
+    checks.check_operand(a, name="a", dtype=torch.bfloat16, dims=2)
+    checks.check_operand(b, name="b", dtype=torch.bfloat16, dims=2)
     checks.check_sizes(ks_cpu)
     if min(ks_cpu) < 0 or sum(ks_cpu) != a.shape[0] or a.shape[0] != b.shape[0]:
         refuse(
@@ -200,31 +175,21 @@ def _run(call: Call) -> None:
         run(call)
 
 
-def _check_fp8_groups(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], recipe: tuple[int, ...], *, dims: int
-) -> tuple[int, Scales]:
-    """n and the scales of operands that fit."""
+def _unpack(
+    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], recipe: tuple[int, ...]
+) -> tuple[Tensor, Tensor, Scales]:
     (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
     if recipe != RECIPE_BLOCKS:
         refuse("recipe", recipe, f"grouped products on SM90 know {RECIPE_BLOCKS}")
-    groups, n, k = _check_groups(a_values, b_values, dims=dims, dtype=FP8, part="[0]")
-    if n % 8:
-        refuse("n", n, "it must be a multiple of 8")
-    check_scales(sfb, (ceil_div(n, BLOCK), ceil_div(k, BLOCK)), num_groups=groups, name="b[1]")
-    check_scales(
-        sfa, (a_values.shape[-2], ceil_div(k, BLOCK)), num_groups=groups if dims == 3 else None, name="a[1]"
-    )
-    return n, Scales(sfa, sfb)
+    return a_values, b_values, Scales(sfa, sfb)
 
 
-def _check_bf16_groups(a: Tensor, b: Tensor, *, dims: int, b_transposed: bool = False) -> int:
-    return _check_groups(a, b, dims=dims, dtype=torch.bfloat16, b_transposed=b_transposed)[1]
-
-
-def _check_groups(  # noqa: PLR0913 (one call's arguments)
-    a: Tensor, b: Tensor, *, dims: int, dtype: torch.dtype, part: str = "", b_transposed: bool = False
-) -> tuple[int, int, int]:
-    checks.check_operand(b, name=f"b{part}", dtype=dtype, dims=3, transposed=b_transposed)
+def _check_groups(
+    a: Tensor, b: Tensor, scales: Scales | None, *, dims: int, b_transposed: bool = False
+) -> tuple[int, int]:
+    """Return groups and n of operands that fit."""
+    part, dtype = ("", torch.bfloat16) if scales is None else ("[0]", FP8)
+    checks.check_operand(b, name=f"b{part}", dtype=dtype, dims=3)
     checks.check_operand(a, name=f"a{part}", dtype=dtype, dims=dims)
     groups, n, k = b.mT.shape if b_transposed else b.shape
     if groups == 0:
@@ -232,15 +197,21 @@ def _check_groups(  # noqa: PLR0913 (one call's arguments)
     checks.check_same_k(a.shape[-1], k)
     if dims == 3 and a.shape[0] != groups:
         refuse("a", f"of shape {tuple(a.shape)}", f"it must be (groups = {groups}, max_m, k)")
-    return groups, n, k
+    if scales is not None:
+        if n % 8:
+            refuse("n", n, "it must be a multiple of 8")
+        blocks = ceil_div(k, BLOCK)
+        check_scales(scales.b, (ceil_div(n, BLOCK), blocks), num_groups=groups, name="b[1]")
+        check_scales(scales.a, (a.shape[-2], blocks), num_groups=groups if dims == 3 else None, name="a[1]")
+        checks.check_same_device(a, scales.a, scales.b)
+    return groups, n
 
 
 def _contiguous(  # noqa: PLR0913 (one call's arguments)
-    a: Tensor, b: Tensor, d: Tensor, layout: Tensor, compiled_dims: str,
-    *, n: int, psum: bool, expected_m: int | None = None,
-) -> Call:  # fmt: skip
-    """The call, checked but for its operands."""
-    m, groups = a.shape[0], b.shape[0]
+    a: Tensor, b: Tensor, scales: Scales | None, d: Tensor, layout: Tensor, compiled_dims: str,
+    *, psum: bool, expected_m: int | None = None, b_transposed: bool = False,
+) -> None:  # fmt: skip
+    m, (groups, n) = a.shape[0], _check_groups(a, b, scales, dims=2, b_transposed=b_transposed)
     checks.check_output(d, (m, n), dtypes=[torch.bfloat16])
     checks.check_index(layout, (groups if psum else m,), name="grouped_layout")
     checks.check_compiled_dims(compiled_dims)
@@ -249,23 +220,23 @@ def _contiguous(  # noqa: PLR0913 (one call's arguments)
     if expected_m is not None and expected_m <= 0:
         refuse("expected_m_for_psum_layout", expected_m, "it must be positive")
     checks.check_same_device(a, b, d, layout)
-    rows = m if expected_m is None else expected_m * groups
+    mode, rows = PSUM if psum else CONTIGUOUS, m if expected_m is None else expected_m * groups
     alignment = settings.get_mk_alignment_for_contiguous_layout()
-    return Call(PSUM if psum else CONTIGUOUS, a, b, d, layout=layout, rows=rows, alignment=alignment)
+    _run(Call(mode, a, b, d, scales, layout, rows=rows, alignment=alignment, b_transposed=b_transposed))
 
 
 def _masked(  # noqa: PLR0913 (one call's arguments)
-    a: Tensor, b: Tensor, d: Tensor, masked_m: Tensor, expected_m: int, compiled_dims: str, *, n: int
-) -> Call:
-    """The call, checked but for its operands."""
-    groups, max_m, _ = a.shape
+    a: Tensor, b: Tensor, scales: Scales | None, d: Tensor, masked_m: Tensor, expected_m: int, compiled_dims: str
+) -> None:  # fmt: skip
+    groups, n = _check_groups(a, b, scales, dims=3)
+    max_m = a.shape[1]
     if expected_m <= 0 and max_m:
         refuse("expected_m", expected_m, "it must be positive")
     checks.check_output(d, (groups, max_m, n), dtypes=[torch.bfloat16])
     checks.check_index(masked_m, (groups,), name="masked_m")
     checks.check_compiled_dims(compiled_dims)
     checks.check_same_device(a, b, d, masked_m)
-    return Call(MASKED, a, b, d, layout=masked_m, rows=min(expected_m, max_m))
+    _run(Call(MASKED, a, b, d, scales, masked_m, rows=min(expected_m, max_m)))
 
 
 def _k_grouped(  # noqa: PLR0913 (one call's arguments)
@@ -294,10 +265,7 @@ def _check_flat(values: Tensor, sf: Tensor, ks: Sequence[int], rows: int, *, nam
             f"of shape {tuple(values.shape)}",
             f"it must hold {rows} · {sum(ks)} values without gaps",
         )
-    if sf.dtype != torch.float32:
-        raise BadType(f"{name}[1] is {sf.dtype}; SM90 kernels take float32 scales")
-    if tuple(sf.shape) != (rows, sum(ks) // BLOCK):
-        refuse(f"{name}[1]", f"of shape {tuple(sf.shape)}", f"it must be {(rows, sum(ks) // BLOCK)}")
+    check_scales(sf, (rows, sum(ks) // BLOCK), num_groups=None, name=f"{name}[1]")
 
 
 __all__ = [

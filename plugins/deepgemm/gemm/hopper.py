@@ -85,7 +85,7 @@ def _decode(call: Call) -> None:
         decode_gemm_kernel, (programs if masked else min(programs, plan.items),),
         _descriptor(call.b.flatten(0, -2), [WAVE_ROWS, plan.k_step], layout),
         _descriptor(call.a.flatten(0, -2), [plan.tokens, plan.k_step], layout),
-        d, parts, sfa, sfb, call.layout if masked else d, m, n, k, groups, *_strides(call, sfa, sfb),
+        d, parts, sfa, sfb, call.layout if masked else d, m, n, k, groups, *call.strides(sfa, sfb),
         MODE=call.mode, FP8=call.fp8, ACCUMULATE=call.accumulate, TOKENS=plan.tokens, STEP=plan.k_step,
         SPLITS=plan.splits, STAGES=plan.stages, PROGRAMS=programs,
         CONSUMER_REGISTERS=CONSUMER_REGISTERS, LOADER_REGISTERS=LOADER_REGISTERS, num_warps=CONSUMER_WARPS,
@@ -136,23 +136,13 @@ def _many_rows(call: Call) -> None:
         _descriptor(a.flatten(0, -2), a_block[::-1] if call.a_transposed else a_block, layout),
         _descriptor(b.flatten(0, -2), b_block[::-1] if call.b_transposed else b_block, layout),
         d, stored, sfa, sfb, d if call.layout is None else call.layout, m, n, call.k, call.groups,
-        *_strides(call, sfa, sfb),
+        *call.strides(sfa, sfb),
         MODE=call.mode, GROUPS=next_power_of_2(call.groups) if call.mode == PSUM else 1, FP8=call.fp8,
         B_ROW_SCALES=of_rows, ACCUMULATE=call.accumulate,
         A_TRANSPOSED=call.a_transposed, B_TRANSPOSED=call.b_transposed, BY_TMA=by_tma,
         TILE_M=tile.block_m, TILE_N=tile.block_n, STEP=tile.k_step, PIECE_M=piece_m, PIECE_N=piece_n,
         STAGES=tile.stages, PROGRAMS=programs,
         CONSUMER_REGISTERS=CONSUMER_REGISTERS, LOADER_REGISTERS=LOADER_REGISTERS, num_warps=CONSUMER_WARPS,
-    )  # fmt: skip
-
-
-def _strides(call: Call, sfa: Tensor, sfb: Tensor) -> tuple[int, ...]:
-    """Of groups and rows of D, of groups, rows and columns of both operands' scales."""
-    masked = call.mode == MASKED
-    return (
-        call.d.stride(0) if masked else 0, call.d.stride(-2),
-        sfa.stride(0) if masked else 0, sfa.stride(-2), sfa.stride(-1),
-        sfb.stride(0) if sfb.dim() == 3 else 0, sfb.stride(-2), sfb.stride(-1),
     )  # fmt: skip
 
 

@@ -5,19 +5,18 @@ their columns, TOKENS of them: as many as there are, rounded up to a power of tw
 whose tiles leave multiprocessors idle is cut along k into SPLITS parts (`parts` float32), which
 `kernel.split_sum_kernel` adds in order.
 
-One warp loads, as in `hopper_products`: its invariants I1 to I3 hold with the weights as A and the tokens as B.
+One warp loads, as in `hopper_products`, whose invariants hold with the weights as A and the tokens as B.
 """
 
 from typing import Any
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ...kernels.quantize import BLOCK
 from .call import MASKED, NAME_PREFIXES
 from .hopper_products import add_blocks, add_steps
-from .tile_scheduler import CONSUMER_WARPS, WAVE_ROWS, share_of, tma_load
+from .tile_scheduler import CONSUMER_WARPS, WAVE_ROWS, claim, share_of, slot_barriers, tma_load
 
 WEIGHTS = 2 * WAVE_ROWS  # rows of a tile: as many as have one scale
 
@@ -62,10 +61,9 @@ def _load(
         for tile in range(first_tile, tiles, PROGRAMS):
             token, row, _, begin, end = _item(tile, rows_end, tiles_n, gl.cdiv(k, STEP), SPLITS, TOKENS)
             for block in range(begin, end):
-                slot = step % STAGES
-                mbarrier.wait(free.index(slot), (step // STAGES) & 1 ^ 1)
-                barrier = filled.index(slot)
-                mbarrier.expect(barrier, 2 * weights.block_type.nbytes + tokens.block_type.nbytes)
+                slot, barrier = claim(
+                    filled, free, step, 2 * weights.block_type.nbytes + tokens.block_type.nbytes, STAGES
+                )
                 for half in gl.static_range(2):
                     place = weight_slots.index(2 * slot + half)
                     tma_load(weights, [group * n + row + half * _ROWS, block * STEP], barrier, place)
@@ -136,11 +134,7 @@ def decode_gemm_kernel(
     """Persistent: PROGRAMS programs share tiles and parts of k. m: tokens, or for how many a group has room."""
     weight_slots = gl.allocate_shared_memory(weights.dtype, [2 * STAGES, _ROWS, STEP], weights.layout)
     token_slots = gl.allocate_shared_memory(tokens.dtype, [STAGES, TOKENS, STEP], tokens.layout)
-    filled = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(filled.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+    filled, free = slot_barriers(STAGES)
     slots = (weight_slots, token_slots, filled, free)
     scales = (sfa, sfb)
     sizes = (m, n, k, groups)

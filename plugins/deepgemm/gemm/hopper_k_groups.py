@@ -2,7 +2,7 @@
 
 As `hopper_products`, with tiles of 128 x 128, and one thing more:
 
-    I5  descriptors that are made on the device are made anew only when every load by the old ones has ended
+    I5  descriptors that are made on the device are replaced only when every load by the old ones has ended
 """
 
 from typing import Any, Final
@@ -12,7 +12,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from .hopper_products import add_blocks, add_steps
-from .tile_scheduler import CONSUMER_WARPS, WAVE_ROWS, place_of, tma_load
+from .tile_scheduler import CONSUMER_WARPS, WAVE_ROWS, claim, place_of, slot_barriers, tma_load
 
 BLOCK_M: Final = 128
 BLOCK_N: Final = 128
@@ -74,10 +74,9 @@ def _load_k_groups(
         for tile in range(first_tile, tiles, PROGRAMS):
             tile_m, tile_n = place_of(tile, tiles_m, tiles_n)
             for block in range(gl.cdiv(k, STEP)):
-                slot = step % STAGES
-                mbarrier.wait(free.index(slot), (step // STAGES) & 1 ^ 1)
-                barrier = filled.index(slot)
-                mbarrier.expect(barrier, 2 * a_tile.block_type.nbytes + b_tile.block_type.nbytes)
+                slot, barrier = claim(
+                    filled, free, step, 2 * a_tile.block_type.nbytes + b_tile.block_type.nbytes, STAGES
+                )
                 place = first_k + block * STEP
                 for half in gl.static_range(2):
                     row = tile_m * _TILE_M + half * _ROWS
@@ -151,11 +150,7 @@ def specialised_k_grouped_kernel(
     else:
         a_slots = gl.allocate_shared_memory(gl.bfloat16, [2 * STAGES, STEP, _ROWS], A_LAYOUT)
         b_slots = gl.allocate_shared_memory(gl.bfloat16, [STAGES, STEP, _TILE_N], B_LAYOUT)
-    filled = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(filled.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+    filled, free = slot_barriers(STAGES)
     slots = (a_slots, b_slots, filled, free)
     scales = (sfa, sfb)
     sizes = (m, n, groups)

@@ -13,8 +13,7 @@ Bfloat16 is multiplied straight into the sum. FP8 goes, 128 columns of K at a ti
 scaled and added to the sum while the tensor core is the other's: two sums of 64 x 128 and an accumulator are what the
 registers of a warpgroup hold.
 
-    I1  slot s is filled for step i with i mod STAGES = s; its barrier's phase is the parity of i div STAGES
-    I2  a slot is free when both have handed it back, each after the multiplication that reads it has ended
+    I1, I2  of `tile_scheduler`
     I3  as in `kernel`: no row influences another; nothing is stored outside real rows and columns, but zeros in
         rows of group -1
     I4  results of bfloat16 leave by TMA through a staging place of each warpgroup, which is written again only when the
@@ -37,9 +36,11 @@ from .call import CONTIGUOUS, MASKED, NAME_PREFIXES, PSUM
 from .tile_scheduler import (
     CONSUMER_WARPS,
     WAVE_ROWS,
+    claim,
     group_of,
     place_of,
     share_of,
+    slot_barriers,
     store_wait,
     tma_load,
     tma_store,
@@ -85,10 +86,13 @@ def load_tiles(
                     a_row += number * m
                 column = tile_n * TILE_N
                 for block in range(gl.cdiv(k, STEP)):
-                    slot = step % STAGES
-                    mbarrier.wait(free.index(slot), (step // STAGES) & 1 ^ 1)
-                    barrier = filled.index(slot)
-                    mbarrier.expect(barrier, PARTS * a_tile.block_type.nbytes + b_tile.block_type.nbytes)
+                    slot, barrier = claim(
+                        filled,
+                        free,
+                        step,
+                        PARTS * a_tile.block_type.nbytes + b_tile.block_type.nbytes,
+                        STAGES,
+                    )
                     for part in gl.static_range(PARTS):
                         a_place = a_slots.index(slot * PARTS + part)
                         if A_TRANSPOSED:
@@ -361,11 +365,7 @@ def specialised_gemm_kernel(
     PLACES: gl.constexpr = STAGES * (TILE_M // _ROWS)
     a_slots = gl.allocate_shared_memory(a_tile.dtype, [PLACES] + a_tile.block_type.shape, a_tile.layout)  # noqa: RUF005 (Gluon knows no *)
     b_slots = gl.allocate_shared_memory(b_tile.dtype, [STAGES] + b_tile.block_type.shape, b_tile.layout)  # noqa: RUF005
-    filled = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(filled.index(slot), count=1)
-        mbarrier.init(free.index(slot), count=2)
+    filled, free = slot_barriers(STAGES)
     staging = free  # stands for what is not used
     if BY_TMA:
         staging = gl.allocate_shared_memory(gl.bfloat16, [2, _ROWS, _STORED], _STORED_LAYOUT)

@@ -23,13 +23,14 @@ from .call import CONTIGUOUS, MASKED, NAME_PREFIXES, PSUM
 _K_BLOCK: tl.constexpr = tl.constexpr(BLOCK)
 _CONTIGUOUS: tl.constexpr = tl.constexpr(CONTIGUOUS)
 _PSUM: tl.constexpr = tl.constexpr(PSUM)
+_MASKED: tl.constexpr = tl.constexpr(MASKED)
 _FAR: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 
 
 def _gemm_name(specialization: Any) -> str:
     constants = specialization.constants
     kind = "fp8_gemm_1d1d" if constants["B_ROW_SCALES"] else "fp8_gemm_1d2d"
-    return f"{NAME_PREFIXES[constants.get('MODE', MASKED)]}{kind if constants['FP8'] else 'bf16_gemm'}_kernel"
+    return f"{NAME_PREFIXES[constants['MODE']]}{kind if constants['FP8'] else 'bf16_gemm'}_kernel"
 
 
 @triton.jit
@@ -128,9 +129,9 @@ def store_tile(
 
 
 # Sizes that change from call to call: no kernel of its own for each of their divisibilities.
-@triton.jit(repr=_gemm_name, do_not_specialize=["m", "groups", "sfa_k"])
+@triton.jit(repr=_gemm_name, do_not_specialize=["m", "groups", "d_g", "sfa_g", "sfa_k"])
 def gemm_kernel(
-    a_tile, b_tile, d, sfa, sfb, layout, m, n, k, groups, d_m, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
+    a_tile, b_tile, d, sfa, sfb, layout, m, n, k, groups, d_g, d_m, sfa_g, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
     head_period, head_mid, head_right,
     MODE: tl.constexpr, FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr, ACCUMULATE: tl.constexpr,
     HOLES: tl.constexpr, A_TRANSPOSED: tl.constexpr, B_TRANSPOSED: tl.constexpr, RAGGED_K: tl.constexpr,
@@ -138,89 +139,82 @@ def gemm_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr, PROGRAMS: tl.constexpr,
     INTERPRET: tl.constexpr,
 ):  # fmt: skip
-    """Dense and contiguous grouped products, persistent: PROGRAMS programs share the tiles.
+    """Dense and grouped products, persistent: PROGRAMS programs share the tiles.
 
     B of group g begins at row g · n of its descriptor, or at g · k if it is transposed: the same tensor, flattened.
-    """
-    tiles_m = tl.cdiv(m, BLOCK_M)
-    tiles_n = tl.cdiv(n, BLOCK_N)
-    for tile in range(tl.program_id(0), tiles_m * tiles_n, PROGRAMS):
-        tile_m, tile_n = swizzled(tile, tiles_m, tiles_n, 8)
-        first = tile_m * BLOCK_M
-        rows = first + tl.arange(0, BLOCK_M)
-        columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-        group = 0
-        blocks = tl.cdiv(k, K_STEP)
-        real = rows < m
-        stored = real
-        if MODE == _CONTIGUOUS:
-            of_rows = tl.load(layout + rows, mask=real, other=-1)
-            group = tl.max(of_rows, 0)
-            real = of_rows >= 0
-            blocks = tl.where(group < 0, 0, blocks)
-            group = tl.maximum(group, 0)
-        if MODE == _PSUM:
-            each = tl.arange(0, GROUPS)
-            ends = tl.load(layout + each, mask=each < groups, other=_FAR)
-            starts_after = (tl.minimum(ends, _FAR - ALIGNMENT) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-            group = tl.sum((starts_after <= first).to(tl.int32), 0)
-            end = tl.sum(tl.where((each == group) & (each < groups), ends, 0), 0)
-            stored = rows < tl.minimum(end, m)
-            blocks = tl.where(first < end, blocks, 0)
-            group = tl.minimum(group, groups - 1)
-        b_row = tile_n * BLOCK_N
-        b_k = 0
-        if B_TRANSPOSED:
-            b_k += group * k
-        else:
-            b_row += group * n
-        wide = tl.full((), group, tl.int64)
-        start = begin(d, rows, stored, columns, n, d_m, ACCUMULATE, BLOCK_M, BLOCK_N, SWAP)
-        total = product(
-            start, a_tile, b_tile, 0, sfa, sfb + wide * sfb_g, first, 0, b_row, b_k, rows.to(tl.int64), m,
-            tile_n * BLOCK_N, columns.to(tl.int64), n, k, blocks, sfa_m, sfa_k, sfb_n, sfb_k,
-            False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, A_TRANSPOSED, B_TRANSPOSED, RAGGED_K, K_STEP, SWAP, INTERPRET,
-        )  # fmt: skip
-        if MODE == _CONTIGUOUS:
-            total = tl.where(real[:, None], total, 0.0)
-        store_tile(
-            d, total, rows, stored, columns, n, d_m, head_period, head_mid, head_right, HOLES, INTERPRET
-        )
-
-
-@triton.jit(repr=_gemm_name, do_not_specialize=["max_m", "groups", "d_g", "sfa_g", "sfa_k"])
-def masked_gemm_kernel(
-    a_tile, b_tile, d, sfa, sfb, masked_m, max_m, n, k, groups, d_g, d_m, sfa_g, sfa_m, sfa_k, sfb_g, sfb_n, sfb_k,
-    FP8: tl.constexpr, B_ROW_SCALES: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, K_STEP: tl.constexpr, SWAP: tl.constexpr, PROGRAMS: tl.constexpr,
-    INTERPRET: tl.constexpr,
-):  # fmt: skip
-    """Grouped products whose real rows are counted on the device: group g has masked_m[g] of max_m.
-
-    The tiles of all groups are dealt out in turn, so that empty groups cost a load and the host knows nothing.
+    Masked: m is the number of rows that every group has room for, and the real ones are counted on the device; tiles of
+    all groups are dealt out in turn, so that empty groups cost a load and the host knows nothing.
     """
     tiles_n = tl.cdiv(n, BLOCK_N)
     dealt = 0
-    for group in range(groups):
-        rows_end = tl.minimum(tl.load(masked_m + group), max_m)
-        tiles = tl.cdiv(rows_end, BLOCK_M) * tiles_n
+    for number in range(groups if MODE == _MASKED else 1):
+        rows_end = m
+        if MODE == _MASKED:
+            rows_end = tl.minimum(tl.load(layout + number), m)
+        tiles_m = tl.cdiv(rows_end, BLOCK_M)
         first_tile = (tl.program_id(0) + PROGRAMS - dealt % PROGRAMS) % PROGRAMS
-        dealt += tiles
-        wide = tl.full((), group, tl.int64)
-        for tile in range(first_tile, tiles, PROGRAMS):
-            tile_m, tile_n = swizzled(tile, tl.cdiv(rows_end, BLOCK_M), tiles_n, 8)
+        dealt += tiles_m * tiles_n
+        for tile in range(first_tile, tiles_m * tiles_n, PROGRAMS):
+            tile_m, tile_n = swizzled(tile, tiles_m, tiles_n, 8)
             first = tile_m * BLOCK_M
             rows = first + tl.arange(0, BLOCK_M)
             columns = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-            start = begin(d, rows, rows < rows_end, columns, n, d_m, False, BLOCK_M, BLOCK_N, SWAP)
+            group = number
+            blocks = tl.cdiv(k, K_STEP)
+            real = rows < rows_end
+            stored = real
+            if MODE == _CONTIGUOUS:
+                of_rows = tl.load(layout + rows, mask=real, other=-1)
+                group = tl.max(of_rows, 0)
+                real = of_rows >= 0
+                blocks = tl.where(group < 0, 0, blocks)
+                group = tl.maximum(group, 0)
+            if MODE == _PSUM:
+                each = tl.arange(0, GROUPS)
+                ends = tl.load(layout + each, mask=each < groups, other=_FAR)
+                starts_after = (tl.minimum(ends, _FAR - ALIGNMENT) + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+                group = tl.sum((starts_after <= first).to(tl.int32), 0)
+                end = tl.sum(tl.where((each == group) & (each < groups), ends, 0), 0)
+                stored = rows < tl.minimum(end, m)
+                blocks = tl.where(first < end, blocks, 0)
+                group = tl.minimum(group, groups - 1)
+            a_row = first
+            b_row = tile_n * BLOCK_N
+            b_k = 0
+            if B_TRANSPOSED:
+                b_k += group * k
+            else:
+                b_row += group * n
+            wide = tl.full((), group, tl.int64)
+            own_d = d
+            own_sfa = sfa
+            if MODE == _MASKED:
+                a_row += number * m
+                own_d += wide * d_g
+                own_sfa += wide * sfa_g
+            start = begin(own_d, rows, stored, columns, n, d_m, ACCUMULATE, BLOCK_M, BLOCK_N, SWAP)
             total = product(
-                start, a_tile, b_tile, 0, sfa + wide * sfa_g, sfb + wide * sfb_g,
-                group * max_m + first, 0, group * n + tile_n * BLOCK_N, 0, rows.to(tl.int64), rows_end,
-                tile_n * BLOCK_N, columns.to(tl.int64), n, k, tl.cdiv(k, K_STEP), sfa_m, sfa_k, sfb_n, sfb_k,
-                False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, False, False, False, K_STEP, SWAP, INTERPRET,
+                start, a_tile, b_tile, 0, own_sfa, sfb + wide * sfb_g, a_row, 0, b_row, b_k,
+                rows.to(tl.int64), rows_end, tile_n * BLOCK_N, columns.to(tl.int64), n, k, blocks,
+                sfa_m, sfa_k, sfb_n, sfb_k,
+                False, BLOCK_M, BLOCK_N, FP8, B_ROW_SCALES, A_TRANSPOSED, B_TRANSPOSED, RAGGED_K, K_STEP, SWAP,
+                INTERPRET,
             )  # fmt: skip
+            if MODE == _CONTIGUOUS:
+                total = tl.where(real[:, None], total, 0.0)
             store_tile(
-                d + wide * d_g, total, rows, rows < rows_end, columns, n, d_m, n, 0, 0, False, INTERPRET
+                own_d,
+                total,
+                rows,
+                stored,
+                columns,
+                n,
+                d_m,
+                head_period,
+                head_mid,
+                head_right,
+                HOLES,
+                INTERPRET,
             )
 
 
@@ -293,7 +287,6 @@ __all__ = [
     "begin",
     "gemm_kernel",
     "k_grouped_gemm_kernel",
-    "masked_gemm_kernel",
     "product",
     "split_sum_kernel",
     "store_tile",

@@ -18,53 +18,40 @@ from ...kernels.quantize import ceil_div
 from .. import settings
 from ..scales import get_tma_aligned_size
 from . import kernel
-from .call import K_GROUPED, MASKED, Call
+from .call import K_GROUPED, MASKED, PSUM, Call
 from .tiles import Tile, choose
 
 INTERPRETED_PROGRAMS: Final = 4  # few enough for quick tests, enough to share tiles
 
 
 def run(call: Call) -> None:
-    """Starts the kernel."""
+    """Start the kernel."""
     tile = choose(
         call.rows, call.n, fp8=call.fp8, groups=call.groups if call.mode in {MASKED, K_GROUPED} else 1,
         programs=programs(), alignment=settings.ALIGNMENT if call.layout is None else call.alignment,
         multiple_of=settings.get_block_size_multiple_of(),
     )  # fmt: skip
     with on_device(call.d):
-        {MASKED: _masked, K_GROUPED: _k_grouped}.get(call.mode, _dense)(call, tile)
+        (_k_grouped if call.mode == K_GROUPED else _rows)(call, tile)
 
 
-def _dense(call: Call, tile: Tile) -> None:
-    a, b, d, heads = call.a, call.b, call.d, call.heads
+def _rows(call: Call, tile: Tile) -> None:
+    """Start a dense product, or one whose groups cut the rows."""
+    b, d, n, heads, masked = call.b, call.d, call.n, call.heads, call.mode == MASKED
     sfa, sfb, of_rows = call.scales or (d, d, False)  # d stands for a pointer that is not followed
-    m, n, k, groups = d.shape[0], call.n, call.k, call.groups
-    count = programs()
+    m, count = d.shape[-2], programs()
+    tiles = ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n)
     start(
-        kernel.gemm_kernel, (min(count, ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n)),),
-        _descriptor(a, tile.block_m, tile.k_step, transposed=call.a_transposed),
+        kernel.gemm_kernel, (count if masked else min(count, tiles),),
+        _descriptor(call.a.flatten(0, -2), tile.block_m, tile.k_step, transposed=call.a_transposed),
         _descriptor(b.flatten(0, -2), tile.block_n, tile.k_step, transposed=call.b_transposed),
-        d, sfa, sfb, d if call.layout is None else call.layout, m, n, k, groups, d.stride(0),
-        sfa.stride(-2), sfa.stride(-1), sfb.stride(0) if sfb.dim() == 3 else 0, sfb.stride(-2), sfb.stride(-1),
+        d, sfa, sfb, d if call.layout is None else call.layout, m, n, call.k, call.groups, *call.strides(sfa, sfb),
         heads.left + heads.right if heads else n, heads.mid if heads else 0, heads.right if heads else 0,
         MODE=call.mode, FP8=call.fp8, B_ROW_SCALES=of_rows, ACCUMULATE=call.accumulate, HOLES=heads is not None,
         A_TRANSPOSED=call.a_transposed, B_TRANSPOSED=call.b_transposed,
-        RAGGED_K=call.b_transposed and b.dim() == 3 and k % tile.k_step != 0,
-        GROUPS=next_power_of_2(groups), ALIGNMENT=call.alignment, PROGRAMS=count, **tile_constants(tile),
-    )  # fmt: skip
-
-
-def _masked(call: Call, tile: Tile) -> None:
-    a, b, d = call.a, call.b, call.d
-    sfa, sfb, _ = call.scales or (d, d, False)
-    count = programs()
-    start(
-        kernel.masked_gemm_kernel, (count,),
-        _descriptor(a.flatten(0, 1), tile.block_m, tile.k_step),
-        _descriptor(b.flatten(0, 1), tile.block_n, tile.k_step),
-        d, sfa, sfb, call.layout, a.shape[1], call.n, call.k, call.groups, d.stride(0), d.stride(1),
-        *sfa.stride(), *sfb.stride(),
-        FP8=call.fp8, B_ROW_SCALES=False, PROGRAMS=count, **tile_constants(tile),
+        RAGGED_K=call.b_transposed and b.dim() == 3 and call.k % tile.k_step != 0,
+        GROUPS=next_power_of_2(call.groups) if call.mode == PSUM else 1, ALIGNMENT=call.alignment, PROGRAMS=count,
+        **tile_constants(tile),
     )  # fmt: skip
 
 

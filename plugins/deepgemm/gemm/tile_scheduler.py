@@ -1,14 +1,17 @@
-"""How warps of the fast path go through tiles: all of them in the same order, each on its own account.
+"""How warps of the fast path go through tiles, and through the slots of shared memory that their operands pass.
 
-MODE says how rows find their group, as in `kernel`. A persistent program takes every PROGRAMS-th tile; tiles that
-follow one another share rows of A or of B.
+All warps walk the same tiles in the same order, each on its own account. MODE says how rows find their group, as in
+`kernel`. A persistent program takes every PROGRAMS-th tile; tiles that follow one another share rows of A or of B.
+
+    I1  slot s is filled for step i with i mod STAGES = s; its barrier's phase is the parity of i div STAGES
+    I2  a slot is free when both warpgroups have released it, each after the multiplication that reads it has ended
 """
 
 from typing import Final
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import tma
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
 from .call import CONTIGUOUS, MASKED, PSUM
 
@@ -28,6 +31,27 @@ _FAR: gl.constexpr = gl.constexpr(0x7FFFFFFF)
 tma_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 store_wait = tma.store_wait
 tma_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+
+
+@gluon.jit
+def slot_barriers(STAGES: gl.constexpr):
+    """Barriers of STAGES slots: filled by one loader, free when two warpgroups have released them."""
+    filled = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for slot in gl.static_range(STAGES):
+        mbarrier.init(filled.index(slot), count=1)
+        mbarrier.init(free.index(slot), count=2)
+    return filled, free
+
+
+@gluon.jit
+def claim(filled, free, step, BYTES: gl.constexpr, STAGES: gl.constexpr):
+    """Wait until the slot of a step is free. Returns it, and the barrier at which its BYTES have to arrive."""
+    slot = step % STAGES
+    mbarrier.wait(free.index(slot), (step // STAGES) & 1 ^ 1)
+    barrier = filled.index(slot)
+    mbarrier.expect(barrier, BYTES)
+    return slot, barrier
 
 
 @gluon.jit
@@ -77,9 +101,11 @@ __all__ = [
     "CONSUMER_WARPS",
     "GROUP_ROWS",
     "WAVE_ROWS",
+    "claim",
     "group_of",
     "place_of",
     "share_of",
+    "slot_barriers",
     "store_wait",
     "tma_load",
     "tma_store",

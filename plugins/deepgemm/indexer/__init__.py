@@ -194,10 +194,9 @@ def _check_paged(q: Tensor, cache: Tensor, weights: Tensor) -> tuple[int, int]:
 
 
 def _lengths(context_lens: Tensor) -> Tensor:
-    checks.check_is_tensor(context_lens, name="context_lens")
-    shape = (None,) if context_lens.dim() == 1 else (None, None)
-    check_tensor("context_lens", context_lens, shape, (torch.int32,))
-    return context_lens.unsqueeze(1) if context_lens.dim() == 1 else context_lens
+    single = isinstance(context_lens, Tensor) and context_lens.dim() == 1
+    check_tensor("context_lens", context_lens, (None,) if single else (None, None), (torch.int32,))
+    return context_lens.unsqueeze(1) if single else context_lens
 
 
 def _only_values(q: tuple[Tensor, None]) -> Tensor:

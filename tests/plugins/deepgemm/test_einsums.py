@@ -96,7 +96,7 @@ def test_torch_s_own_product_is_there():
     ("changes", "message"),
     [
         ({"expr": "ab,bc->ac"}, "bmk,bnk->mn, bhr,hdr->bhd"),
-        ({"a": torch.empty(2, 16, 32)}, "a is torch.float32"),
+        ({"a": torch.empty(2, 16, 32)}, "a has dtype torch.float32"),
         ({"a": torch.empty(3, 16, 32, dtype=torch.bfloat16)}, '"b" of bmk,bnk->mn is 3 in a and 2 in b'),
         ({"d": torch.empty(16, 16)}, r"it must be \(16, 24\)"),
         ({"a": torch.empty(2, 32, 16, dtype=torch.bfloat16).mT}, "last dimension must be contiguous"),
