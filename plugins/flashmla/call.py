@@ -148,12 +148,5 @@ def or_none(tensor: Tensor | None, none: Tensor) -> Tensor:
 
 
 __all__ = [
-    "LATENT",
-    "DenseDecode",
-    "Results",
-    "Scope",
-    "SparseDecode",
-    "SparsePrefill",
-    "Varlen",
-    "or_none",
-]
+    "LATENT", "DenseDecode", "Results", "Scope", "SparseDecode", "SparsePrefill", "Varlen", "or_none",
+]  # fmt: skip

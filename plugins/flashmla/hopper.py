@@ -42,9 +42,11 @@ from .hopper_pairs import (
     MAX0,
     add_first,
     add_second,
+    exchange_sums,
     give_first,
     logits,
     maxima_of_second,
+    pair_barriers,
     take_first,
     take_second,
 )
@@ -66,6 +68,7 @@ from .warpgroups import (
     finite,
     meet,
     none,
+    nothing_seen,
     part,
     times,
     wide,
@@ -244,9 +247,7 @@ def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUS
         q_left.store(_load_query(query, request, 0, s_q * group, group, QUERY_HALF, _HALF))
         meet(meeting, meetings)
         seen = _seen(length, s_q, group, CAUSAL)
-        acc = gl.zeros((_ROWS, _HALF), gl.float32, SUMS)
-        m = gl.full((_ROWS,), -INF, gl.float32, OF_SCORES)
-        l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
+        acc, m, l = nothing_seen()
         for n in range(begin, end, 2 * _PAGE):
             both = n + _PAGE < end
             page, shift = _block(pages, n, length, page_count)
@@ -267,9 +268,7 @@ def _left(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAUS
                 acc = take_second(acc, place, values, free, signals, seconds)
                 seconds += 1
             pairs += 1
-        numbers.index(2).store(l)
-        meet(meeting, meetings + 1)
-        l += numbers.index(3).load(OF_SCORES)
+        l = exchange_sums(l, numbers, meeting, meetings + 1, 2)
         meetings += 2
         _store_result(acc, m, l, request, 0, first, first_piece, results, sizes, True)
 
@@ -292,9 +291,7 @@ def _right(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAU
         q_rope.store(_load_query(query, request, _LATENT, s_q * group, group, QUERY_ROPE, _ROPE))
         meet(meeting, meetings)
         seen = _seen(length, s_q, group, CAUSAL)
-        acc = gl.zeros((_ROWS, _HALF), gl.float32, SUMS)
-        m = gl.full((_ROWS,), -INF, gl.float32, OF_SCORES)
-        l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
+        acc, m, l = nothing_seen()
         for n in range(begin, end, 2 * _PAGE):
             slot = 1 + none(n)
             if n + _PAGE < end:
@@ -318,9 +315,7 @@ def _right(query, memory, barriers, cache, plan, results, sizes, scale_log2, CAU
             place, values = _matrix(rope.index(slot - 1)), _matrix(right.index(slot - 1))
             acc = take_first(acc, place, values, free, signals, pairs)
             pairs += 1
-        numbers.index(3).store(l)
-        meet(meeting, meetings + 1)
-        l += numbers.index(2).load(OF_SCORES)
+        l = exchange_sums(l, numbers, meeting, meetings + 1, 3)
         meetings += 2
         _store_result(acc, m, l, request, _HALF, first, first_piece, results, sizes, False)
 
@@ -341,15 +336,7 @@ def flash_fwd_splitkv_mla_kernel_ws(
     right = gl.allocate_shared_memory(dtype, [2, 1, _PAGE, _HALF], half_tile.layout)
     rope = gl.allocate_shared_memory(dtype, [2, 1, _PAGE, _ROPE], rope_tile.layout)
     numbers = gl.allocate_shared_memory(gl.float32, [4, _ROWS], NUMBERS)
-    filled = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    signals = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    meeting = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    for each in gl.static_range(4):
-        mbarrier.init(filled.index(each), count=1)
-        mbarrier.init(free.index(each), count=1)
-        mbarrier.init(signals.index(each), count=1)
-    mbarrier.init(meeting, count=2)
+    filled, free, signals, meeting = pair_barriers(1, 0)
     query = (q, stride_q_b, stride_q_s, stride_q_h)
     memory = (q_left, q_right, q_rope, left, right, rope, numbers)
     barriers = (filled, free, signals, meeting)

@@ -57,6 +57,7 @@ from .warpgroups import (
     hand_over,
     meet,
     none,
+    nothing_seen,
     part,
     times,
     wide,
@@ -380,9 +381,7 @@ def _scores(query, sink, first_list, second_list, memory, barriers, plan, result
         if CAUSAL:
             t = _heads(sizes[0], sizes[1], none(request), OF_SCORES, DENSE)[0]
             seen = line[0] - (sizes[0] - 1 - t)
-        acc = gl.zeros((_ROWS, _HALF), gl.float32, SUMS)
-        m = gl.full((_ROWS,), -INF, gl.float32, OF_SCORES)
-        l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
+        acc, m, l = nothing_seen()
         for n in range(line[2], line[3], _BLOCK):
             slot = steps & 1
             mbarrier.wait(filled.index(slot), steps >> 1 & 1)
@@ -499,28 +498,14 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel_ws(
     kinds: gl.constexpr = (V32, DENSE, HAS_LENGTH, HAS_EXTRA, HAS_EXTRA_LENGTH, HAS_SINK, CAUSAL)
     gl.warp_specialize(
         [
-            (
-                _scores,
-                (
-                    query,
-                    sink,
-                    first_list,
-                    second_list,
-                    memory,
-                    barriers,
-                    table,
-                    results,
-                    sizes,
-                    scale_log2,
-                    kinds,
-                ),
-            ),
+            (_scores, (query, sink, first_list, second_list, memory, barriers, table, results, sizes, scale_log2,
+                       kinds)),
             (_values, (query, first_list, second_list, memory, barriers, table, results, sizes, kinds)),
             (_gather, (first_list, second_list, memory, barriers, table, sizes, kinds)),
         ],
         [4, 4],
         [VALUES_REGISTERS, GATHER_REGISTERS],
-    )
+    )  # fmt: skip
 
 
 def takes(q: torch.Tensor, rows: int, *caches: torch.Tensor) -> bool:

@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .warpgroups import BLOCK, OF_SCORES, ROWS, SCORES, add_other, add_own, finite, hand_over, times
+from .warpgroups import BLOCK, OF_SCORES, ROWS, SCORES, add_other, add_own, finite, hand_over, meet, times
 
 _ROWS: gl.constexpr = gl.constexpr(ROWS)
 _BLOCK: gl.constexpr = gl.constexpr(BLOCK)
@@ -118,17 +118,33 @@ def take_first(acc, place, right, free, signals, use):
     return acc
 
 
+@gluon.jit
+def exchange_sums(l, numbers, meeting, meetings, OWN: gl.constexpr):
+    """The rows' sums of both sides. OWN: 2 for the left one, 3 for the right."""
+    numbers.index(OWN).store(l)
+    meet(meeting, meetings)
+    return l + numbers.index(5 - OWN).load(OF_SCORES)
+
+
+@gluon.jit
+def pair_barriers(FILLERS: gl.constexpr, FIRST: gl.constexpr):
+    """Of half blocks, filled and free, between the sides, and of their meetings.
+
+    FILLERS arrive at a half that is filled, and FIRST more at the one that a block's side needs first.
+    """
+    filled = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    signals = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
+    meeting = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    for each in gl.static_range(4):
+        mbarrier.init(filled.index(each), count=FILLERS + (FIRST if each % 3 == 0 else 0))
+        mbarrier.init(free.index(each), count=1)
+        mbarrier.init(signals.index(each), count=1)
+    mbarrier.init(meeting, count=2)
+    return filled, free, signals, meeting
+
+
 __all__ = [
-    "K0_LEFT",
-    "K0_RIGHT",
-    "K1_LEFT",
-    "K1_RIGHT",
-    "MAX0",
-    "add_first",
-    "add_second",
-    "give_first",
-    "logits",
-    "maxima_of_second",
-    "take_first",
-    "take_second",
-]
+    "K0_LEFT", "K0_RIGHT", "K1_LEFT", "K1_RIGHT", "MAX0", "add_first", "add_second", "exchange_sums", "give_first",
+    "logits", "maxima_of_second", "pair_barriers", "take_first", "take_second",
+]  # fmt: skip

@@ -21,9 +21,7 @@ import torch
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
-from triton.experimental.gluon.language.nvidia.hopper import (
-    mbarrier,
-)
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ..kernels.aot import start
 from .call import SparsePrefill, or_none
@@ -34,9 +32,11 @@ from .hopper_pairs import (
     K1_RIGHT,
     add_first,
     add_second,
+    exchange_sums,
     give_first,
     logits,
     maxima_of_second,
+    pair_barriers,
     take_first,
     take_second,
 )
@@ -59,6 +59,7 @@ from .warpgroups import (
     finite,
     meet,
     none,
+    nothing_seen,
     times,
     wide,
 )
@@ -197,9 +198,7 @@ def _left(heads, tokens, memory, barriers, results, scale_log2, kinds):
     sink, out, max_logits, lse = results
     q_left.store(_load_query(heads, 0, QUERY_HALF, _HALF))
     meet(meeting, 0)
-    acc = gl.zeros((_ROWS, _HALF), gl.float32, SUMS)
-    m = gl.full((_ROWS,), -INF, gl.float32, OF_SCORES)
-    l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
+    acc, m, l = nothing_seen()
     for n in range(0, count, 2 * _BLOCK):
         pair = n // (2 * _BLOCK)
         s = logits(
@@ -211,9 +210,7 @@ def _left(heads, tokens, memory, barriers, results, scale_log2, kinds):
         m = maxima_of_second(numbers, signals, pair)
         acc, l = give_first(p, acc, m0, m, l, rope.index(0), signals)
         acc = take_second(acc, rope.index(1), left.index(1), free, signals, pair)
-    numbers.index(2).store(l)
-    meet(meeting, 1)
-    l += numbers.index(3).load(OF_SCORES)
+    l = exchange_sums(l, numbers, meeting, 1, 2)
     _store(acc, l, m, 0, sink, out, heads[2], none(count), HAS_SINK)
     head, there = _head(heads[2], none(count), OF_SCORES)
     empty = l == 0.0
@@ -234,9 +231,7 @@ def _right(heads, tokens, memory, barriers, results, scale_log2, kinds):
     if HAS_ROPE:
         q_rope.store(_load_query(heads, _LATENT, QUERY_ROPE, _ROPE))
     meet(meeting, 0)
-    acc = gl.zeros((_ROWS, _HALF), gl.float32, SUMS)
-    m = gl.full((_ROWS,), -INF, gl.float32, OF_SCORES)
-    l = gl.zeros((_ROWS,), gl.float32, OF_SCORES)
+    acc, m, l = nothing_seen()
     for n in range(0, count, 2 * _BLOCK):
         pair = n // (2 * _BLOCK)
         s = logits(
@@ -246,9 +241,7 @@ def _right(heads, tokens, memory, barriers, results, scale_log2, kinds):
         s = _masked(s, known_place.index(1), scale_log2)
         acc, m, l = add_second(s, acc, m, l, right.index(1), rope.index(1), numbers, free, signals, pair)
         acc = take_first(acc, rope.index(0), right.index(0), free, signals, pair)
-    numbers.index(3).store(l)
-    meet(meeting, 1)
-    l += numbers.index(2).load(OF_SCORES)
+    l = exchange_sums(l, numbers, meeting, 1, 3)
     _store(acc, l, m, _HALF, sink, out, heads[2], none(count), HAS_SINK)
 
 
@@ -271,16 +264,8 @@ def sparse_attn_fwd_ws(
     rope = gl.allocate_shared_memory(gl.bfloat16, [2, _BLOCK, _ROPE], SHARED)
     known_place = gl.allocate_shared_memory(gl.int32, [2, _BLOCK], NUMBERS)
     numbers = gl.allocate_shared_memory(gl.float32, [4, _ROWS], NUMBERS)
-    filled = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    signals = gl.allocate_shared_memory(gl.int64, [4, 1], mbarrier.MBarrierLayout())
-    meeting = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    for each in gl.static_range(4):
-        # Each thread's copies; and which tokens are known, beside the half that its block's side needs first.
-        mbarrier.init(filled.index(each), count=_COPYING + (1 if each % 3 == 0 else 0))
-        mbarrier.init(free.index(each), count=1)
-        mbarrier.init(signals.index(each), count=1)
-    mbarrier.init(meeting, count=2)
+    # Each thread's copies arrive, and which tokens are known.
+    filled, free, signals, meeting = pair_barriers(_COPYING, 1)
     count = topk
     if HAS_LENGTH:
         count = gl.minimum(gl.maximum(gl.load(topk_length + query), 0), topk)

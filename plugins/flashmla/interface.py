@@ -358,10 +358,6 @@ def _check_cache(name: str, cache: torch.Tensor, q: torch.Tensor, *, is_fp8: boo
 
 
 __all__ = [
-    "flash_attn_varlen_func",
-    "flash_attn_varlen_kvpacked_func",
-    "flash_attn_varlen_qkvpacked_func",
-    "flash_mla_sparse_fwd",
-    "flash_mla_with_kvcache",
-    "get_mla_metadata",
-]
+    "flash_attn_varlen_func", "flash_attn_varlen_kvpacked_func", "flash_attn_varlen_qkvpacked_func",
+    "flash_mla_sparse_fwd", "flash_mla_with_kvcache", "get_mla_metadata",
+]  # fmt: skip

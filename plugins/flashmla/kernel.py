@@ -152,8 +152,39 @@ def _sink_share(lse2, sink):
 
 
 @triton.jit
-def _told(lse2):
+def _natural(lse2):
     return tl.where(lse2 == -_INF, _INF, lse2 * _LN2)
+
+
+@triton.jit
+def _start(ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Output, maximum and sum of rows that have seen nothing."""
+    acc = tl.zeros((ROWS, WIDTH), dtype=tl.float32)
+    return acc, tl.full((ROWS,), -_INF, dtype=tl.float32), tl.zeros((ROWS,), dtype=tl.float32)
+
+
+@triton.jit
+def _query(q_at, inside, HAS_ROPE: tl.constexpr):
+    """The latent and the RoPE part of query rows."""
+    latent = tl.load(q_at[:, None] + tl.arange(0, _LATENT)[None, :], mask=inside[:, None], other=0.0)
+    rope = latent
+    if HAS_ROPE:
+        rope_channel = _LATENT + tl.arange(0, _ROPE)
+        rope = tl.load(q_at[:, None] + rope_channel[None, :], mask=inside[:, None], other=0.0)
+    return latent, rope
+
+
+@triton.jit
+def _store_rows(out, at, values, inside):
+    places = at[:, None] * _LATENT + tl.arange(0, _LATENT)[None, :]
+    tl.store(out + places, narrow(values, out.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _part(table, number):
+    """What the schedule gives a program: first sequence, last one, first block, end of the last one's, piece."""
+    row = table + number * 8
+    return tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3), tl.load(row + 4)
 
 
 @triton.jit
@@ -212,17 +243,12 @@ def flash_fwd_splitkv_mla_kernel(
 ):  # fmt: skip
     """Dense decoding. Grid: row tiles, KV heads, parts. A packed row is (t, head of the group)."""
     kv_head = tl.program_id(1)
-    part = table + tl.program_id(2) * 8
-    first, last = tl.load(part), tl.load(part + 1)
-    first_block, last_end, first_piece = tl.load(part + 2), tl.load(part + 3), tl.load(part + 4)
-
+    first, last, first_block, last_end, first_piece = _part(table, tl.program_id(2))
     rows = s_q * group
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     in_rows = row < rows
     t = row // group
     head = kv_head * group + row % group
-    channel = tl.arange(0, _LATENT)
-    rope_channel = _LATENT + tl.arange(0, _ROPE)
     q_row = q + t.to(tl.int64) * stride_q_s + head.to(tl.int64) * stride_q_h
     for request in range(first, last + 1):
         length = tl.minimum(tl.maximum(tl.load(seqlens + request), 0), table_width * PAGE)
@@ -233,11 +259,8 @@ def flash_fwd_splitkv_mla_kernel(
             end = tl.minimum(last_end * _UNIT, length)
         seen = length - (s_q - 1 - t) if CAUSAL else length + 0 * t
         q_at = q_row + _wide(request) * stride_q_b
-        q_latent = tl.load(q_at[:, None] + channel[None, :], mask=in_rows[:, None], other=0.0)
-        q_rope = tl.load(q_at[:, None] + rope_channel[None, :], mask=in_rows[:, None], other=0.0)
-        acc = tl.zeros((BLOCK_M, _LATENT), dtype=tl.float32)
-        m = tl.full((BLOCK_M,), -_INF, dtype=tl.float32)
-        l = tl.zeros((BLOCK_M,), dtype=tl.float32)
+        q_latent, q_rope = _query(q_at, in_rows, True)
+        acc, m, l = _start(BLOCK_M, _LATENT)
         pages = block_table + _wide(request) * stride_table
         for n in tl.range(start, end, BLOCK_N, num_stages=STAGES):
             slot = n + tl.arange(0, BLOCK_N)
@@ -256,19 +279,15 @@ def flash_fwd_splitkv_mla_kernel(
         before = tl.load(num_splits + request)
         if tl.load(num_splits + request + 1) - before == 1:
             at = (_wide(request) * s_q + t) * (group * h_kv) + head
-            tl.store(
-                out + at[:, None] * _LATENT + channel[None, :],
-                narrow(result, out.dtype.element_ty),
-                mask=in_rows[:, None],
-            )
+            _store_rows(out, at, result, in_rows)
             lse_at = (_wide(request) * (group * h_kv) + head) * s_q + t
-            tl.store(lse + lse_at, _told(lse2), mask=in_rows)
+            tl.store(lse + lse_at, _natural(lse2), mask=in_rows)
         else:
             piece = before
             if request == first:
                 piece += first_piece
             at = (_wide(piece) * h_kv + kv_head) * rows + row
-            tl.store(piece_out + at[:, None] * _LATENT + channel[None, :], result, mask=in_rows[:, None])
+            _store_rows(piece_out, at, result, in_rows)
             tl.store(piece_lse + at, lse2, mask=in_rows)
 
 
@@ -286,9 +305,7 @@ def flash_fwd_mla_combine_kernel(
         row = tl.program_id(0) % tiles * BLOCK_R + tl.arange(0, BLOCK_R)
         in_rows = row < rows * h_kv
         channel = tl.arange(0, _LATENT)
-        acc = tl.zeros((BLOCK_R, _LATENT), dtype=tl.float32)
-        m = tl.full((BLOCK_R,), -_INF, dtype=tl.float32)
-        l = tl.zeros((BLOCK_R,), dtype=tl.float32)
+        acc, m, l = _start(BLOCK_R, _LATENT)
         for piece in range(begin, end):
             at = _wide(piece) * h_kv * rows + row
             lse2 = tl.load(piece_lse + at, mask=in_rows, other=-_INF)
@@ -307,13 +324,9 @@ def flash_fwd_mla_combine_kernel(
         if HAS_SINK:
             result *= _sink_share(lse2, tl.load(sink + head, mask=in_rows, other=0.0))[:, None]
         at = (_wide(request) * s_q + t) * (group * h_kv) + head
-        tl.store(
-            out + at[:, None] * _LATENT + channel[None, :],
-            narrow(result, out.dtype.element_ty),
-            mask=in_rows[:, None],
-        )
+        _store_rows(out, at, result, in_rows)
         lse_at = (_wide(request) * (group * h_kv) + head) * s_q + t
-        tl.store(lse + lse_at, _told(lse2), mask=in_rows)
+        tl.store(lse + lse_at, _natural(lse2), mask=in_rows)
 
 
 @triton.jit
@@ -345,15 +358,11 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sparse decoding over one or two FP8 caches. Grid: head tiles × s_q, parts."""
-    part = table + tl.program_id(1) * 8
-    first, last = tl.load(part), tl.load(part + 1)
-    first_block, last_end, first_piece = tl.load(part + 2), tl.load(part + 3), tl.load(part + 4)
+    first, last, first_block, last_end, first_piece = _part(table, tl.program_id(1))
     head_tiles = tl.cdiv(h_q, BLOCK_M)
     t = tl.program_id(0) // head_tiles
     head = tl.program_id(0) % head_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     in_heads = head < h_q
-    channel = tl.arange(0, _LATENT)
-    rope_channel = _LATENT + tl.arange(0, _ROPE)
     q_row = q + t.to(tl.int64) * stride_q_s + head.to(tl.int64) * stride_q_h
     for request in range(first, last + 1):
         length, extra = topk, 0
@@ -371,13 +380,8 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel(
         if request == last:
             end = tl.minimum(last_end * _UNIT, end)
         q_at = q_row + _wide(request) * stride_q_b
-        q_latent = tl.load(q_at[:, None] + channel[None, :], mask=in_heads[:, None], other=0.0)
-        q_rope = q_latent
-        if FORMAT == 2:
-            q_rope = tl.load(q_at[:, None] + rope_channel[None, :], mask=in_heads[:, None], other=0.0)
-        acc = tl.zeros((BLOCK_M, _LATENT), dtype=tl.float32)
-        m = tl.full((BLOCK_M,), -_INF, dtype=tl.float32)
-        l = tl.zeros((BLOCK_M,), dtype=tl.float32)
+        q_latent, q_rope = _query(q_at, in_heads, FORMAT == 2)
+        acc, m, l = _start(BLOCK_M, _LATENT)
         acc, m, l = _index_steps(
             q_latent, q_rope, cache, indices + _wide(request) * stride_i_b + t.to(tl.int64) * stride_i_s,
             start, tl.minimum(end, turn), length, page_count, stride_page, stride_token,
@@ -396,18 +400,14 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel(
             if HAS_SINK:
                 result *= _sink_share(lse2, tl.load(sink + head, mask=in_heads, other=0.0))[:, None]
             at = (_wide(request) * s_q + t) * h_q + head
-            tl.store(
-                out + at[:, None] * _LATENT + channel[None, :],
-                narrow(result, out.dtype.element_ty),
-                mask=in_heads[:, None],
-            )
-            tl.store(lse + (_wide(request) * h_q + head) * s_q + t, _told(lse2), mask=in_heads)
+            _store_rows(out, at, result, in_heads)
+            tl.store(lse + (_wide(request) * h_q + head) * s_q + t, _natural(lse2), mask=in_heads)
         else:
             piece = before
             if request == first:
                 piece += first_piece
             at = _wide(piece) * s_q * h_q + t * h_q + head
-            tl.store(piece_out + at[:, None] * _LATENT + channel[None, :], result, mask=in_heads[:, None])
+            _store_rows(piece_out, at, result, in_heads)
             tl.store(piece_lse + at, lse2, mask=in_heads)
 
 
@@ -423,19 +423,12 @@ def sparse_attn_fwd(
     query = (tl.program_id(0) // head_tiles).to(tl.int64)
     head = tl.program_id(0) % head_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     in_heads = head < h_q
-    channel = tl.arange(0, _LATENT)
-    rope_channel = _LATENT + tl.arange(0, _ROPE)
     length = topk
     if HAS_LENGTH:
         length = tl.minimum(tl.maximum(tl.load(topk_length + query), 0), topk)
     q_at = q + query * stride_q_s + head.to(tl.int64) * stride_q_h
-    q_latent = tl.load(q_at[:, None] + channel[None, :], mask=in_heads[:, None], other=0.0)
-    q_rope = q_latent
-    if FORMAT == 0:
-        q_rope = tl.load(q_at[:, None] + rope_channel[None, :], mask=in_heads[:, None], other=0.0)
-    acc = tl.zeros((BLOCK_M, _LATENT), dtype=tl.float32)
-    m = tl.full((BLOCK_M,), -_INF, dtype=tl.float32)
-    l = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    q_latent, q_rope = _query(q_at, in_heads, FORMAT == 0)
+    acc, m, l = _start(BLOCK_M, _LATENT)
     acc, m, l = _index_steps(
         q_latent, q_rope, kv, indices + query * stride_i, 0, length, length, s_kv, stride_kv, 0,
         acc, m, l, scale_log2, 1, FORMAT, BLOCK_N, STAGES,
@@ -444,13 +437,9 @@ def sparse_attn_fwd(
     if HAS_SINK:
         result *= _sink_share(lse2, tl.load(sink + head, mask=in_heads, other=0.0))[:, None]
     at = query * h_q + head
-    tl.store(
-        out + at[:, None] * _LATENT + channel[None, :],
-        narrow(result, out.dtype.element_ty),
-        mask=in_heads[:, None],
-    )
+    _store_rows(out, at, result, in_heads)
     tl.store(max_logits + at, m * _LN2, mask=in_heads)
-    tl.store(lse + at, _told(lse2), mask=in_heads)
+    tl.store(lse + at, _natural(lse2), mask=in_heads)
 
 
 @triton.jit
@@ -475,9 +464,7 @@ def flash_fwd_varlen_kernel(
         q_rope = q_main
         if HAS_ROPE:
             q_rope = tl.load(q_at[:, None] + rope_channel[None, :], mask=in_rows[:, None], other=0.0)
-        acc = tl.zeros((BLOCK_M, 128), dtype=tl.float32)
-        m = tl.full((BLOCK_M,), -_INF, dtype=tl.float32)
-        l = tl.zeros((BLOCK_M,), dtype=tl.float32)
+        acc, m, l = _start(BLOCK_M, 128)
         end, seen = tokens, tokens + 0 * row
         if CAUSAL:
             seen = tokens - queries + 1 + row
@@ -500,19 +487,11 @@ def flash_fwd_varlen_kernel(
         result, lse2 = _finish(acc, m, l)
         out_at = (at * h_q + head)[:, None] * 128 + channel[None, :]
         tl.store(out + out_at, narrow(result, out.dtype.element_ty), mask=in_rows[:, None])
-        tl.store(lse + head * total_q + at, _told(lse2), mask=in_rows)
+        tl.store(lse + head * total_q + at, _natural(lse2), mask=in_rows)
 
 
 __all__ = [
-    "FP8_MODEL1",
-    "FP8_V32",
-    "INTERPRETED",
-    "PLAIN_512",
-    "PLAIN_576",
-    "flash_fwd_mla_combine_kernel",
-    "flash_fwd_splitkv_mla_fp8_sparse_kernel",
-    "flash_fwd_splitkv_mla_kernel",
-    "flash_fwd_varlen_kernel",
-    "schedule_kernel",
-    "sparse_attn_fwd",
-]
+    "FP8_MODEL1", "FP8_V32", "INTERPRETED", "PLAIN_512", "PLAIN_576", "flash_fwd_mla_combine_kernel",
+    "flash_fwd_splitkv_mla_fp8_sparse_kernel", "flash_fwd_splitkv_mla_kernel", "flash_fwd_varlen_kernel",
+    "schedule_kernel", "sparse_attn_fwd",
+]  # fmt: skip

@@ -235,19 +235,7 @@ def _constants(tile: Tile) -> dict[str, int]:
 
 
 __all__ = [
-    "DENSE_FP8_TILES",
-    "DENSE_TILES",
-    "MODEL1_TILES",
-    "PREFILL_TILES",
-    "QUERIES_TILE",
-    "SPARSE_TILES",
-    "TOKENS_TILE",
-    "VARLEN_TILE",
-    "Tile",
-    "dense_decode",
-    "sparse_decode",
-    "sparse_prefill",
-    "tile_for",
-    "varlen",
+    "DENSE_FP8_TILES", "DENSE_TILES", "MODEL1_TILES", "PREFILL_TILES", "QUERIES_TILE", "SPARSE_TILES",
+    "TOKENS_TILE", "VARLEN_TILE", "Tile", "dense_decode", "sparse_decode", "sparse_prefill", "tile_for", "varlen",
     "varlen_backward",
-]
+]  # fmt: skip

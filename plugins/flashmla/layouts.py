@@ -148,15 +148,6 @@ def _scaled(latent: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Ten
 
 
 __all__ = [
-    "MODEL1_BYTES",
-    "MODEL1_CHANNELS",
-    "V32_BYTES",
-    "V32_CHANNELS",
-    "check_fp8_cache",
-    "dequantize_model1",
-    "dequantize_v32",
-    "empty_model1_cache",
-    "model1_parts",
-    "quantize_model1",
-    "quantize_v32",
-]
+    "MODEL1_BYTES", "MODEL1_CHANNELS", "V32_BYTES", "V32_CHANNELS", "check_fp8_cache", "dequantize_model1",
+    "dequantize_v32", "empty_model1_cache", "model1_parts", "quantize_model1", "quantize_v32",
+]  # fmt: skip

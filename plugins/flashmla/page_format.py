@@ -202,16 +202,6 @@ def round_up(number: int, multiple: int) -> int:
 
 
 __all__ = [
-    "BLOCK_BYTES",
-    "KEY_BYTES",
-    "KINDS",
-    "Entry",
-    "Header",
-    "PageLayout",
-    "decode_entry",
-    "decode_header",
-    "encode_entry",
-    "encode_header",
-    "fingerprint",
-    "round_up",
-]
+    "BLOCK_BYTES", "KEY_BYTES", "KINDS", "Entry", "Header", "PageLayout", "decode_entry", "decode_header",
+    "encode_entry", "encode_header", "fingerprint", "round_up",
+]  # fmt: skip

@@ -100,12 +100,6 @@ def _row(first: tuple[int, int, int], after: tuple[int, int], end: int, b: int) 
 
 
 __all__ = [
-    "BLOCK_TOKENS",
-    "FIXED_COST_BLOCKS",
-    "ROW_INTS",
-    "ROW_TILE",
-    "Config",
-    "FlashMLASchedMeta",
-    "make_schedule",
+    "BLOCK_TOKENS", "FIXED_COST_BLOCKS", "ROW_INTS", "ROW_TILE", "Config", "FlashMLASchedMeta", "make_schedule",
     "part_count",
-]
+]  # fmt: skip

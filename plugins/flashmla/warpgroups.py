@@ -22,6 +22,8 @@ BLOCK: Final = 64  # tokens of a step
 HALF: Final = 256  # columns of the output that a warpgroup has
 WARPS: Final = 4  # of a warpgroup
 
+_ROWS: gl.constexpr = gl.constexpr(ROWS)
+_HALF: gl.constexpr = gl.constexpr(HALF)
 INF: gl.constexpr = gl.constexpr(float("inf"))
 LN2: gl.constexpr = gl.constexpr(0.6931471805599453)
 
@@ -69,6 +71,13 @@ def meet(barrier, meetings):
 
 
 @gluon.jit
+def nothing_seen():
+    """Half of the output, maxima and sums of rows that have seen no token."""
+    acc = gl.zeros((_ROWS, _HALF), gl.float32, SUMS)
+    return acc, gl.full((_ROWS,), -INF, gl.float32, OF_SCORES), gl.zeros((_ROWS,), gl.float32, OF_SCORES)
+
+
+@gluon.jit
 def finite(m):
     """Maxima to subtract: -inf less -inf would be NaN."""
     return gl.where(m == -INF, 0.0, m)
@@ -105,29 +114,7 @@ def add_other(acc, p, half, signal, use):
 
 
 __all__ = [
-    "BLOCK",
-    "HALF",
-    "INF",
-    "LN2",
-    "NUMBERS",
-    "OF_SCORES",
-    "OF_SUMS",
-    "P_OPERAND",
-    "QUERY_HALF",
-    "QUERY_ROPE",
-    "ROWS",
-    "ROWS_MIN",
-    "SCORES",
-    "SHARED",
-    "SUMS",
-    "WARPS",
-    "add_other",
-    "add_own",
-    "finite",
-    "hand_over",
-    "meet",
-    "none",
-    "part",
-    "times",
-    "wide",
-]
+    "BLOCK", "HALF", "INF", "LN2", "NUMBERS", "OF_SCORES", "OF_SUMS", "P_OPERAND", "QUERY_HALF", "QUERY_ROPE",
+    "ROWS", "ROWS_MIN", "SCORES", "SHARED", "SUMS", "WARPS", "add_other", "add_own", "finite", "hand_over", "meet",
+    "none", "nothing_seen", "part", "times", "wide",
+]  # fmt: skip

@@ -86,8 +86,5 @@ def is_compiling() -> bool:
 
 
 __all__ = [
-    "HOPPER",
-    "compiling",
-    "is_compiling",
-    "start",
-]
+    "HOPPER", "compiling", "is_compiling", "start",
+]  # fmt: skip

@@ -256,24 +256,7 @@ def _triton_runtime() -> Any:
 
 
 __all__ = [
-    "GATED",
-    "LAYERS",
-    "MULTIPROCESSORS",
-    "VARIABLE",
-    "Launch",
-    "Launcher",
-    "is_gated",
-    "is_interpreting",
-    "launcher",
-    "launching_with",
-    "layer",
-    "layer_for",
-    "multiprocessors",
-    "on_device",
-    "record",
-    "recording",
-    "set_layer",
-    "state",
-    "uses_kernels",
-    "using_layer",
-]
+    "GATED", "LAYERS", "MULTIPROCESSORS", "VARIABLE", "Launch", "Launcher", "is_gated", "is_interpreting",
+    "launcher", "launching_with", "layer", "layer_for", "multiprocessors", "on_device", "record", "recording",
+    "set_layer", "state", "uses_kernels", "using_layer",
+]  # fmt: skip

@@ -162,19 +162,7 @@ def _quantized(x: Tensor, scales: Tensor) -> Tensor:
 
 
 __all__ = [
-    "BLOCK",
-    "FP8",
-    "FP8_MAX",
-    "SMALLEST_AMAX",
-    "align",
-    "calc_diff",
-    "ceil_div",
-    "ceil_to_ue8m0",
-    "dequantize",
-    "pack_ue8m0_to_int",
-    "per_block_cast_to_fp8",
-    "per_channel_cast_to_fp8",
-    "per_custom_dims_cast_to_fp8",
-    "per_token_cast_to_fp8",
-    "unpack_ue8m0_from_int",
-]
+    "BLOCK", "FP8", "FP8_MAX", "SMALLEST_AMAX", "align", "calc_diff", "ceil_div", "ceil_to_ue8m0", "dequantize",
+    "pack_ue8m0_to_int", "per_block_cast_to_fp8", "per_channel_cast_to_fp8", "per_custom_dims_cast_to_fp8",
+    "per_token_cast_to_fp8", "unpack_ue8m0_from_int",
+]  # fmt: skip
