@@ -86,13 +86,6 @@ def unpack(pair: tuple[Tensor, Tensor], name: str) -> tuple[Tensor, Tensor]:
 
 
 __all__ = [
-    "check_added",
-    "check_compiled_dims",
-    "check_index",
-    "check_operand",
-    "check_output",
-    "check_same_device",
-    "check_same_k",
-    "check_sizes",
-    "unpack",
-]
+    "check_added", "check_compiled_dims", "check_index", "check_operand", "check_output", "check_same_device",
+    "check_same_k", "check_sizes", "unpack",
+]  # fmt: skip

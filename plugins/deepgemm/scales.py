@@ -142,11 +142,7 @@ def _real_rows(ends: Tensor, rows: int) -> Tensor:
 
 
 __all__ = [
-    "TMA_BYTES",
-    "check_scales",
-    "get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor",
-    "get_mn_major_tma_aligned_packed_ue8m0_tensor",
-    "get_mn_major_tma_aligned_tensor",
-    "get_tma_aligned_size",
+    "TMA_BYTES", "check_scales", "get_k_grouped_mn_major_tma_aligned_packed_ue8m0_tensor",
+    "get_mn_major_tma_aligned_packed_ue8m0_tensor", "get_mn_major_tma_aligned_tensor", "get_tma_aligned_size",
     "transform_sf_into_required_layout",
-]
+]  # fmt: skip

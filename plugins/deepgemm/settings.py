@@ -106,17 +106,7 @@ def get_theoretical_mk_alignment_for_contiguous_layout(expected_m: int | None = 
 
 
 __all__ = [
-    "ALIGNMENT",
-    "get_block_size_multiple_of",
-    "get_mk_alignment_for_contiguous_layout",
-    "get_num_sms",
-    "get_pdl",
-    "get_tc_util",
-    "get_theoretical_mk_alignment_for_contiguous_layout",
-    "set_block_size_multiple_of",
-    "set_ignore_compile_dims",
-    "set_mk_alignment_for_contiguous_layout",
-    "set_num_sms",
-    "set_pdl",
-    "set_tc_util",
-]
+    "ALIGNMENT", "get_block_size_multiple_of", "get_mk_alignment_for_contiguous_layout", "get_num_sms", "get_pdl",
+    "get_tc_util", "get_theoretical_mk_alignment_for_contiguous_layout", "set_block_size_multiple_of",
+    "set_ignore_compile_dims", "set_mk_alignment_for_contiguous_layout", "set_num_sms", "set_pdl", "set_tc_util",
+]  # fmt: skip

@@ -38,14 +38,7 @@ per_token_cast_to_fp4 = unsupported("per_token_cast_to_fp4", _FP4)
 transpose_packed_fp4 = unsupported("transpose_packed_fp4", _FP4)
 
 __all__ = [
-    "SymmBuffer",
-    "bf16_mega_moe",
-    "cast_back_from_fp4",
-    "fp8_fp4_mega_moe",
-    "get_best_configs",
-    "get_symm_buffer_for_mega_moe",
-    "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt",
-    "per_token_cast_to_fp4",
-    "transform_weights_for_mega_moe",
-    "transpose_packed_fp4",
-]
+    "SymmBuffer", "bf16_mega_moe", "cast_back_from_fp4", "fp8_fp4_mega_moe", "get_best_configs",
+    "get_symm_buffer_for_mega_moe", "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt", "per_token_cast_to_fp4",
+    "transform_weights_for_mega_moe", "transpose_packed_fp4",
+]  # fmt: skip

@@ -123,14 +123,5 @@ def run(call: Call) -> None:
 
 
 __all__ = [
-    "CONTIGUOUS",
-    "DENSE",
-    "K_GROUPED",
-    "MASKED",
-    "NAME_PREFIXES",
-    "PSUM",
-    "Call",
-    "Heads",
-    "Scales",
-    "run",
-]
+    "CONTIGUOUS", "DENSE", "K_GROUPED", "MASKED", "NAME_PREFIXES", "PSUM", "Call", "Heads", "Scales", "run",
+]  # fmt: skip

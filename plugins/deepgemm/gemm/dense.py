@@ -212,18 +212,7 @@ def _torch_product(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None) -> None:
 
 
 __all__ = [
-    "bf16_gemm_nn",
-    "bf16_gemm_nt",
-    "bf16_gemm_tn",
-    "bf16_gemm_tt",
-    "cublaslt_gemm_nn",
-    "cublaslt_gemm_nt",
-    "cublaslt_gemm_tn",
-    "cublaslt_gemm_tt",
-    "fp8_gemm_nn",
-    "fp8_gemm_nt",
-    "fp8_gemm_nt_skip_head_mid",
-    "fp8_gemm_tn",
-    "fp8_gemm_tt",
-    "wgrad_gemm_fp8_fp8_fp32_nt",
-]
+    "bf16_gemm_nn", "bf16_gemm_nt", "bf16_gemm_tn", "bf16_gemm_tt", "cublaslt_gemm_nn", "cublaslt_gemm_nt",
+    "cublaslt_gemm_tn", "cublaslt_gemm_tt", "fp8_gemm_nn", "fp8_gemm_nt", "fp8_gemm_nt_skip_head_mid",
+    "fp8_gemm_tn", "fp8_gemm_tt", "wgrad_gemm_fp8_fp8_fp32_nt",
+]  # fmt: skip

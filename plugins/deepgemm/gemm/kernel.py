@@ -284,11 +284,5 @@ def split_sum_kernel(parts, d, m, n, d_m, splits, BLOCK_N: tl.constexpr, INTERPR
 
 
 __all__ = [
-    "begin",
-    "gemm_kernel",
-    "k_grouped_gemm_kernel",
-    "product",
-    "split_sum_kernel",
-    "store_tile",
-    "swizzled",
-]
+    "begin", "gemm_kernel", "k_grouped_gemm_kernel", "product", "split_sum_kernel", "store_tile", "swizzled",
+]  # fmt: skip

@@ -97,16 +97,6 @@ def group_of(
 
 
 __all__ = [
-    "BAND",
-    "CONSUMER_WARPS",
-    "GROUP_ROWS",
-    "WAVE_ROWS",
-    "claim",
-    "group_of",
-    "place_of",
-    "share_of",
-    "slot_barriers",
-    "store_wait",
-    "tma_load",
-    "tma_store",
-]
+    "BAND", "CONSUMER_WARPS", "GROUP_ROWS", "WAVE_ROWS", "claim", "group_of", "place_of", "share_of",
+    "slot_barriers", "store_wait", "tma_load", "tma_store",
+]  # fmt: skip

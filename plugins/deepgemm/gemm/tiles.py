@@ -169,12 +169,5 @@ def _staged(  # noqa: PLR0913 (what a tile is made of)
 
 
 __all__ = [
-    "BF16_STEP",
-    "DECODE_ROWS_MAX",
-    "FP8_STEP",
-    "Decode",
-    "Tile",
-    "choose",
-    "choose_decode",
-    "choose_specialised",
-]
+    "BF16_STEP", "DECODE_ROWS_MAX", "FP8_STEP", "Decode", "Tile", "choose", "choose_decode", "choose_specialised",
+]  # fmt: skip

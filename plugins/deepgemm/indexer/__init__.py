@@ -211,10 +211,6 @@ def _refuse_indices(indices: Tensor | None) -> None:
 
 
 __all__ = [
-    "PIECE_TOKENS",
-    "fp8_fp4_mqa_logits",
-    "fp8_fp4_paged_mqa_logits",
-    "fp8_mqa_logits",
-    "fp8_paged_mqa_logits",
+    "PIECE_TOKENS", "fp8_fp4_mqa_logits", "fp8_fp4_paged_mqa_logits", "fp8_mqa_logits", "fp8_paged_mqa_logits",
     "get_paged_mqa_logits_metadata",
-]
+]  # fmt: skip

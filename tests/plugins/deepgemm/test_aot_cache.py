@@ -44,10 +44,9 @@ for line, wanted in given["calls"]:
     for call in aot_cache.parse([line]):
         found += look(call, layer, wanted)
 """
-# Prints what the gates say of kernels that are bad in one way each.
-BAD = (
-    GATES
-    + """
+# The same of kernels that are bad in one way each, compiled anew each time.
+BAD = """
+import tempfile
 from triton.experimental.gluon.language._core import builtin
 from luciola.plugins.deepgemm.gemm import hopper, hopper_products, launch, tiles
 
@@ -66,23 +65,23 @@ wait = hopper_products.warpgroup_mma_wait
 def touched(outstanding=0, deps=None, _semantic=None):
     return wait(outstanding, deps=deps, _semantic=_semantic).__mul__(2.0, _semantic=_semantic)
 
-found = [
+aot_cache.set_cache_dir(tempfile.mkdtemp(dir=sys.argv[2]))
+bad = [
     ("spills", with_tile(128, 256, 128, 3, 4)),  # accumulators that cannot fit the registers
     ("no QGMMA", with_tile(16, 128, 128, 2, 4)),  # too few rows for the warpgroup's instruction
     ("shared memory", with_tile(128, 128, 128, 12, 8)),
     *((f"no {each}", fast(bf16, [each])) for each in ("QGMMA.64x128x32", "HGMMA.64x128x16")),
 ]
 hopper.CONSUMER_REGISTERS = 208  # two sums of 64 x 128 and an accumulator
-found.append(("spills", fast(fp8)))
+bad.append(("spills", fast(fp8)))
 hopper.CONSUMER_REGISTERS, tiles.SPECIALISED_BYTES = 240, 240 * 1024
-found.append(("shared memory", fast(fp8)))
+bad.append(("shared memory", fast(fp8)))
 tiles.SPECIALISED_BYTES, hopper.TMA_BYTES = 192 * 1024, 1 << 30
-found.append(("no UTMASTG", fast(fp8, ["UTMASTG"])))  # results that leave number by number
+bad.append(("no UTMASTG", fast(fp8, ["UTMASTG"])))  # results that leave number by number
 hopper.TMA_BYTES, hopper_products.warpgroup_mma_wait = 16, touched
 hopper.CONSUMER_REGISTERS = 224  # a key of its own in the cache
-found.append(("wait for one another", fast(bf16)))  # sums that change while they are added to
+bad.append(("wait for one another", fast(bf16)))  # sums that change while they are added to
 """
-)
 PRODUCTS = """
 fp8_gemm_nt m=64,4096 n=4096 k=7168
 fp8_gemm_nt_accumulate m=4096 n=7168 k=2048
@@ -125,13 +124,11 @@ FAST = {
 }
 
 
-def compile_in_a_process(script: str, layer: str, calls: list, cache: Path | None = None) -> list:
+def compile_in_a_process(script: str, layer: str, calls: list, cache: Path) -> list:
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
-    if cache is not None:
-        environment["TRITON_CACHE_DIR"] = str(cache)
     environment.pop("TRITON_INTERPRET", None)
     done = subprocess.run(
-        [sys.executable, "-c", script + "\nprint(json.dumps(found))", layer],
+        [sys.executable, "-c", script + "\nprint(json.dumps([found, bad]))", layer, str(cache)],
         input=json.dumps({"calls": calls}), capture_output=True, text=True, timeout=500, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -143,35 +140,26 @@ def lines(text: str) -> list[tuple[str, None]]:
     return [(each, None) for each in text.splitlines()]
 
 
-FAST_CALLS = [(call, [*ALWAYS, *wanted]) for call, wanted in FAST.items()]
 PIECES = {
-    "products": (GATES, "triton", lines(PRODUCTS)),
-    "others": (GATES, "triton", lines(OTHERS)),
-    "fast fp8": (GATES, "hopper", [each for each in FAST_CALLS if "fp8" in each[0]]),
-    "fast bf16": (GATES, "hopper", [each for each in FAST_CALLS if "bf16" in each[0]]),
-    "bad": (BAD, "hopper", []),
+    "triton": (GATES + BAD, "triton", lines(PRODUCTS + OTHERS)),
+    "fast": (GATES + "bad = None", "hopper", [(call, [*ALWAYS, *wanted]) for call, wanted in FAST.items()]),
 }
 NAMES = {
-    "products": {
+    "triton": {
         "fp8_gemm_1d2d_kernel", "fp8_gemm_1d1d_kernel", "bf16_gemm_kernel",
         "m_grouped_contiguous_fp8_gemm_1d2d_kernel", "m_grouped_masked_fp8_gemm_1d2d_kernel",
         "k_grouped_fp8_gemm_1d1d_kernel", "k_grouped_bf16_gemm_kernel",
-    },
-    "others": {
         "per_token_cast_kernel", "mqa_logits_kernel", "paged_mqa_logits_kernel", "paged_mqa_logits_metadata_kernel",
         "bmn_bnk_mn_gemm_impl", "batched_bf16_gemm_kernel", "batched_fp8_gemm_1d2d_kernel",
         "tf32_hc_prenorm_gemm_kernel",
     },
-    "fast fp8": {
+    "fast": {
         "fp8_gemm_1d2d_decode_ws_kernel", "m_grouped_masked_fp8_gemm_1d2d_decode_ws_kernel", "split_sum_kernel",
         "mqa_logits_ws_kernel", "paged_mqa_logits_ws_kernel", "paged_mqa_logits_metadata_kernel",
         "fp8_gemm_1d2d_ws_kernel", "fp8_gemm_1d1d_ws_kernel", "m_grouped_contiguous_fp8_gemm_1d2d_ws_kernel",
         "m_grouped_psum_fp8_gemm_1d2d_ws_kernel", "m_grouped_masked_fp8_gemm_1d2d_ws_kernel",
         "k_grouped_fp8_gemm_1d1d_ws_kernel",
-    },
-    "fast bf16": {
         "bf16_gemm_ws_kernel", "m_grouped_contiguous_bf16_gemm_ws_kernel", "bf16_gemm_decode_ws_kernel",
-        "split_sum_kernel",
         "m_grouped_masked_bf16_gemm_ws_kernel", "k_grouped_bf16_gemm_ws_kernel",
     },
 }  # fmt: skip
@@ -180,10 +168,9 @@ NAMES = {
 @pytest.fixture(scope="module")
 def compiled(two_at_once: Executor, tmp_path_factory) -> dict[str, Callable]:
     """What the gates say of each piece. Kernels that have not changed come from Triton's cache, bad ones never."""
-    own = {"bad": tmp_path_factory.mktemp("kernels")}
+    own = tmp_path_factory.mktemp("kernels")
     return {
-        piece: two_at_once.submit(compile_in_a_process, *each, own.get(piece)).result
-        for piece, each in PIECES.items()
+        piece: two_at_once.submit(compile_in_a_process, *each, own).result for piece, each in PIECES.items()
     }
 
 
@@ -191,16 +178,16 @@ def compiled(two_at_once: Executor, tmp_path_factory) -> dict[str, Callable]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("piece", NAMES)
 def test_every_kernel_compiles_for_hopper_as_it_should(compiled: dict, piece: str) -> None:
-    found = compiled[piece]()
+    found, _ = compiled[piece]()
     assert [each for each in found if each["failures"]] == []
     assert {each["kernel"] for each in found} == NAMES[piece]
 
 
 @pytest.mark.timeout(600)
 def test_gates_find_bad_kernels(compiled: dict) -> None:
-    found = compiled["bad"]()
-    assert len(found) == 9
-    for wrong, messages in found:
+    _, bad = compiled["triton"]()
+    assert len(bad) == 9
+    for wrong, messages in bad:
         assert any(wrong in each for each in messages), f"{wrong}: {messages}"
 
 
@@ -222,24 +209,17 @@ def entries(directory: Path) -> int:
 
 @pytest.mark.mount
 def test_many_writers_fill_one_shared_directory(mounted_dir: Path) -> None:
-    shapes = "quantize_activations m=64,4096 n=512\n"
-    arguments = [
-        "deepgemm",
-        "warm",
-        "-",
-        "--cache-dir",
-        str(mounted_dir / "kernels"),
-        "--jobs",
-        "1",
-        "--json",
-    ]
+    shapes, directory = "quantize_activations m=64,4096 n=512\n", mounted_dir / "kernels"
+    command = ("deepgemm", "warm", "-", "--cache-dir", str(directory), "--jobs", "1", "--json")
+    calls = aot_cache.parse(shapes.splitlines())
     with ThreadPoolExecutor() as threads:
-        writers = [threads.submit(luciola, *arguments, given=shapes) for _ in range(2)]
-        assert [len(each.result()) for each in writers] == [2, 2]
-    count = entries(mounted_dir / "kernels")
-    again = list(aot_cache.warm(aot_cache.parse(shapes.splitlines()), mounted_dir / "kernels"))
+        other = threads.submit(luciola, *command, given=shapes)
+        mine = list(aot_cache.warm(calls, directory))
+        assert len(mine) == len(other.result()) == 2
+    count = entries(directory)
+    again = list(aot_cache.warm(calls, directory))
     assert [each.cached for each in again] == [len(each.kernels) for each in again] == [1, 1]
-    assert entries(mounted_dir / "kernels") == count > 0
+    assert entries(directory) == count > 0
 
 
 @pytest.mark.parametrize(

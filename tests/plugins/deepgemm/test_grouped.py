@@ -218,7 +218,11 @@ def test_what_is_refused_says_what_to_give() -> None:
         (lambda: contiguous(a3, b, d, layout), BadArgument, r"a\[0\]\.shape is .*; it must be \(any, any\)"),
         (lambda: masked(a3, b, d3, counts, 0), BadArgument, "must be positive"),
         (lambda: masked(a3, b, d3, layout, 1), BadArgument, r"must be \(2,\)"),
-        (lambda: masked(a, b, d3, counts, 1), BadArgument, r"a\[0\]\.shape is .*; it must be \(any, any, any\)"),
+        (
+            lambda: masked(a, b, d3, counts, 1),
+            BadArgument,
+            r"a\[0\]\.shape is .*; it must be \(any, any, any\)",
+        ),
         (lambda: k_grouped(flat, flat, one, [128], layout1), BadArgument, "give c"),
         (lambda: k_grouped(flat, flat, one, [], layout1, one), BadArgument, "empty"),
         (lambda: k_grouped(flat, flat, one, [64], layout1, one), BadArgument, "multiple of 128"),

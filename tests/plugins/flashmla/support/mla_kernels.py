@@ -1,16 +1,12 @@
 """Every kernel compiled ahead of time for Hopper (sm_90a), without a GPU, and what must hold of its machine code.
 
-As a program with a pattern, prints what the gates say of the kernels whose names match, as JSON.
-
 A `Case` is a call of a public function with tensors that have no memory, so that what is compiled is what such a call
 would launch. Its gates: tensor cores are used as they should be, nothing spills between their instructions, shared
 memory fits a multiprocessor, copies run ahead.
 """
 
 import fnmatch
-import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -202,21 +198,10 @@ def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def main() -> None:
-    reports = [compile_one(case) for case in cases() if fnmatch.fnmatchcase(case.name, sys.argv[1])]
-    print(
-        json.dumps(
-            [
-                {
-                    "name": report.name,
-                    "warpgroup": report.code.instructions["HGMMA"] > 0,
-                    "failures": report.failures(),
-                }
-                for report in reports
-            ]
-        )
-    )
-
-
-if __name__ == "__main__":
-    main()
+def reports(patterns: Sequence[str]) -> list[dict[str, Any]]:
+    """What the gates say of the kernels whose names match one of the patterns."""
+    chosen = [case for case in cases() if any(fnmatch.fnmatchcase(case.name, each) for each in patterns)]
+    return [
+        {"name": each.name, "warpgroup": each.code.instructions["HGMMA"] > 0, "failures": each.failures()}
+        for each in map(compile_one, chosen)
+    ]
