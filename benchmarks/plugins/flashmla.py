@@ -6,7 +6,7 @@ With a CUDA device: dense and sparse decoding and prefill in the shapes of Flash
 has them, TFLOP/s, GB/s, the share of what the device's memory and tensor cores allow, and torch's best way over
 ours; a failed case is reported, and the others still run. Without one it says so. In either case:
 `PagedKVFile.save` and `load` on a local directory, and on a cluster of one storage node on this machine, beside preadv
-of the same bytes with as many threads, and decoding by the CPU reference. Medians of the rounds; files lie in the page
+of the same bytes with as many threads, and decoding by the CPU reference. Medians of the rounds; files are in the page
 cache. Every loaded page is verified by its checksums.
 """
 
@@ -139,7 +139,7 @@ def dense_case(b: int, h_q: int, s_q: int, s_k: int, device: str, *, fp8: bool =
 
 
 def torch_attention(q: torch.Tensor, rows: torch.Tensor) -> dict[str, Callable[[], object]]:
-    """torch's attention over rows that lie one after the other, which spares it the pages."""
+    """torch's attention over rows one after the other, which spares it the pages."""
     from torch.nn.functional import scaled_dot_product_attention
 
     queries = q.transpose(1, 2)

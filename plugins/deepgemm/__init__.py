@@ -109,7 +109,7 @@ __all__: list[str] = sorted(_HOME_OF)  # noqa: PLE0605 (of the table)
 
 
 def describe() -> dict[str, str]:
-    """What the plugin can use on this machine."""
+    """Return what the plugin can use on this machine."""
     from ..kernels import status
 
     return status.describe("deepgemm")

@@ -31,6 +31,7 @@ from ..kernels.layers import MULTIPROCESSORS
 from ..kernels.quantize import BLOCK, FP8, ceil_div
 from . import activations, einsums, indexer, prenorm
 from .gemm import dense, grouped
+from .indexer.call import PAGE_TOKENS
 from .scales import get_tma_aligned_size
 
 
@@ -55,7 +56,7 @@ class Warmed:
 
 
 def set_cache_dir(directory: str | Path) -> None:
-    """Triton keeps compiled kernels there from now on, for all of its users in this process.
+    """Let Triton keep compiled kernels there from now on, for all of its users in this process.
 
     A directory on a mount of a cluster is shared by all its clients. TRITON_CACHE_DIR does the same from outside.
     Raises: OSError if it cannot be made.
@@ -68,7 +69,7 @@ def set_cache_dir(directory: str | Path) -> None:
 
 
 def parse(lines: Iterable[str]) -> list[Call]:
-    """Calls of a list of shapes; "#" begins a comment.
+    """Parse the calls of a list of shapes; "#" begins a comment.
 
     Raises: BadArgument that names the line.
     """
@@ -86,7 +87,7 @@ def parse(lines: Iterable[str]) -> list[Call]:
 def warm(
     calls: list[Call], cache_dir: str | Path, *, layer: str | None = None, jobs: int = 1
 ) -> Iterator[Warmed]:
-    """Compiles the calls' kernels for Hopper in `jobs` processes; yields in the order of `calls`.
+    """Compile the calls' kernels for Hopper in `jobs` processes; yield in the order of `calls`.
 
     `layer`: whose kernels; None for those that a Hopper card takes by default.
 
@@ -102,7 +103,7 @@ def warm(
 
 
 def compile_call(call: Call, *, layer: str | None = None) -> list[Any]:
-    """The compiled kernels of one call, in this process, by Triton's current cache directory."""
+    """Compile the kernels of one call, in this process, by Triton's current cache directory."""
     from ..kernels.aot import compiling
     from ..kernels.layers import using_layer
 
@@ -112,7 +113,7 @@ def compile_call(call: Call, *, layer: str | None = None) -> list[Any]:
 
 
 def operators() -> dict[str, tuple[str, ...]]:
-    """Names of operators that can be warmed, with their sizes."""
+    """Return the names of operators that can be warmed, with their sizes."""
     return {name: tuple(inspect.signature(call).parameters) for name, call in _CALLS.items()}
 
 
@@ -191,7 +192,7 @@ def _flat(rows: int, ks: list[int]) -> tuple[Tensor, Tensor]:
 
 
 def _paged_mqa_logits(b: int, next_n: int, heads: int, d: int, max_context_len: int) -> None:
-    lengths, page = _i32(b, next_n), indexer.PAGE_TOKENS
+    lengths, page = _i32(b, next_n), PAGE_TOKENS
     pages = ceil_div(max_context_len, page)
     cache = _meta(max(2, pages), page, 1, d + 4, dtype=torch.uint8)
     schedule = indexer.get_paged_mqa_logits_metadata(lengths, page, MULTIPROCESSORS)

@@ -27,7 +27,7 @@ def deepgemm() -> None:
     "--cache-dir",
     required=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory that jobs name by TRITON_CACHE_DIR; may lie on a mount, shared.",
+    help="Directory that jobs name by TRITON_CACHE_DIR; may be on a mount, shared.",
 )
 @click.option(
     "--layer",

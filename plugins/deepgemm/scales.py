@@ -104,7 +104,7 @@ def transform_sf_into_required_layout(  # noqa: PLR0913 (the original's)
 
 
 def check_scales(sf: Tensor, shape: tuple[int, int], *, num_groups: int | None, name: str) -> None:
-    """Raises BadType or BadArgument if these are not float32 scales of that shape."""
+    """Check that these are float32 scales of that shape."""
     wanted = shape if num_groups is None else (num_groups, *shape)
     if sf.dtype != torch.float32:
         raise BadType(

@@ -26,7 +26,7 @@ def set_num_sms(num_sms: int) -> None:
 
 
 def get_num_sms() -> int:
-    """What `set_num_sms` said, else all multiprocessors of the current device (132, an H100's, without one)."""
+    """Return what `set_num_sms` set, else all multiprocessors of the current device (132, an H100's, without one)."""
     if _settings.num_sms is not None:
         return _settings.num_sms
     import torch
@@ -84,7 +84,7 @@ def set_block_size_multiple_of(size: int | tuple[int, int]) -> None:
 
 
 def get_block_size_multiple_of() -> tuple[int, int]:
-    """What `set_block_size_multiple_of` said, (1, 1) at first."""
+    """Return what `set_block_size_multiple_of` set, (1, 1) at first."""
     return _settings.block_size_multiple_of
 
 
@@ -96,7 +96,7 @@ def set_mk_alignment_for_contiguous_layout(alignment: int) -> None:
 
 
 def get_mk_alignment_for_contiguous_layout() -> int:
-    """What `set_mk_alignment_for_contiguous_layout` said, 128 at first."""
+    """Return what `set_mk_alignment_for_contiguous_layout` set, 128 at first."""
     return _settings.alignment
 
 

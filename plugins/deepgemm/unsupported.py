@@ -27,7 +27,8 @@ transform_weights_for_mega_moe = unsupported("transform_weights_for_mega_moe", _
 fp8_fp4_mega_moe = unsupported("fp8_fp4_mega_moe", _MEGA)
 bf16_mega_moe = unsupported("bf16_mega_moe", _MEGA)
 get_best_configs = unsupported(
-    "get_best_configs", "it told the tiles of the original's kernels; the ones here choose theirs"
+    "get_best_configs",
+    "it returns the tiles of the original's kernels; those of these kernels are chosen by shape",
 )
 k_grouped_wgrad_gemm_fp8_fp8_fp32_nt = unsupported(
     "k_grouped_wgrad_gemm_fp8_fp8_fp32_nt", "call k_grouped_fp8_gemm_nt_contiguous"

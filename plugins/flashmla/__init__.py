@@ -60,7 +60,7 @@ __all__: list[str] = sorted([*_HOME_OF, "describe"])  # noqa: PLE0605 (of the ta
 
 
 def describe() -> dict[str, str]:
-    """What this plugin can use on this machine, for `luciola plugins`."""
+    """Return what this plugin can use on this machine, for `luciola plugins`."""
     from ..kernels import status
 
     return status.describe("flashmla")

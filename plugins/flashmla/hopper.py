@@ -14,9 +14,9 @@ through shared memory. While one is at its softmax the other keeps the tensor co
 
     I1  a block's left and right half are loaded and given back on their own; each half has one side that reads it
         last and gives it back: K0's left and K1's left `_left`, the right ones `_right`
-    I2  the RoPE part of a block is dead once its logits are there: P takes its place. P0 lies with K0's right half,
+    I2  the RoPE part of a block is dead once its logits are there: P takes its place. P0 is with K0's right half,
         which `_right` gives back, P1 with K1's left half
-    I3  a sequence's last block lies at the end of its 64 rows, below rows that the loader fills with zeros because
+    I3  a sequence's last block is at the end of its 64 rows, below rows that the loader fills with zeros because
         they would come before the page: rows that do not exist are never read, whatever memory holds there, and
         nothing has to be cleaned afterwards. A page that does not exist is all zeros and not visible
     I4  both sides and the loader walk the same pairs in the same order: barriers' phases need no messages
@@ -357,7 +357,7 @@ def flash_fwd_splitkv_mla_kernel_ws(
 
 
 def takes(call: DenseDecode) -> bool:
-    """Whether this path is for such a call: enough rows, pages of 64, rows of 576 that TMA can address."""
+    """Return whether this path is for such a call: enough rows, pages of 64, rows of 576 that TMA can address."""
     cache = call.cache
     pages, page, heads, _ = cache.shape
     aligned = all(stride % 8 == 0 for stride in cache.stride()[:3]) and cache.data_ptr() % 16 == 0
@@ -384,7 +384,7 @@ def dense_decode(call: DenseDecode, plan: tuple[torch.Tensor, torch.Tensor], res
 
 
 def _descriptor(cache: torch.Tensor, stride_head: int, width: int) -> TensorDescriptor:
-    """Pages, tokens of a page, numbers of a token: what lies before or behind these is read as zeros."""
+    """Pages, tokens of a page, numbers of a token: what is before or behind these is read as zeros."""
     pages, page, heads, channels = cache.shape
     shape = [pages, page, (heads - 1) * stride_head + channels]
     return TensorDescriptor(cache, shape, [cache.stride(0), cache.stride(1), 1], [1, page, width], _LAYOUT)

@@ -77,7 +77,7 @@ _ROPE: gl.constexpr = gl.constexpr(64)
 _LOG2E: gl.constexpr = gl.constexpr(1.4426950408889634)
 _WIDTH: gl.constexpr = gl.constexpr(64)  # numbers of each token that are loaded and scaled at a time
 _AHEAD: gl.constexpr = gl.constexpr(4)  # times that many are on their way
-# What the sides tell each other of a row: by how much its output shrinks, and its last factor.
+# What one side sends the other of a row: by how much its output shrinks, and its last factor.
 _SHRINK: gl.constexpr = gl.constexpr(0)
 _LAST: gl.constexpr = gl.constexpr(1)
 
@@ -509,7 +509,7 @@ def flash_fwd_splitkv_mla_fp8_sparse_kernel_ws(
 
 
 def takes(q: torch.Tensor, rows: int, *caches: torch.Tensor) -> bool:
-    """Whether this path is for such a call: enough rows that share tokens, bfloat16, pages that are aligned."""
+    """Return whether this path is for such a call: enough rows that share tokens, bfloat16, pages that are aligned."""
     aligned = all((cache.stride(0) | cache.data_ptr()) % ALIGNMENT == 0 for cache in caches)
     return rows >= ROWS_MIN and q.dtype == torch.bfloat16 and aligned
 

@@ -1,6 +1,6 @@
 """The fast path of sparse prefill on Hopper, in Gluon: 64 heads of a query, the tokens that its list names.
 
-The two sides of `hopper`, with the same exchange of probabilities, and a warpgroup that gathers: tokens of a list lie
+The two sides of `hopper`, with the same exchange of probabilities, and a warpgroup that gathers: tokens of a list are
 anywhere, so that no TMA load brings them. It copies 16 bytes a thread straight to shared memory (cp.async), and the
 copies themselves arrive at a half block's barrier. A program has one query, so its blocks are walked once.
 
@@ -104,7 +104,7 @@ def _copy_rows(place, at, known, FIRST: gl.constexpr, WIDTH: gl.constexpr):
 
 @gluon.jit
 def _given_back(free, pair):
-    """Waits until nobody needs this half of the pair before."""
+    """Wait until no side needs this half of the pair before."""
     mbarrier.wait(free, pair & 1 ^ 1)
 
 
@@ -289,7 +289,7 @@ def sparse_attn_fwd_ws(
 
 
 def takes(call: SparsePrefill) -> bool:
-    """Whether this path is for such a call: enough heads, rows that can be copied by 16 bytes."""
+    """Return whether this path is for such a call: enough heads, rows that can be copied by 16 bytes."""
     return call.q.shape[1] >= ROWS_MIN and call.kv.stride(0) % 8 == 0 and call.kv.data_ptr() % 16 == 0
 
 

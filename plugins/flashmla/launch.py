@@ -48,7 +48,7 @@ SUMS_ROWS: Final = 64
 
 
 def tile_for(rows: int, tiles: dict[int, Tile]) -> Tile:
-    """The smallest tile that holds the rows, or the largest there is."""
+    """Return the smallest tile that holds the rows, or the largest there is."""
     return next((tiles[size] for size in sorted(tiles) if size >= rows), tiles[max(tiles)])
 
 

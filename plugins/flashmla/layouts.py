@@ -12,7 +12,7 @@
     576P      8P P rows of scales: seven UE8M0 bytes (2^(byte - 127)), one for each 64 numbers, and one byte unused
 
 A cache is a tensor (pages, P, 1, 656 or 584) of one-byte elements whose rows are contiguous within a page; pages may
-lie further apart. Scales are powers of two: 2^ceil(log2(max(largest magnitude, 1e-4) / 448)).
+be further apart. Scales are powers of two: 2^ceil(log2(max(largest magnitude, 1e-4) / 448)).
 Infinities saturate; NaN stays NaN.
 """
 
@@ -39,13 +39,13 @@ _ONE_BYTE: Final = (torch.float8_e4m3fn, torch.int8, torch.uint8)
 
 
 def quantize_v32(rows: torch.Tensor) -> torch.Tensor:
-    """A cache in V3.2 layout. Shapes: rows (pages, P, 1, 576); result (pages, P, 1, 656) float8."""
+    """Quantize to V3.2 layout. Shapes: rows (pages, P, 1, 576); result (pages, P, 1, 656) float8."""
     _check_rows(rows, V32_CHANNELS)
     return _v32_rows(rows).view(torch.float8_e4m3fn)
 
 
 def dequantize_v32(cache: torch.Tensor) -> torch.Tensor:
-    """What a cache in V3.2 layout holds. Shapes: cache (pages, P, 1, 656); result (pages, P, 1, 576) bfloat16."""
+    """Return the rows of a V3.2 cache. Shapes: cache (pages, P, 1, 656); result (pages, P, 1, 576) bfloat16."""
     check_fp8_cache("cache", cache, V32_BYTES)
     raw = cache.view(torch.uint8)
     latent = raw[..., :_V32_LATENT].contiguous().view(torch.float8_e4m3fn).float()
@@ -57,7 +57,7 @@ def dequantize_v32(cache: torch.Tensor) -> torch.Tensor:
 def empty_model1_cache(
     pages: int, page_tokens: int = 64, *, device: str | torch.device = "cpu"
 ) -> torch.Tensor:
-    """A cache in MODEL1 layout, zeros, its pages padded to a multiple of 576 bytes."""
+    """Make a cache in MODEL1 layout, zeros, its pages padded to a multiple of 576 bytes."""
     page_bytes = -(-page_tokens * MODEL1_BYTES // MODEL1_ROW_BYTES) * MODEL1_ROW_BYTES
     memory = torch.zeros((pages, page_bytes), dtype=torch.uint8, device=device)
     shape = (pages, page_tokens, 1, MODEL1_BYTES)
@@ -66,7 +66,7 @@ def empty_model1_cache(
 
 
 def quantize_model1(rows: torch.Tensor) -> torch.Tensor:
-    """A cache in MODEL1 layout. Shapes: rows (pages, P, 1, 512); result (pages, P, 1, 584) float8, pages padded."""
+    """Quantize to MODEL1 layout. Shapes: rows (pages, P, 1, 512); result (pages, P, 1, 584) float8, pages padded."""
     _check_rows(rows, MODEL1_CHANNELS)
     cache = empty_model1_cache(rows.shape[0], rows.shape[1], device=rows.device)
     data, scales = model1_parts(cache)
@@ -80,7 +80,7 @@ def quantize_model1(rows: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize_model1(cache: torch.Tensor) -> torch.Tensor:
-    """What a cache in MODEL1 layout holds. Shapes: cache (pages, P, 1, 584); result (pages, P, 1, 512) bfloat16."""
+    """Return the rows of a MODEL1 cache. Shapes: cache (pages, P, 1, 584); result (pages, P, 1, 512) bfloat16."""
     check_fp8_cache("cache", cache, MODEL1_BYTES)
     data, scales = model1_parts(cache)
     latent = data[..., :_MODEL1_LATENT].contiguous().view(torch.float8_e4m3fn).float()
@@ -100,7 +100,7 @@ def model1_parts(cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_fp8_cache(name: str, cache: torch.Tensor, row_bytes: int) -> None:
-    """Raises: BadArgument, BadType for a tensor that is no cache of rows of `row_bytes`."""
+    """Check that a tensor is a cache of rows of `row_bytes`. Raises: BadArgument, BadType."""
     if cache.dtype not in _ONE_BYTE:
         raise BadType(f"{name} has dtype {cache.dtype}; an FP8 cache is float8_e4m3fn, int8 or uint8")
     if cache.dim() != 4 or cache.shape[2] != 1 or cache.shape[3] != row_bytes:

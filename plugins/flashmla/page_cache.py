@@ -1,6 +1,6 @@
 """The KV cache in memory that pages are loaded into and saved from: blocks, each with all layers of one page.
 
-`PageCache.allocate` lays the layers of a block one behind the other, as the file does, so that one read fills a block
+`PageCache.allocate` puts the layers of a block one behind the other, as the file does, so that one read fills a block
 without a copy; `layers[i]` is a view with FlashMLA's shape, whose blocks are simply further apart. `PageCache.over`
 takes the caches that a server already has, one tensor a layer; a block is then read in as many parts.
 """
@@ -31,14 +31,14 @@ class PageCache:
     def __init__(self, layout: PageLayout, layers: list[torch.Tensor], memory: torch.Tensor | None) -> None:
         self.layout = layout
         self.layers = layers
-        self.memory = memory  # (blocks, record_bytes) uint8, where blocks lie as records do
+        self.memory = memory  # (blocks, record_bytes) uint8, where blocks are as records
         self.blocks = layers[0].shape[0]
         self.device = layers[0].device
         self.staged = self.device.type != "cpu"  # bytes pass through host memory
 
     @classmethod
     def allocate(cls, layout: PageLayout, blocks: int, *, device: str | torch.device = "cpu") -> "PageCache":
-        """A cache of that many blocks, zeros, in memory that storage nodes of this machine can fill themselves."""
+        """Make a cache of that many blocks, zeros, in memory that storage nodes of this machine can fill themselves."""
         if blocks < 1:
             raise BadArgument(f"blocks is {blocks}; a cache has at least one")
         size = blocks * layout.record_bytes
@@ -51,7 +51,7 @@ class PageCache:
 
     @classmethod
     def over(cls, layout: PageLayout, layers: Sequence[torch.Tensor]) -> "PageCache":
-        """The caches of a server, one tensor a layer. Raises: BadArgument, BadType."""
+        """Use the caches of a server, one tensor a layer. Raises: BadArgument, BadType."""
         if len(layers) != layout.layers:
             raise BadArgument(f"there are {len(layers)} tensors; the layout has {layout.layers} layers")
         wanted = (layout.page_tokens, layout.kv_heads, KINDS[layout.kind][1])
@@ -71,7 +71,7 @@ class PageCache:
         return cls(layout, list(layers), None)
 
     def parts(self, block: int) -> list[tuple[int, memoryview]]:
-        """Memory of a block: (offset within a record, bytes). For a cache in host memory."""
+        """Return the memory of a block: (offset within a record, bytes). For a cache in host memory."""
         assert self.device.type == "cpu", "only host memory has memoryviews"
         if self.memory is not None:
             return [(0, _view(self.memory[block]))]
@@ -81,7 +81,7 @@ class PageCache:
         ]
 
     def part(self, layer: int, block: int) -> memoryview:
-        """Memory of one layer of a block. For a cache in host memory."""
+        """Return the memory of one layer of a block. For a cache in host memory."""
         assert self.device.type == "cpu", "only host memory has memoryviews"
         return _view(self._bytes_of(layer, block))
 
@@ -94,11 +94,11 @@ class PageCache:
         return raw.as_strided((self.layout.layer_bytes,), (1,), start)
 
     def copies(self) -> "Copies":
-        """What carries out copies of a transfer that begins now: after what the caller's stream does to the blocks."""
+        """Return what carries out copies of a transfer, after what the caller's stream does to the blocks by now."""
         return Copies() if self.device.type == "cpu" else _StreamCopies(self.device)
 
     def put(self, block: int, record: torch.Tensor) -> None:
-        """Begins to copy a record, a row of bytes in host memory, into a block on a device: one copy over the bus."""
+        """Begin to copy a record, a row of bytes in host memory, into a block on a device: one copy over the bus."""
         if self.memory is not None:
             self.memory[block].copy_(record, non_blocking=True)
         else:
@@ -117,7 +117,7 @@ class PageCache:
         )
 
     def get(self, block: int, record: torch.Tensor) -> None:
-        """Begins to copy a block on a device into a row of bytes in host memory."""
+        """Begin to copy a block on a device into a row of bytes in host memory."""
         if self.memory is not None:
             record.copy_(self.memory[block], non_blocking=True)
         else:
@@ -137,12 +137,12 @@ class Copies:
     """Carries out copies between staging memory and a cache: at once, for a cache in host memory."""
 
     def begin(self, copy: Callable[[], None]) -> Done:
-        """Begins a copy. The result says whether it has ended; told to, it waits first."""
+        """Begin a copy. The result, a function, says whether it has ended; given True, it waits first."""
         copy()
         return lambda _wait: True
 
     def mark(self) -> Callable[[], None]:
-        """A function that orders the calling thread's current stream after the copies that have begun by now."""
+        """Return a function that orders the calling thread's current stream after the copies that have begun by now."""
         return lambda: None
 
 
@@ -172,7 +172,7 @@ class _StreamCopies(Copies):
 
 
 def staging_memory(device: torch.device, size: int) -> torch.Tensor:
-    """Bytes in host memory: pinned for a GPU, so that copies run beside the host, from torch's pool of such memory."""
+    """Allocate bytes in host memory: pinned for a GPU, so that copies run beside the host."""
     if device.type == "cuda":
         return torch.empty(size, dtype=torch.uint8, pin_memory=True)
     return torch.frombuffer(Buffer(size), dtype=torch.uint8)

@@ -119,25 +119,31 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What the table says of one page."""
+class PageName:
+    """One page of a text: `tokens` of them, page number `depth`."""
 
-    tokens: int
-    generation: int  # of saves, rising: two entries of one slot differ in it
     key: bytes
     parent: bytes
-    depth: int  # number of the page in its sequence
+    depth: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Entry(PageName):
+    """What the table says of one page."""
+
+    generation: int  # of saves, rising: two entries of one slot differ in it
     checksums: tuple[int, ...]  # CRC32C of each layer
 
 
 def fingerprint(model: str, layout: PageLayout) -> bytes:
-    """Whose cache it is: caches of other models, or of another layout, share no key with it."""
+    """Return whose cache it is: caches of other models, or of another layout, share no key with it."""
     what = f"{model}\0{layout.kind}\0{layout.layers}\0{layout.page_tokens}\0{layout.kv_heads}"
     return hashlib.blake2b(what.encode(), digest_size=KEY_BYTES, person=b"luciola kv model").digest()
 
 
 def encode_header(header: Header) -> bytes:
-    """One block."""
+    """Encode the first block of a file."""
     layout = header.layout
     packed = _HEADER.pack(
         MAGIC,
@@ -157,7 +163,7 @@ def encode_header(header: Header) -> bytes:
 
 
 def decode_header(block: bytes, path: str) -> Header:
-    """Raises: InvalidArgument for another kind of file or a newer format; CorruptData."""
+    """Decode the first block. Raises: InvalidArgument for another kind of file or a newer format; CorruptData."""
     if block[: len(MAGIC)] != MAGIC:
         raise InvalidArgument("not a file of KV pages: make one with PagedKVFile.create", path=path)
     if len(block) < BLOCK_BYTES or _CRC.unpack_from(block, BLOCK_BYTES - 4)[0] != crc32c(
@@ -176,7 +182,7 @@ def decode_header(block: bytes, path: str) -> Header:
 
 
 def encode_entry(entry: Entry, layout: PageLayout) -> bytes:
-    """An entry of `layout.entry_bytes`."""
+    """Encode an entry, `layout.entry_bytes` long."""
     assert len(entry.checksums) == layout.layers, "one checksum a layer"
     packed = _ENTRY.pack(
         _USED, entry.tokens, entry.generation, entry.key, entry.parent, entry.depth, layout.layers
@@ -186,7 +192,7 @@ def encode_entry(entry: Entry, layout: PageLayout) -> bytes:
 
 
 def decode_entry(data: bytes | memoryview, layout: PageLayout) -> Entry | None:
-    """None for a free slot, and for an entry that was not completely written (F2)."""
+    """Decode an entry; None for a free slot, and for one that was not completely written (F2)."""
     body = data[: layout.entry_bytes - _CRC.size]
     used, tokens, generation, key, parent, depth, layers = _ENTRY.unpack_from(data)
     if used != _USED or _CRC.unpack_from(data, len(body))[0] != crc32c(body):
@@ -194,7 +200,7 @@ def decode_entry(data: bytes | memoryview, layout: PageLayout) -> Entry | None:
     if layers != layout.layers or not 1 <= tokens <= layout.page_tokens:
         return None
     checksums = struct.unpack_from(f"<{layers}I", data, _ENTRY.size)
-    return Entry(tokens, generation, key, parent, depth, checksums)
+    return Entry(key, parent, depth, tokens, generation, checksums)
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -202,6 +208,6 @@ def round_up(number: int, multiple: int) -> int:
 
 
 __all__ = [
-    "BLOCK_BYTES", "KEY_BYTES", "KINDS", "Entry", "Header", "PageLayout", "decode_entry", "decode_header",
+    "BLOCK_BYTES", "KEY_BYTES", "KINDS", "Entry", "Header", "PageLayout", "PageName", "decode_entry", "decode_header",
     "encode_entry", "encode_header", "fingerprint", "round_up",
 ]  # fmt: skip

@@ -40,13 +40,14 @@ from .page_format import (
     Entry,
     Header,
     PageLayout,
+    PageName,
     decode_entry,
     decode_header,
     encode_entry,
     encode_header,
     fingerprint,
 )
-from .prefix import PageName, PrefixIndex, page_names
+from .prefix import PrefixIndex, page_names
 from .transfer import LayerTransfer, Transfer
 
 WRITER_SUFFIX: Final = ".writer"  # beside a file on a cluster, while a process writes it
@@ -60,9 +61,12 @@ _Path = str | os.PathLike[str]
 class Page:
     """A page of the file, as it was when it was found."""
 
-    name: PageName
     slot: int
     entry: Entry
+
+    @property
+    def name(self) -> PageName:
+        return self.entry
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class PagedKVFile:
         secret_file: _Path | None = None,
         token: str | None = None,
     ) -> "PagedKVFile":
-        """A new file for `capacity` pages, open for writing. It is sparse until pages are saved.
+        """Make a file for `capacity` pages, open for writing. It is sparse until pages are saved.
 
         `model`: a name for the weights and their revision; pages are found only by those who open with the same.
         Raises: AlreadyExists; InvalidArgument; OSError.
@@ -131,10 +135,10 @@ class PagedKVFile:
         secret_file: _Path | None = None,
         token: str | None = None,
     ) -> "PagedKVFile":
-        """Opens a file. With `model` it must be of that model and revision.
+        """Open a file. With `model` it must be of that model and revision.
 
-        `take_over`: on a cluster, write though the last writer did not say goodbye; only when it is surely gone.
-        Raises: NotFound; InvalidArgument for another model or kind of file; Busy if somebody writes it; CorruptData.
+        `take_over`: on a cluster, write though the last writer left its mark; only when it has surely ended.
+        Raises: NotFound; InvalidArgument for another model or kind of file; Busy if it has a writer; CorruptData.
         """
         file_system, path = open_location(location, secret_file=secret_file, token=token)
         file: Any = file_system.open(path, "r+b" if writable else "rb", direct=True)
@@ -158,49 +162,40 @@ class PagedKVFile:
         return self.header.capacity
 
     def __len__(self) -> int:
-        """How many pages there are."""
+        """Return how many pages there are."""
         with self._lock:
             return len(self._index)
 
     def names(self, tokens: Sequence[int]) -> list[PageName]:
-        """What the pages of a text are called; the last may not be full."""
+        """Name the pages of a text; the last may not be full."""
         return page_names(tokens, self.layout.page_tokens, self.header.model)
 
     def match(self, tokens: Sequence[int]) -> list[Page]:
-        """The pages of the longest beginning of a text that is there. The last one may hold fewer tokens."""
+        """Find the pages of the longest beginning of a text that is there. The last one may hold fewer tokens."""
         with self._lock:
-            found = []
-            for name in self._index.longest(tokens):
-                slot = self._index.slot(name.key)
-                entry = self._entries[slot]
-                assert entry is not None, "the index names used slots"
-                found.append(Page(name, slot, entry))
-            return found
+            slots = [self._index.slot(name.key) for name in self._index.longest(tokens)]
+            return [Page(slot, self._entry(slot)) for slot in slots]
 
     def pages(self) -> list[Page]:
-        """All pages, by slot."""
+        """List all pages, by slot."""
         with self._lock:
-            return [
-                Page(_name(entry), slot, entry)
-                for slot, entry in enumerate(self._entries)
-                if entry is not None
-            ]
+            return [Page(slot, entry) for slot, entry in enumerate(self._entries) if entry is not None]
 
     def refresh(self) -> None:
-        """Sees what the writer has saved and evicted since. For readers; a writer knows."""
+        """Read what the writer has saved and evicted since. For readers; a writer knows."""
         if not self.writable:
             with self._lock:
                 self._read_table()
 
     def load(self, pages: Sequence[Page], blocks: Sequence[int], cache: PageCache) -> Transfer:
-        """Reads pages into blocks of the cache, in a thread; each is verified before it counts as landed.
+        """Read pages into blocks of the cache, in a thread; each is verified before it counts as landed.
 
         A page that was evicted meanwhile fails with NotFound, a damaged one with CorruptData; the others land.
         """
         return self._load(Transfer(len(pages)), pages, blocks, cache)
 
     def load_layers(self, pages: Sequence[Page], blocks: Sequence[int], cache: PageCache) -> LayerTransfer:
-        """As `load`, but layer by layer: the first layer of all pages is there first (`wait_for_layer`).
+        """Load layer by layer: the first layer of all pages is there first (`wait_for_layer`).
 
         For a model that computes while later layers are being read. A read for each layer of each page, so `load` is
         faster for all of them together. Damage in a late layer is found when earlier ones may have been used.
@@ -208,7 +203,7 @@ class PagedKVFile:
         return self._load(LayerTransfer(len(pages), self.layout.layers), pages, blocks, cache)
 
     def save(self, names: Sequence[PageName], blocks: Sequence[int], cache: PageCache) -> Transfer:
-        """Writes blocks of the cache as the pages of those names, in a thread; a page has landed when it is durable.
+        """Write blocks of the cache as the pages of those names, in a thread; a page has landed when it is durable.
 
         Pages that are there already are not written again. If the file is too small for all of them, later ones
         fail with NoSpace. Raises: InvalidArgument for a file that is open for reading.
@@ -222,7 +217,7 @@ class PagedKVFile:
         return transfer
 
     def verify(self) -> Iterator[Damage]:
-        """Reads every page and compares it with its checksums."""
+        """Read every page and compare it with its checksums."""
         cache = PageCache.allocate(self.layout, min(SCRUB_BLOCKS, self.capacity))
         pages = self.pages()
         for begin in range(0, len(pages), cache.blocks):
@@ -236,7 +231,7 @@ class PagedKVFile:
                 yield Damage(page.slot, int(error.fields.get("layer", 0)), page.name.key)
 
     def close(self) -> None:
-        """Waits for what is under way, and ends."""
+        """Wait for transfers in progress, and close the file."""
         with self._lock:
             transfers, self._transfers = self._transfers, []
         for transfer in transfers:
@@ -278,7 +273,7 @@ class PagedKVFile:
         return transfer
 
     def reason(self, page: Page, layer: int) -> OSError:
-        """Why a page's bytes are not those that were expected."""
+        """Return why a page's bytes are not those that were expected."""
         size = self.layout.entry_bytes
         now = decode_entry(self._file.pread(size, self.header.entry_offset(page.slot)), self.layout)
         if now != page.entry:
@@ -323,7 +318,7 @@ class PagedKVFile:
             self._file.fsync(data_only=True)
 
     def _allot(self, transfer: Transfer, names: Sequence[PageName]) -> dict[int, int]:
-        """A slot for each page that is not there, its old entry gone from the disk (F3); by place."""
+        """Allot a slot to each page that is not there, its old entry gone from the disk (F3); by place."""
         with self._lock:
             present = {place for place, name in enumerate(names) if name.key in self._index}
             # Keys that come twice are written once.
@@ -349,7 +344,7 @@ class PagedKVFile:
         return slots
 
     def _choose(self, count: int, kept: set[int]) -> tuple[list[int], list[int]]:
-        """Up to `count` slots to write, and those of them whose entry on the disk must go first."""
+        """Choose up to `count` slots to write, and those of them whose entry on the disk must go first."""
         free = [slot for slot, entry in enumerate(self._entries) if entry is None]
         used = (
             (self._clocks[slot], -entry.depth, slot)
@@ -359,9 +354,7 @@ class PagedKVFile:
         victims = [slot for *_, slot in sorted(used)[: max(0, count - len(free))]]
         chosen = (free + victims)[:count]
         for slot in victims:
-            entry = self._entries[slot]
-            assert entry is not None, "a victim is a used slot"
-            self._index.remove(entry.key)
+            self._index.remove(self._entry(slot).key)
             self._entries[slot] = None
         self._stale.update(victims)
         return chosen, [slot for slot in chosen if slot in self._stale]
@@ -394,7 +387,12 @@ class PagedKVFile:
                 self._entries[slot] = None
                 self._stale.add(slot)
             else:
-                self._index.add(_name(entry), slot)
+                self._index.add(entry, slot)
+
+    def _entry(self, slot: int) -> Entry:
+        entry = self._entries[slot]
+        assert entry is not None, "the index and victims name used slots"
+        return entry
 
     def _touch(self, slots: Sequence[int]) -> None:
         for slot in slots:
@@ -402,7 +400,7 @@ class PagedKVFile:
         self._clock += 1
 
     def _write_clocks(self) -> None:
-        """Without waiting for the disk: after a crash, older times of use do no harm."""
+        """Write times of use, without waiting for the disk: after a crash, older times of use do no harm."""
         with self._lock:
             data = self._clocks.tobytes()
         self._file.pwrite(data, self.header.clocks_offset)
@@ -425,10 +423,6 @@ class PagedKVFile:
             raise InvalidArgument(
                 f"blocks are {list(blocks)}; they must differ and be 0 to {cache.blocks - 1}"
             )
-
-
-def _name(entry: Entry) -> PageName:
-    return PageName(entry.key, entry.parent, entry.depth, entry.tokens)
 
 
 class _Loading(Mover):
@@ -508,12 +502,12 @@ class _Saving(Mover):
         for place in places:
             name, number = self.names[place], self.generation + len(self.entries)
             sums = tuple(crc32c(memory) for _, _, memory in view.layers())
-            self.entries[place] = Entry(name.tokens, number, name.key, name.parent, name.depth, sums)
+            self.entries[place] = Entry(name.key, name.parent, name.depth, name.tokens, number, sums)
         return places
 
 
 def _claim(file_system: AnyFileSystem, path: str, file: Any, *, take_over: bool) -> None:
-    """Makes this process the only writer. Raises: Busy."""
+    """Make this process the only writer. Raises: Busy."""
     if isinstance(file_system, LocalFileSystem):
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -12,26 +12,15 @@ from as many tokens as it has.
 import hashlib
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
-from .page_format import KEY_BYTES
+from .page_format import KEY_BYTES, PageName
 
 TOKEN_MAX: Final = (1 << 32) - 1
 
 
-@dataclass(frozen=True)
-class PageName:
-    """One page of a text: `tokens` of them, page number `depth`."""
-
-    key: bytes
-    parent: bytes
-    depth: int
-    tokens: int
-
-
 def page_names(tokens: Sequence[int], page_tokens: int, root: bytes) -> list[PageName]:
-    """The pages of a text in order; the last may have fewer tokens. Raises: ValueError for what is no token."""
+    """Name the pages of a text in order; the last may have fewer tokens. Raises: ValueError for what is no token."""
     names: list[PageName] = []
     parent = root
     for begin in range(0, len(tokens), page_tokens):
@@ -43,7 +32,7 @@ def page_names(tokens: Sequence[int], page_tokens: int, root: bytes) -> list[Pag
 
 
 def chained(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The key of a page with these tokens behind the page (or the model) with that key."""
+    """Return the key of a page with these tokens behind the page (or the model) with that key."""
     try:
         packed = struct.pack(f"<{len(tokens)}I", *tokens)
     except struct.error as error:
@@ -83,11 +72,11 @@ class PrefixIndex:
                 del self._short[name.parent]
 
     def slot(self, key: bytes) -> int:
-        """Raises: KeyError."""
+        """Return the slot of a page. Raises: KeyError."""
         return self._slots[key]
 
     def longest(self, tokens: Sequence[int]) -> list[PageName]:
-        """The pages that are there of the beginning of a text: full ones, and at most one that is not, at the end."""
+        """Find the longest known beginning of a text: full pages, and at most one that is not, at the end."""
         found: list[PageName] = []
         parent, begin = self._root, 0
         while begin + self._page_tokens <= len(tokens):
@@ -107,4 +96,4 @@ class PrefixIndex:
         return next((each for each in by_length if chained(parent, tokens[: each.tokens]) == each.key), None)
 
 
-__all__ = ["PageName", "PrefixIndex", "chained", "page_names"]
+__all__ = ["PrefixIndex", "chained", "page_names"]

@@ -54,12 +54,12 @@ class FlashMLASchedMeta:
 
 
 def part_count(multiprocessors: int, *, kv_heads: int, rows: int) -> int:
-    """Parts of a call whose `rows` packed query rows a KV head are worked on in tiles of 64."""
+    """Return the parts of a call whose `rows` packed query rows a KV head are worked on in tiles of 64."""
     return max(multiprocessors // kv_heads // max(-(-rows // ROW_TILE), 1), 1)
 
 
 def make_schedule(lengths: torch.Tensor, parts: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The table (parts, 8) and the number of pieces before each sequence (b + 1), both int32 on the CPU."""
+    """Make the table (parts, 8) and the number of pieces before each sequence (b + 1), both int32 on the CPU."""
     blocks = [max(-(-length // BLOCK_TOKENS), 1) for length in lengths.tolist()]
     b = len(blocks)
     payload = -(-sum(each + FIXED_COST_BLOCKS for each in blocks) // parts) + FIXED_COST_BLOCKS

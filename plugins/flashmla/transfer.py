@@ -35,19 +35,19 @@ class Transfer:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is under way any more."""
+        """Return whether the transfer has ended."""
         with self._changed:
             return self._finished
 
     def wait_for(self, place: int, timeout_s: float | None = None) -> bool:
-        """Waits until the page at that place of the request has landed; False if that takes too long."""
+        """Wait until the page at that place of the request has landed; False if that takes too long."""
         with self._changed:
             settled = self._changed.wait_for(lambda: self._is_settled(place), timeout_s)
             self._raise_for(place)
             return settled
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Waits for all pages; False if that takes too long. Raises: the error of the first page that has one."""
+        """Wait for all pages; False if that takes too long. Raises: the error of the first page that has one."""
         with self._changed:
             settled = self._changed.wait_for(lambda: self._finished, timeout_s)
             for place in range(len(self._landed) if settled else 0):
@@ -57,7 +57,7 @@ class Transfer:
             return settled
 
     def landing(self) -> Iterator[int]:
-        """The places of pages as they land. Raises: as `wait`, at the end."""
+        """Yield the places of pages as they land. Raises: as `wait`, at the end."""
         given = 0
         while fresh := self._landed_since(given):
             yield from fresh
@@ -65,13 +65,13 @@ class Transfer:
         self.wait()
 
     def _landed_since(self, given: int) -> list[int]:
-        """Waits for at least one more; empty at the end."""
+        """Wait for at least one more; empty at the end."""
         with self._changed:
             self._changed.wait_for(lambda: len(self._order) > given or self._finished)
             return self._order[given:]
 
     def errors(self) -> dict[int, BaseException]:
-        """What went wrong, by place. Waits for the end."""
+        """Wait for the end, and return what went wrong, by place."""
         with self._changed:
             self._changed.wait_for(lambda: self._finished)
             return dict(self._errors)
@@ -110,7 +110,7 @@ class Transfer:
             self._changed.notify_all()
 
     def fail(self, place: int, error: BaseException) -> None:
-        """Of several errors of a page the first stays."""
+        """Fail a page. Of several errors of a page the first stays."""
         with self._changed:
             self._errors.setdefault(place, error)
             self._changed.notify_all()
@@ -155,7 +155,7 @@ class LayerTransfer(Transfer):
         return ready is not None or finished
 
     def set_ready(self, layer: int, wait: Callable[[], None]) -> None:
-        """The layer's copies have begun; `wait` orders the caller's stream after them."""
+        """Note that the layer's copies have begun; `wait` orders the caller's stream after them."""
         with self._changed:
             self._ready[layer] = wait
             self._changed.notify_all()

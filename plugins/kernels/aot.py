@@ -28,7 +28,7 @@ _compiled: ContextVar[list[Any] | None] = ContextVar("luciola_compiled", default
 
 
 class _TargetDriver:
-    """Stands where Triton asks the GPU's driver what it compiles for."""
+    """What Triton asks, instead of the GPU's driver, what it compiles for."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -45,7 +45,7 @@ class _TargetDriver:
 
 @contextmanager
 def compiling(target: GPUTarget = HOPPER) -> Iterator[list[Any]]:
-    """Calls of operators inside compile their kernels and launch none; the list holds what was compiled.
+    """Let calls of operators compile their kernels and launch none; the list holds what was compiled.
 
     Raises: RuntimeError in a process that interprets kernels (TRITON_INTERPRET=1).
     """
@@ -63,7 +63,7 @@ def compiling(target: GPUTarget = HOPPER) -> Iterator[list[Any]]:
 
 
 def start(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
-    """Launches a kernel; inside `compiling`, only compiles it; inside `launching_with`, hands it over.
+    """Launch a kernel; inside `compiling`, only compile it; inside `launching_with`, hand it over.
 
     Multiplications and additions are fused, whatever this release of Triton does by itself.
     """
@@ -81,7 +81,7 @@ def start(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -
 
 
 def is_compiling() -> bool:
-    """Whether calls compile instead of launching."""
+    """Return whether calls compile instead of launching."""
     return _compiled.get() is not None
 
 

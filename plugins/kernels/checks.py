@@ -13,7 +13,7 @@ Sizes = Sequence[int | tuple[int, ...] | None]  # of a shape: None for any, a tu
 def check_tensor(
     name: str, tensor: Tensor, shape: Sizes, dtypes: Sequence[torch.dtype], *, like: Tensor | None = None
 ) -> None:
-    """A tensor of such a shape whose last dimension is contiguous, on the device of `like`."""
+    """Check a tensor's shape and dtype, that its last dimension is contiguous, and its device: that of `like`."""
     if not isinstance(tensor, Tensor):
         raise BadType(f"{name} is a {type(tensor).__name__}; it must be a tensor")
     if tensor.dtype not in dtypes:
@@ -33,20 +33,20 @@ def check_tensor(
 def check_contiguous(
     name: str, tensor: Tensor, shape: Sizes, dtypes: Sequence[torch.dtype], *, like: Tensor | None = None
 ) -> None:
-    """As `check_tensor`, with nothing between its numbers."""
+    """Check as `check_tensor`, and that nothing is between its numbers."""
     check_tensor(name, tensor, shape, dtypes, like=like)
     if not tensor.is_contiguous():
         refuse(f"{name}.stride()", tensor.stride(), "it must be contiguous")
 
 
 def check_vector(name: str, vector: Tensor | None, size: int, dtype: torch.dtype, like: Tensor) -> None:
-    """None, or `size` contiguous numbers on the device of `like`."""
+    """Check that it is None, or `size` contiguous numbers on the device of `like`."""
     if vector is not None:
         check_tensor(name, vector, (size,), (dtype,), like=like)
 
 
 def check_same_device(*tensors: Tensor) -> None:
-    """All on one device."""
+    """Check that all are on one device."""
     devices = {each.device for each in tensors}
     if len(devices) > 1:
         raise BadArgument(

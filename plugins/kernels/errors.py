@@ -20,7 +20,7 @@ class BadCall(ValueError, AssertionError):
 
 
 def refuse(name: str, what: object, allowed: str) -> NoReturn:
-    """Raises BadArgument: what was given, and what is allowed."""
+    """Raise BadArgument: what was given, and what is allowed."""
     raise BadArgument(f"{name} is {what}; {allowed}")
 
 

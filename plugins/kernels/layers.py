@@ -65,7 +65,7 @@ class _Process:
 
 
 def set_layer(name: str | None) -> None:
-    """Sets the highest layer for calls of this process; None goes back to LUCIOLA_KERNELS, else to the default.
+    """Set the highest layer for calls of this process; None goes back to LUCIOLA_KERNELS, else to the default.
 
     Raises: BadArgument (ValueError) for a name that is not in LAYERS.
     """
@@ -73,7 +73,7 @@ def set_layer(name: str | None) -> None:
 
 
 def layer() -> str | None:
-    """What `set_layer` or LUCIOLA_KERNELS has set, or None: the fastest layer that tensors allow.
+    """Return what `set_layer` or LUCIOLA_KERNELS has set, or None: the fastest layer that tensors allow.
 
     Raises: BadArgument if the variable names no layer.
     """
@@ -84,7 +84,7 @@ def layer() -> str | None:
 
 
 def layer_for(tensor: torch.Tensor) -> str:
-    """The layer that a call with this tensor runs in.
+    """Return the layer that a call with this tensor runs in.
 
     Raises: RuntimeError if `using_layer` demands one that cannot run with this tensor in this process.
     """
@@ -113,13 +113,13 @@ def layer_for(tensor: torch.Tensor) -> str:
 
 
 def uses_kernels(tensor: torch.Tensor) -> bool:
-    """Whether a call with this tensor runs in kernels, Triton's or Gluon's, rather than in the reference."""
+    """Return whether a call with this tensor runs in kernels, Triton's or Gluon's, rather than in the reference."""
     return layer_for(tensor) != "reference"
 
 
 @contextmanager
 def using_layer(name: str) -> Iterator[None]:
-    """Calls of this process meanwhile run in that layer or raise; for tests and benchmarks.
+    """Let calls of this process run in that layer or raise; for tests and benchmarks.
 
     Raises: BadArgument (ValueError) for a name that is not in LAYERS.
     """
@@ -132,8 +132,8 @@ def using_layer(name: str) -> Iterator[None]:
 
 @contextmanager
 def launching_with(launcher: Launcher) -> Iterator[None]:
-    """Calls of this process hand their kernels to `launcher(kernel, grid, *arguments, **constants)`, as a simulator
-    takes them. It decides what runs them, so that the fast path can be taken with tensors on the CPU too.
+    """Let calls of this process hand their kernels to `launcher(kernel, grid, *arguments, **constants)`, for a
+    simulator. It decides what runs them, so that the fast path can be taken with tensors on the CPU too.
     """
     before, _Process.launcher = _Process.launcher, launcher
     try:
@@ -143,13 +143,13 @@ def launching_with(launcher: Launcher) -> Iterator[None]:
 
 
 def launcher() -> Launcher | None:
-    """What `launching_with` has set."""
+    """Return what `launching_with` has set."""
     return _Process.launcher
 
 
 @contextmanager
 def recording() -> Iterator[list[Launch]]:
-    """The kernels that this process starts meanwhile, from all of its threads, in order.
+    """List the kernels that this process starts meanwhile, from all of its threads, in order.
 
     with recording() as launches:
         fp8_gemm_nt((a, sfa), (b, sfb), d)
@@ -168,7 +168,7 @@ def recording() -> Iterator[list[Launch]]:
 
 
 def record(kernel: Any, grid: tuple[int, ...], constants: dict[str, Any]) -> None:
-    """Puts a launch into the lists of `recording`."""
+    """Put a launch into the lists of `recording`."""
     if _Process.recorders:
         launched = Launch(kernel.fn.__name__, grid, dict(constants))
         with _Process.lock:
@@ -177,30 +177,30 @@ def record(kernel: Any, grid: tuple[int, ...], constants: dict[str, Any]) -> Non
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a CUDA device, else an H100's."""
+    """Return the multiprocessors of a CUDA device, else an H100's."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).multi_processor_count)
     return MULTIPROCESSORS
 
 
 def on_device(tensor: torch.Tensor) -> AbstractContextManager[object]:
-    """Launches inside go to the device of this tensor."""
+    """Direct launches inside to the device of this tensor."""
     return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()
 
 
 def is_interpreting() -> bool:
-    """Whether Triton kernels of this process run in the interpreter: Triton reads TRITON_INTERPRET once for each."""
+    """Return whether Triton kernels run in the interpreter: Triton reads TRITON_INTERPRET once a process."""
     runtime = _triton_runtime()
     return runtime is not None and bool(runtime.interpret)
 
 
 def is_gated() -> bool:
-    """Whether the Gluon kernels passed their gates with the installed release of Triton."""
+    """Return whether the Gluon kernels passed their gates with the installed release of Triton."""
     return _has_triton() and ".".join(version("triton").split(".")[:2]) in GATED
 
 
 def state() -> str:
-    """One line about this machine, for `luciola plugins`."""
+    """Describe this machine in one line, for `luciola plugins`."""
     if not _has_triton():
         return "no Triton: reference operators on the CPU"
     if torch.cuda.is_available():

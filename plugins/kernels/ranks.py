@@ -1,4 +1,4 @@
-"""The processes of a run on several devices: how they find one another, and what their libraries say of failures."""
+"""Processes of a run on several devices: how they find one another, and the texts of their libraries' errors."""
 
 import os
 
@@ -7,7 +7,7 @@ from torch import distributed as dist
 
 
 def join(local_rank: int, num_local_ranks: int) -> tuple[int, int, dist.ProcessGroup]:
-    """Joins the processes of a run: (rank, number of ranks, group of all). Tensors are made on this rank's GPU then.
+    """Join the processes of a run: (rank, number of ranks, group of all). Tensors are made on this rank's GPU then.
 
     MASTER_ADDR, MASTER_PORT, WORLD_SIZE (hosts) and RANK (of this host) say where, as for the originals. Ranks share
     GPUs if there are fewer; gloo connects those, and CPUs, because NCCL refuses two ranks on one GPU.
@@ -28,7 +28,7 @@ def join(local_rank: int, num_local_ranks: int) -> tuple[int, int, dist.ProcessG
 
 
 def first_line(error: BaseException) -> str:
-    """Of the text of torch's or gloo's error, without where it was raised."""
+    """Return the first line of torch's or gloo's error, without where it was raised."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if text.startswith("[") and "] " in text:  # gloo begins with its source file
         text = text.split("] ", 1)[1]

@@ -19,7 +19,7 @@ NEVER: Final = "never"
 
 
 def describe(plugin: str) -> dict[str, str]:
-    """State of this machine, layer of a call with default tensors, gate of the Gluon kernels, last run on this card."""
+    """Return the machine's state, the layer of a call, the gate of the Gluon kernels, the last run on this card."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -42,7 +42,7 @@ def describe(plugin: str) -> dict[str, str]:
 
 
 def record_run(plugin: str) -> None:
-    """Notes that all of a plugin's GPU tests passed on this process's CUDA device today.
+    """Record that all of a plugin's GPU tests passed on this process's CUDA device today.
 
     Raises: RuntimeError without a CUDA device, OSError if the file cannot be written.
     """
@@ -57,7 +57,7 @@ def record_run(plugin: str) -> None:
 
 
 def last_run(plugin: str) -> str:
-    """The date of the last `record_run` on a card of this kind, "never", or that there is no card."""
+    """Return the date of the last `record_run` on a card of this kind, "never", or that there is no card."""
     if not torch.cuda.is_available():
         return "no card"
     return _runs().get(torch.cuda.get_device_name(), {}).get(plugin, NEVER)

@@ -10,7 +10,7 @@ from ..scales import get_tma_aligned_size
 
 
 def quantize_activations(x: Tensor, *, use_ue8m0: bool = False) -> tuple[Tensor, Tensor]:
-    """`per_token_cast_to_fp8` whose scales are MN-major and aligned already.
+    """Cast as `per_token_cast_to_fp8`, the scales MN-major and aligned already.
 
     Shapes: x (m, n) bfloat16, float16 or float32, contiguous rows; results (m, n) e4m3 and (m, ceil(n / 128)) float32
     of strides (1, m rounded up to 4).

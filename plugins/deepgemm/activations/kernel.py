@@ -36,7 +36,7 @@ def per_token_cast_kernel(
 
 
 def per_token_cast(x: Tensor, values: Tensor, scales: Tensor, *, use_ue8m0: bool) -> None:
-    """Fills values (m, n) e4m3 and scales (m, ceil(n / 128)), of any strides, from x."""
+    """Fill values (m, n) e4m3 and scales (m, ceil(n / 128)), of any strides, from x."""
     m, n = x.shape
     rows = 16
     with on_device(x):

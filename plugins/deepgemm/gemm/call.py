@@ -104,7 +104,7 @@ class Call:
 
 
 def run(call: Call) -> None:
-    """Fills D in the layer for its device: the fast path if it takes the product."""
+    """Fill D in the layer for its device: the fast path if it takes the product."""
     layer = layer_for(call.d)
     if layer == "reference" or call.k == 0:
         from . import reference

@@ -152,7 +152,7 @@ def _bf16(a: Tensor, b: Tensor, d: Tensor, c: Tensor | None, compiled_dims: str,
 
 
 def _run(call: Call, c: Tensor | None) -> None:
-    """Brings c into d, and adds the product to it."""
+    """Copy c into d, and add the product to it."""
     d = call.d
     if c is not None:
         checks.check_added(c, d)
@@ -164,7 +164,7 @@ def _run(call: Call, c: Tensor | None) -> None:
 
 
 def _check_fp8(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], *, gran_n: int) -> tuple[int, int, Scales]:
-    """m, n and the scales of operands that fit."""
+    """Return m, n and the scales of operands that fit."""
     (a_values, sfa), (b_values, sfb) = checks.unpack(a, "a"), checks.unpack(b, "b")
     checks.check_operand(a_values, name="a[0]", dtype=FP8, dims=2)
     checks.check_operand(b_values, name="b[0]", dtype=FP8, dims=2)
@@ -180,7 +180,7 @@ def _check_fp8(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], *, gran_n: in
 def choose_recipe(
     recipe: Sequence[int] | None, recipe_a: Sequence[int] | None, recipe_b: Sequence[int] | None
 ) -> tuple[int, ...]:
-    """The recipe that a call means: (gran_m, gran_n, gran_k), one of those that SM90 knows."""
+    """Return the recipe that a call means: (gran_m, gran_n, gran_k), one of those that SM90 knows."""
     if (recipe_a is None) != (recipe_b is None):
         raise BadArgument("recipe_a and recipe_b go together")
     if recipe_a is not None and recipe_b is not None:

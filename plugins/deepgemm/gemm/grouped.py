@@ -243,7 +243,7 @@ def _k_grouped(  # noqa: PLR0913 (one call's arguments)
     a: Tensor, b: Tensor, d: Tensor, c: Tensor | None, ks: Sequence[int], layout: Tensor, compiled_dims: str,
     scales: Scales | None = None,
 ) -> None:  # fmt: skip
-    """Checks what both forms have in common, and runs."""
+    """Check what both forms have in common, and run."""
     if c is None:
         raise BadArgument("k-grouped products accumulate: give c (float32)")
     checks.check_output(d, d.shape, dtypes=[torch.float32])

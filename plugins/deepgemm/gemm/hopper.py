@@ -38,7 +38,7 @@ _BF16_LAYOUT: Final = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwi
 
 
 def takes(call: Call) -> bool:
-    """Whether a kernel here is for this product."""
+    """Return whether a kernel here is for this product."""
     if call.heads is not None:
         return False
     if call.mode == K_GROUPED:  # steps of K must end where groups end
@@ -51,7 +51,7 @@ def takes(call: Call) -> bool:
 
 
 def run(call: Call) -> None:
-    """Starts the kernel. Limits: `takes` says yes."""
+    """Start the kernel. Limits: `takes` says yes."""
     with on_device(call.d):
         if call.mode == K_GROUPED:
             _k_grouped(call)

@@ -1,7 +1,7 @@
 """The fast path for many rows on Hopper, in Gluon: FP8 and bfloat16 products, dense and grouped.
 
 One warp loads, two warpgroups multiply a piece of each tile. The loader fills STAGES slots of shared memory by TMA, as
-far ahead as there are free ones; each of the others waits for a slot, multiplies it, hands it back, and goes on. They
+far ahead as there are free ones; each of the others waits for a slot, multiplies it and releases it. All
 walk the same tiles in the same order: slot and phase need no messages.
 
     tile         piece of a warpgroup, and how it is multiplied
@@ -174,7 +174,7 @@ def multiply_tiles(
 def _scales_of(
     scales, strides, group, rows, columns, column, n, MODE: gl.constexpr, B_ROW_SCALES: gl.constexpr
 ):
-    """Where the first scales of 64 rows lie, and of the piece's B: it starts at a multiple of 128 columns, so B has one
+    """Where the first scales of 64 rows are, and of the piece's B: it starts at a multiple of 128 columns, so B has one
     scale, or one for each of its rows."""
     sfa, sfb = scales
     _, _, sfa_g, sfa_m, _, sfb_g, sfb_n, _ = strides
@@ -216,7 +216,7 @@ def add_blocks(
 ):  # fmt: skip
     """Adds `blocks` products of 128 columns of K, each of them scaled, to 64 rows of a piece, or to twice 64.
 
-    Scales are loaded a block ahead, so that nobody waits for them while the tensor core could work.
+    Scales are loaded a block ahead, so that the tensor core does not wait for them.
     """
     WAVES: gl.constexpr = PIECE_M // _ROWS
     PARTS: gl.constexpr = TILE_M // _ROWS

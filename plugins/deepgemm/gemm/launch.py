@@ -74,7 +74,7 @@ def _k_grouped(call: Call, tile: Tile) -> None:
 
 
 def start_with_scratch(kernel: Any, grid: Sequence[int], *arguments: Any, **constants: Any) -> None:
-    """`start` for kernels that make tensor descriptors: these lie in memory of the device that torch lends.
+    """Start a kernel that makes tensor descriptors, in memory of the device that torch allocates.
 
     The allocator is Triton's setting of a context: callers keep their own.
     """
@@ -87,7 +87,7 @@ def start_with_scratch(kernel: Any, grid: Sequence[int], *arguments: Any, **cons
 
 
 def _scratch(size: int, _alignment: int, _stream: int | None) -> Tensor:
-    # Memory of torch is aligned to 512 bytes, and not lent again on this stream before the kernel has ended.
+    # Memory of torch is aligned to 512 bytes, and not used again on this stream before the kernel has ended.
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
@@ -97,14 +97,14 @@ def _descriptor(matrix: Tensor, rows: int, k_step: int, *, transposed: bool = Fa
 
 
 def row_stride(matrix: Tensor) -> int:
-    """The stride of rows for TMA: that of a single row is any number, but TMA takes multiples of 16 bytes."""
+    """Return the stride of rows for TMA: that of a single row is any number, but TMA takes multiples of 16 bytes."""
     if matrix.shape[0] > 1:
         return matrix.stride(0)
     return get_tma_aligned_size(matrix.shape[1], matrix.element_size())
 
 
 def tile_constants(tile: Tile) -> dict[str, int | bool]:
-    """What kernels are compiled with."""
+    """Return what kernels are compiled with."""
     return {
         "BLOCK_M": tile.block_m,
         "BLOCK_N": tile.block_n,
@@ -117,7 +117,7 @@ def tile_constants(tile: Tile) -> dict[str, int | bool]:
 
 
 def programs() -> int:
-    """How many programs share the tiles of a product."""
+    """Return how many programs share the tiles of a product."""
     return INTERPRETED_PROGRAMS if is_interpreting() else settings.get_num_sms()
 
 

@@ -10,7 +10,7 @@ from .call import DENSE, K_GROUPED, MASKED, PSUM, Call
 
 
 def run(call: Call) -> None:
-    """Fills D."""
+    """Fill D."""
     if call.mode == K_GROUPED:
         assert call.c is not None
         if call.c is not call.d:

@@ -49,7 +49,7 @@ class PagedLogits:
 
 
 def run(name: str, device_of: Tensor, *call: Any) -> None:
-    """Calls the function of that name in the layer for a tensor: the fast path if it has one that takes the call."""
+    """Call the function of that name in the layer for a tensor: the fast path if it has one that takes the call."""
     layer = layer_for(device_of)
     if layer == "reference":
         from . import reference

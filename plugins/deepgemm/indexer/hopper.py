@@ -376,7 +376,7 @@ def paged_mqa_logits_ws_kernel(
 
 
 def takes(*call: Any) -> bool:
-    """Whether a kernel here is for this call: TMA wants addresses and rows at multiples of 16 bytes, pages of d."""
+    """Return whether a kernel here is for this call: TMA wants addresses and rows at multiples of 16 bytes."""
     first = call[0]
     if isinstance(first, Logits):
         aligned = first.kv.shape[0] == 1 or first.kv.stride(0) % TMA_BYTES == 0

@@ -142,7 +142,7 @@ def paged_mqa_logits_kernel(
 
 
 def mqa_logits(call: Logits) -> None:
-    """Fills the logits."""
+    """Fill the logits."""
     s, heads, d = call.q.shape
     out = call.logits
     with on_device(call.q):
@@ -156,7 +156,7 @@ def mqa_logits(call: Logits) -> None:
 
 
 def paged_metadata(context_lens: Tensor, schedule: Tensor) -> None:
-    """Fills schedule (programs + 1, 2) for requests of context_lens (b,) tokens."""
+    """Fill schedule (programs + 1, 2) for requests of context_lens (b,) tokens."""
     programs = schedule.shape[0] - 1
     with on_device(schedule):
         start(
@@ -167,7 +167,7 @@ def paged_metadata(context_lens: Tensor, schedule: Tensor) -> None:
 
 
 def paged_mqa_logits(call: PagedLogits) -> None:
-    """Fills the logits."""
+    """Fill the logits."""
     q, cache, lengths = call.q, call.cache, call.lengths
     _, next_n, heads, d = q.shape
     with on_device(q):

@@ -7,7 +7,7 @@ from .call import PAGE_TOKENS, PIECE_TOKENS, Logits, PagedLogits
 
 
 def mqa_logits(call: Logits) -> None:
-    """Fills the logits; compressed ones at column j - start."""
+    """Fill the logits; compressed ones at column j - start."""
     total = scores(call.q, call.kv, call.sf, call.weights)
     tokens = torch.arange(call.kv.shape[0], device=call.q.device)
     visible = (tokens >= call.starts[:, None]) & (tokens < call.ends[:, None])
@@ -24,7 +24,7 @@ def mqa_logits(call: Logits) -> None:
 
 
 def paged_mqa_logits(call: PagedLogits) -> None:
-    """Fills the logits up to each query's length."""
+    """Fill the logits up to each query's length."""
     b, next_n = call.lengths.shape
     values, scales = unpack(call.cache)
     for request in range(b):
@@ -43,7 +43,7 @@ def paged_mqa_logits(call: PagedLogits) -> None:
 
 
 def paged_metadata(context_lens: Tensor, schedule: Tensor) -> None:
-    """Fills schedule (programs + 1, 2) for requests of context_lens (b,) tokens."""
+    """Fill schedule (programs + 1, 2) for requests of context_lens (b,) tokens."""
     pieces = [-(-length // PIECE_TOKENS) for length in context_lens.tolist()]
     programs, total = schedule.shape[0] - 1, sum(pieces)
     order = [(row, piece) for row, count in enumerate(pieces) for piece in range(count)] + [(len(pieces), 0)]

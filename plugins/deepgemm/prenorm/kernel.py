@@ -41,7 +41,7 @@ def tf32_hc_prenorm_gemm_kernel(
 
 
 def prenorm_gemm(a: Tensor, b: Tensor, d: Tensor, squares: Tensor) -> None:
-    """Fills d (splits, m, n) with parts of A · Bᵀ, and squares (splits, m). Shapes: a (m, k), b (n, k)."""
+    """Fill d (splits, m, n) with parts of A · Bᵀ, and squares (splits, m). Shapes: a (m, k), b (n, k)."""
     splits, m, n = d.shape
     rows, columns = 64, min(128, max(16, triton.next_power_of_2(n)))
     with on_device(d):

@@ -91,8 +91,15 @@ def test_dense_with_scales_of_rows_adds_to_what_is_there():
     assert deepgemm.calc_diff(got, want) < FP8_DIFF
 
 
-@pytest.mark.parametrize("form", ["nt", "nn", "tn", "tt"])
-@pytest.mark.parametrize(("m", "n", "k", "dtype"), BF16_SHAPES)
+@pytest.mark.parametrize(
+    ("form", "m", "n", "k", "dtype"),
+    [
+        *(("nt", *shape) for shape in BF16_SHAPES),
+        *(("tt", *shape) for shape in BF16_SHAPES),
+        ("nn", *BF16_SHAPES[0]),
+        ("tn", *BF16_SHAPES[1]),
+    ],
+)
 def test_dense_in_bfloat16(form, m, n, k, dtype):
     a, b = torch.randn(m, k).bfloat16(), torch.randn(n, k).bfloat16()
     a = a.T.contiguous() if form[0] == "t" else a
@@ -277,7 +284,7 @@ def test_descriptors_that_are_made_too_early_are_found():
                 kernel="specialised_k_grouped_kernel",
             )
         except AssertionError as error:
-            assert "made anew" in str(error)
+            assert "replaced while" in str(error)
             return
     pytest.fail("nothing was found in ten runs")
 

@@ -13,7 +13,7 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "continue_conversation.py"
 
 
 @pytest.mark.slow
-def test_a_conversation_goes_on_after_a_restart(shared_cluster: LocalCluster):
+def test_a_conversation_continues_after_a_restart(shared_cluster: LocalCluster):
     location = f"luciola://{shared_cluster.data}!/kv-example/chat.pages"
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     command = [sys.executable, str(EXAMPLE), location, "--tokens=130"]

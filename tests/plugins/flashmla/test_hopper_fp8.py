@@ -164,7 +164,7 @@ def _filled_again_too_early(_gl, barriers):
     return {"_given_back": lambda _barrier, _steps: None}
 
 
-def _rows_that_nobody_names_are_read(gl, _barriers):
+def _rows_that_no_list_names_are_read(gl, _barriers):
     def words(cache, at, known, first, count, _each):
         column = first + gl.arange(0, count)
         return gl.load(cache.to(gl.pointer_type(gl.int32)) + (at.clamp(0, 2000)[:, None] + column))
@@ -194,7 +194,7 @@ def _sides_do_not_meet(_gl, barriers):
     [
         _without_fences,
         _filled_again_too_early,
-        _rows_that_nobody_names_are_read,
+        _rows_that_no_list_names_are_read,
         _scales_of_the_neighbour,
         _other_side_is_not_waited_for,
         _sides_do_not_meet,

@@ -270,7 +270,7 @@ def test_a_cancelled_load_reads_no_further_layer_and_frees_its_blocks(held, stag
 
 
 def test_a_cancelled_load_gives_back_every_staging_slot(tmp_path):
-    """More pages than slots: the last ones would wait for ever for one that a page which never began has kept."""
+    """More pages than slots: the last ones would wait indefinitely for one that a page which never began has kept."""
     pages = 2 * STAGING + 1
     cache, other = PageCache.allocate(LAYOUT, pages), PageCache.allocate(LAYOUT, pages)
     other.staged = True
@@ -309,7 +309,7 @@ def test_a_page_that_is_being_loaded_is_not_evicted(held):
     assert all(same(cache, block, other, block) for block in range(PAGES))
 
 
-def test_a_cancelled_save_leaves_no_page_and_the_file_goes_on(tmp_path, monkeypatch):
+def test_a_cancelled_save_leaves_no_page_and_the_file_usable(tmp_path, monkeypatch):
     cache = PageCache.allocate(LAYOUT, 2)
     fill(cache, 3)
     with PagedKVFile.create(str(tmp_path / "new.pages"), LAYOUT, 2, model="m") as file:

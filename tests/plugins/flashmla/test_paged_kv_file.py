@@ -44,7 +44,7 @@ def test_pages_come_back_bit_by_bit(path, kind, layers):
         assert transfer.done
         assert list(file.verify()) == []
     assert all(same(cache, mine, other, its) for mine, its in ((2, 1), (0, 2), (3, 0)))
-    assert not any(each.any() for each in bits(other, 3)), "a block that nobody asked for stays as it was"
+    assert not any(each.any() for each in bits(other, 3)), "a block that was not asked for stays as it was"
 
 
 def test_caches_of_a_server_one_tensor_a_layer(file):
@@ -324,7 +324,7 @@ def test_a_cache_that_does_not_fit_is_refused(layers, message):
         PageCache.over(SMALL, layers)
 
 
-def _read_for_ever(path, ready, stop, results):
+def _read_until(path, ready, stop, results):
     cache = PageCache.allocate(SMALL, 4)
     loads = 0
     with PagedKVFile.open(path) as file:
@@ -347,19 +347,16 @@ def _read_for_ever(path, ready, stop, results):
     results.put(loads)
 
 
-def test_readers_in_other_processes_never_see_other_bytes(path):
+def test_a_reader_in_another_process_never_sees_other_bytes(path):
     cache = PageCache.allocate(SMALL, 2)
     context = multiprocessing.get_context("spawn")
     ready, stop, results = context.Semaphore(0), context.Event(), context.Queue()
     with PagedKVFile.create(path, SMALL, 5, model="m") as file:
-        readers = [
-            context.Process(target=_read_for_ever, args=(path, ready, stop, results)) for _ in range(2)
-        ]
-        for reader in readers:
-            reader.start()
+        reader = context.Process(target=_read_until, args=(path, ready, stop, results))
+        reader.start()
         chosen = random.Random(1)
         try:
-            assert all(ready.acquire(timeout=120) for _ in readers)
+            assert ready.acquire(timeout=120)
             for _ in range(60):
                 letter = chosen.randrange(6)
                 for block in range(2):
@@ -368,11 +365,10 @@ def test_readers_in_other_processes_never_see_other_bytes(path):
                 file.save(file.names([letter] * 8), [0, 1], cache).wait()
         finally:
             stop.set()
-            found = [results.get(timeout=120) for _ in readers]
-            for reader in readers:
-                reader.join()
-    assert all(isinstance(each, int) for each in found), found
-    assert sum(found) > 0, "the readers must have met pages"
+            found = results.get(timeout=120)
+            reader.join()
+    assert isinstance(found, int), found
+    assert found > 0, "the reader must have met pages"
 
 
 # Power loss.
@@ -455,7 +451,7 @@ def test_power_loss_at_any_step_keeps_finished_saves(path, tmp_path, seed):
             for page in pages:
                 again.load([page], [0], cache).wait()
                 assert all(map(torch.equal, bits(cache, 0), contents[page.name.key]))
-            # It goes on as if nothing had been.
+            # The file works as if nothing had been.
             fill(cache, 999, [1])
             again.save(again.names([9] * 4), [1], cache).wait()
             again.load(again.match([9] * 4), [0], cache).wait()
@@ -490,7 +486,7 @@ def test_a_write_that_fails_leaves_no_page(path):
         assert len(file) == 2
 
 
-def test_decoding_goes_on_while_pages_land(file):
+def test_other_blocks_are_usable_while_pages_land(file):
     """Other blocks are used meanwhile, and a transfer's own land one by one."""
     cache = PageCache.allocate(SMALL, 6)
     fill(cache, 1)

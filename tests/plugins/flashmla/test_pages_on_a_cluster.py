@@ -35,7 +35,7 @@ def test_pages_survive_and_are_verified(location):
         file.save(file.names(tokens), range(9), cache).wait()
         with pytest.raises(Busy, match="take_over=True"):
             PagedKVFile.open(location, writable=True)
-    close_locations()  # as a process that starts anew
+    close_locations()  # as a process that starts again
     with PagedKVFile.open(location, model="m", writable=True) as file:
         pages = file.match(tokens)
         assert len(pages) == 9
@@ -52,7 +52,7 @@ def test_pages_survive_and_are_verified(location):
 
 def test_a_writer_that_died_is_followed_by_another(location):
     file = PagedKVFile.create(location, LAYOUT, 2, model="m")
-    file._file.close()  # without a goodbye
+    file._file.close()  # as a process that was killed
     with pytest.raises(Busy, match=r"process .* writes this file"):
         PagedKVFile.open(location, writable=True)
     cache = random_cache(1)

@@ -212,7 +212,7 @@ def test_sparse_prefill_equals_float64_attention(width):
     q, kv = cases.rows(1, s_q, h, width), cases.rows(2, s_kv, 1, width)
     kv[0] = cases.NAN
     listed = cases.indices(3, (s_q, 1, 9), s_kv)
-    listed[listed == 0] = s_kv  # names nothing, and nobody names the poisoned row
+    listed[listed == 0] = s_kv  # names nothing, and no list names the poisoned row
     listed[2] = -7
     length = torch.tensor([9, 4, 9], dtype=torch.int32)
     sink = torch.tensor([1.0, 0.0])

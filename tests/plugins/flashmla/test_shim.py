@@ -1,6 +1,7 @@
 """Programs written for the original run unchanged, and the page says what differs."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -33,14 +34,25 @@ assert schedule.have_initialized and schedule.tile_scheduler_metadata.shape[1] =
 assert schedule.num_splits.shape == (3,) and schedule.config.causal
 out, most, lse = flash_mla_sparse_fwd(q[0], cache[0], torch.zeros(2, 1, 128, dtype=torch.int32), 0.1)
 assert out.shape == (2, 4, 512) and most.shape == lse.shape == (2, 4)
-print("fine")
+
+import luciola.plugins.flashmla as mla
+print(mla.layer_for(q), mla.describe()["state"], sep=": ")
+with mla.using_layer("triton"):
+    try: mla.layer_for(q)
+    except RuntimeError as error: print(error)
 """
 
 
-def test_a_program_that_imports_flash_mla_runs():
+def test_a_program_that_imports_flash_mla_runs_in_the_reference_without_a_gpu_and_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    assert (done.returncode, done.stdout) == (0, "fine\n"), done.stderr
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == "reference: no CUDA device: reference operators on the CPU"
+    assert "start the process with TRITON_INTERPRET=1" in second
 
 
 def test_every_function_and_argument_is_in_the_table_of_the_page():

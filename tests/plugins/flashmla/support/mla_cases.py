@@ -8,7 +8,7 @@ import torch
 
 NAN = float("nan")
 DEVICE = os.environ.get("LUCIOLA_TEST_DEVICE", "cpu")  # tensors are made on the CPU, by seeds, and go there
-WILD = 2147480000  # a page number that nobody may follow
+WILD = 2147480000  # a page number that no kernel may follow
 
 
 @dataclass

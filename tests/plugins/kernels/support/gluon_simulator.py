@@ -3,7 +3,7 @@
     with launching_with(launch_simulated(seed=1)), using_layer("hopper"):
         flash_mla_with_kvcache(...)
 
-Every partition of `warp_specialize` is a thread; one runs at a time, and which one goes on is drawn by the seed
+Every partition of `warp_specialize` is a thread; one runs at a time, and which one continues is drawn by the seed
 wherever they could influence each other. What is asynchronous on the chip may happen at any later moment:
 
     TMA load     its place is poisoned at once and filled at a moment that is drawn; then its barrier gets the bytes
@@ -11,9 +11,9 @@ wherever they could influence each other. What is asynchronous on the chip may h
     cp.async     the same, from an address for each number; its barrier gets 128 arrivals then
     wgmma        computed when it is waited for; its operands in shared memory must not have changed meanwhile
 
-Errors: a barrier that gets too many arrivals; waiting that nobody can end; what threads wrote, read by a
+Errors: a barrier that gets too many arrivals; waiting that no partition can end; what threads wrote, read by a
 multiplication or a TMA store without `fence_async_shared`; an address beyond a tensor; an asynchronous result that is
-used; a descriptor made anew while loads by the old one are in flight; an end before stores have read what they store.
+used; a descriptor replaced while loads by the old one are in flight; an end before stores have read what they store.
 What is not simulated: layouts, registers, the order of memory operations inside a partition.
 """
 
@@ -259,7 +259,7 @@ class Pointer:
 
 
 class Tile:
-    """A tensor descriptor: what lies outside of the tensor is read as zeros."""
+    """A tensor descriptor: what is outside of the tensor is read as zeros."""
 
     def __init__(self, base, sizes, strides, shape, layout, offset=0):
         self.base, self.dtype, self.layout = base, base.dtype, layout
@@ -369,7 +369,7 @@ def language(program):  # noqa: C901, PLR0915 (a list of small functions)
     def make_descriptor(base, sizes, strides, shape, layout):
         program.yield_()
         if any(each in made for each in in_flight):
-            raise Wrong("a descriptor is made anew while loads by the old one are in flight")
+            raise Wrong("a descriptor is replaced while loads by the old one are in flight")
         made.append(Tile(base.tensor, sizes, strides, shape, layout, offset=base.offset))
         return made[-1]
 
