@@ -1,7 +1,6 @@
 """The training example: its stages, its files, and that a training which was killed resumes bit by bit."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,11 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from luciola.client import close_locations, open_location
-from luciola.client.location import Location
+from luciola.client.location import Location, parse_location
 from luciola.plugins.dualpipe import DualPipeV
 from luciola.plugins.dualpipe.wgrad_store import WeightGradStore
+from pipeline_ranks import Answer, Ranks
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 STEPS, EVERY = 4, 2
@@ -259,12 +260,16 @@ def train(out: str) -> str:
     return done.stdout
 
 
-def train_and_kill(out: str, at: str) -> None:
-    """Kills all processes when a line begins with `at`."""
-    with subprocess.Popen(command(out), stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        assert process.stdout is not None
-        assert any(line.startswith(at) for line in process.stdout)
-        os.killpg(process.pid, signal.SIGKILL)
+def train_ranks(ranks: Ranks, out: str, *, killed_in: int | None = None) -> list[Answer]:
+    """The same by forked ranks, which all die by SIGKILL in step `killed_in`."""
+    from moe_files import make_tokens
+
+    make_tokens(parse_location(f"{out}/tokens.bin", {}))
+    close_locations()
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    options = {"out": out, "steps": STEPS, "checkpoint_every": EVERY, "micro_batch": 1}
+    cases = ranks.of("train_moe_ranks")
+    return cases.run("train", 4, port=store.port, options=options, killed_in=killed_in)
 
 
 def result(location: str) -> Result:
@@ -276,11 +281,13 @@ def result(location: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def unstopped(shared_cluster) -> Result:
+def unstopped(shared_cluster, ranks: Ranks) -> Result:
     """A training without a stop, on a cluster."""
     location = f"luciola://{shared_cluster.data}!/moe"
-    output = train(location)
-    assert re.findall(r"^step (\d+) loss", output, re.MULTILINE) == ["1", "2", "3", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        answers = train_ranks(ranks, location)
+    assert [(each.error, each.status) for each in answers] == [("", 0)] * 4, answers
     return result(location)
 
 
@@ -290,15 +297,14 @@ def test_a_training_learns_and_saves_every_stage(unstopped: Result) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.timeout(300)  # two trainings, ten processes that load torch
-def test_a_killed_training_resumes_bit_by_bit(tmp_path, unstopped: Result) -> None:
+def test_a_killed_training_resumes_bit_by_bit(tmp_path, ranks: Ranks, unstopped: Result) -> None:
     """This one is on this machine; the one it is compared with ran on a cluster."""
-    train_and_kill(str(tmp_path), at="step 3 ")
-    done = len(result(str(tmp_path))[0])
-    assert done in {EVERY, 2 * EVERY}, "at most a step more than was printed"
+    answers = train_ranks(ranks, str(tmp_path), killed_in=3)
+    assert [each.status for each in answers] == [signal.SIGKILL] * 4
+    assert len(result(str(tmp_path))[0]) == EVERY
     output = train(str(tmp_path))
-    assert output.splitlines()[0] == f"going on after step {done}"
-    assert re.findall(r"^step (\d+) loss", output, re.MULTILINE) == ["3", "4"][done - EVERY :]
+    assert output.splitlines()[0] == f"going on after step {EVERY}"
+    assert re.findall(r"^step (\d+) loss", output, re.MULTILINE) == ["3", "4"]
     assert result(str(tmp_path)) == unstopped
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 

@@ -306,7 +306,7 @@ def attempt(call) -> tuple[str, str, str]:
 def disagree(rank: int, size: int, *, form: str, chunks: int, change: str):
     """A step in which rank 1 is given something else than the others."""
     odd = rank == 1
-    options = {"timeout_s": 5.0} if change == "absent" else {}
+    options = {"timeout_s": 3.0} if change == "absent" else {}
     if change == "scale" and odd:
         options["gradient_scale"] = "mean"
     pipe = make(rank, size, form=form, kind="split", **options)
