@@ -1,15 +1,26 @@
-"""What the assembler made of a kernel, and gates: no spills, groups of matrix instructions, sizes that fit."""
+"""Kernels compiled ahead of time for Hopper (sm_90a), without a GPU, and gates on their machine code.
 
+A `Case` is a call with tensors that have no memory, so that what is compiled is what such a call would launch. A
+program that lists cases prints what their gates find (`reports`); a test runs it in a process of its own
+(`run_program`), because kernels are interpreted in the tests' process.
+"""
+
+import json
+import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import triton
+
+from luciola.plugins.kernels.aot import compiling
+from luciola.plugins.kernels.layers import using_layer
 
 SHARED_BYTES_MAX: Final = 232_448  # dynamic shared memory of one thread block on sm_90
 REGISTER_FILE: Final = 65_536
@@ -100,6 +111,57 @@ def machine_code(compiled: Any) -> MachineCode:
         instructions=Counter(_INSTRUCTION.findall(text)),
         text=text,
     )
+
+
+Gate = Callable[[MachineCode], list[str]]
+"""Says what is wrong; nothing if it holds."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call, which of its kernels is looked at, and the gates of its machine code."""
+
+    name: str
+    kernel: str
+    call: Callable[[], object]
+    gates: tuple[Gate, ...] = ()
+    layer: str = "triton"
+
+    def compile(self) -> MachineCode:
+        """Compile, and read the machine code. Takes seconds; Triton's cache remembers the result."""
+        with compiling() as kernels, using_layer(self.layer):
+            self.call()
+        return machine_code(next(each for each in kernels if each.metadata.name == self.kernel))
+
+    def failures(self, code: MachineCode | None = None) -> list[str]:
+        """What the gates find."""
+        found = self.compile() if code is None else code
+        return [message for gate in self.gates for message in gate(found)]
+
+
+def reports(cases: Iterable[Case]) -> list[dict[str, Any]]:
+    """What each case's gates find, and whether it uses matrix instructions of warpgroups."""
+    found = []
+    for each in cases:
+        code = each.compile()
+        warpgroup = code.instructions["HGMMA"] > 0
+        found.append({"name": each.name, "failures": each.failures(code), "warpgroup": warpgroup})
+    return found
+
+
+def run_program(*arguments: str | Path) -> Any:
+    """What a program of Python prints as JSON; it finds the modules that the tests find, and compiles kernels."""
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def _tool(*arguments: str | Path) -> str:

@@ -19,7 +19,7 @@ from ..normal import layout
 from ..normal.arguments import EXPERTS_PER_RANK_MAX, check_biases, check_rows, check_tensor, take_tokens
 from ..normal.collective import CollectiveDispatcher
 from ..normal.dispatcher import MappedDispatcher
-from ..normal.tokens import Dispatcher, Handle, Tokens
+from ..normal.tokens import Handle, Tokens
 from ..transport import choose
 from ..transport.bootstrap import Bootstrap, CommBootstrap, GroupBootstrap, agree
 from ..transport.collectives import Collectives
@@ -84,7 +84,7 @@ class Buffer(LowLatencyMethods):
             timeout_s=choose.timeout_s() if timeout_s is None else timeout_s,
         )
         self.communication = CommunicationStream(self.transport.device)
-        self._normal: Dispatcher | None = None
+        self._normal: MappedDispatcher | CollectiveDispatcher | None = None
         if isinstance(self.transport, Collectives):
             self._normal = CollectiveDispatcher(self.transport)
         elif num_nvl_bytes:
@@ -290,7 +290,7 @@ class Buffer(LowLatencyMethods):
                 self._normal.refuse(error, call)
             raise
 
-    def normal_mode(self) -> Dispatcher:
+    def normal_mode(self) -> MappedDispatcher | CollectiveDispatcher:
         """What does the work of dispatch and combine. Raises: BadCall, without memory for it."""
         if self._normal is None:
             raise BadCall("this buffer has no memory for normal mode: make it with num_nvl_bytes")

@@ -1,11 +1,39 @@
 """The methods of `Buffer` for low-latency mode, with the original's names, arguments, results and assertions."""
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
-from ...kernels.errors import BadCall
-from ..low_latency.mode import Combined, Dispatched, Handle, LowLatency, size_hint
-from ..transport.event import CommunicationStream
+from ...kernels.errors import BadCall, refuse
+from ...kernels.quantize import BLOCK
+from ..low_latency.host import HostOps, require_room
+from ..low_latency.layout import Received
+from ..low_latency.mode import Hook, LowLatencyMode, Turn, size_hint
+from ..normal.arguments import check_tensor, check_topk
+from ..transport.event import CommunicationStream, EventOverlap
 from ..transport.interface import Link, Transport
+
+Handle = tuple[Tensor, Tensor, int, int, int]
+"""Source tokens (e, R · N) int32, ranges (e, R) int64, N, hidden, experts."""
+
+
+class Dispatched(NamedTuple):
+    """Results of `low_latency_dispatch`, in the original's order."""
+
+    x: Tensor | tuple[Tensor, Tensor]
+    counts: Tensor
+    handle: Handle
+    event: EventOverlap
+    hook: Hook | None
+
+
+class Combined(NamedTuple):
+    """Results of `low_latency_combine`, in the original's order."""
+
+    x: Tensor
+    event: EventOverlap
+    hook: Hook | None
 
 
 class LowLatencyMethods:
@@ -17,7 +45,7 @@ class LowLatencyMethods:
     low_latency_mode: bool
     enable_shrink: bool
     communication: CommunicationStream
-    _mode: LowLatency | None = None
+    _mode: LowLatencyMode | None = None
 
     @staticmethod
     def get_low_latency_rdma_size_hint(
@@ -43,11 +71,40 @@ class LowLatencyMethods:
         by the nanoseconds that each rank was waited for. With `return_recv_hook`, only sends; hook() receives.
         At most two results of this mode may be alive.
         """
-        return self._low_latency().dispatch(
-            x, topk_idx, num_max_dispatch_tokens_per_rank, num_experts, stats=cumulative_local_expert_recv_stats,
-            wait_costs=dispatch_wait_recv_cost_stats, use_fp8=use_fp8, round_scale=round_scale, use_ue8m0=use_ue8m0,
-            async_finish=async_finish, return_recv_hook=return_recv_hook,
-        )  # fmt: skip
+        mode, tokens = self._low_latency(), len(x)
+        stats, costs = cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats
+        with mode.reporting("low-latency dispatch"):
+            layout = mode.layout(num_max_dispatch_tokens_per_rank, x.shape[-1], num_experts)
+            check_tensor(x, "x", (torch.bfloat16,), (tokens, layout.hidden))
+            check_topk(topk_idx, tokens, num_experts)
+            if tokens > layout.max_tokens:
+                refuse("x", f"of {tokens} tokens", f"num_max_dispatch_tokens_per_rank is {layout.max_tokens}")
+            topk_idx = topk_idx.to(torch.int64)
+            if use_ue8m0 and not round_scale:
+                refuse("use_ue8m0", use_ue8m0, "it needs round_scale=True")
+            multiple = 4 * BLOCK if use_ue8m0 else BLOCK
+            if use_fp8 and layout.hidden % multiple:
+                allowed = f"it must be a multiple of {multiple} here; use_fp8=False takes others"
+                refuse("hidden", layout.hidden, allowed)
+            _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
+            check_tensor(stats, "cumulative_local_expert_recv_stats", (torch.int32,), (layout.local,))
+            check_tensor(costs, "dispatch_wait_recv_cost_stats", (torch.int64,), (mode.ranks,))
+            ops = mode.ops(layout, x)
+            if isinstance(ops, HostOps):
+                require_room(layout, topk_idx)
+        half = mode.take_turn("low_latency_dispatch")
+        out = Received.empty(layout, x.device, fp8=use_fp8, use_ue8m0=use_ue8m0)
+        event, hook = mode.carry_out(
+            Turn(half, layout, "low-latency dispatch", "fp8" if use_fp8 else "bf16", "tokens", costs),
+            send=lambda: ops.dispatch_send(half, x, topk_idx, fp8=use_fp8, round_scale=round_scale),
+            receive=lambda: ops.dispatch_receive(half, out, stats),
+            tensors=(x, topk_idx, *vars(out).values(), stats, costs),
+            async_finish=async_finish,
+            return_recv_hook=return_recv_hook,
+        )
+        handle = (out.source_tokens, out.ranges, layout.max_tokens, layout.hidden, num_experts)
+        packed = out.rows if out.scales is None else (out.rows, out.scales)
+        return Dispatched(packed, out.counts, handle, event, hook)
 
     def low_latency_combine(
         self, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, handle: Handle, use_logfmt: bool = False,
@@ -61,34 +118,72 @@ class LowLatencyMethods:
         what get_next_low_latency_combine_buffer returned; it saves nothing, as no call copies x on its way to peers.
         `use_logfmt`: ten bits a channel travel.
         """
-        return self._low_latency().combine(
-            x, topk_idx, topk_weights, handle, use_logfmt=use_logfmt, zero_copy=zero_copy, async_finish=async_finish,
-            return_recv_hook=return_recv_hook, out=out, wait_costs=combine_wait_recv_cost_stats,
-        )  # fmt: skip
+        mode, tokens, costs = self._low_latency(), len(topk_idx), combine_wait_recv_cost_stats
+        with mode.reporting("low-latency combine"):
+            source_tokens, ranges, max_tokens, hidden, experts = handle
+            layout = mode.layout(max_tokens, hidden, experts)
+            check_tensor(x, "x", (torch.bfloat16,), (layout.local, layout.rows, hidden))
+            check_topk(topk_idx, tokens, experts)
+            check_tensor(topk_weights, "topk_weights", (torch.float32,), tuple(topk_idx.shape))
+            check_tensor(out, "out", (torch.bfloat16,), (tokens, hidden), strided=True)
+            if tokens > max_tokens:
+                refuse("topk_idx", f"of {tokens} tokens", f"the handle is of at most {max_tokens}")
+            topk_idx = topk_idx.to(torch.int64)
+            if use_logfmt and (hidden % BLOCK or zero_copy):
+                given = f"with hidden {hidden}, zero_copy {zero_copy}"
+                refuse("use_logfmt", given, f"hidden must be a multiple of {BLOCK}, and zero_copy False")
+            _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
+            check_tensor(costs, "combine_wait_recv_cost_stats", (torch.int64,), (mode.ranks,))
+        half = mode.take_turn("low_latency_combine")
+        given_x = mode.outgoing(layout, half) if zero_copy else x
+        result = x.new_empty(tokens, hidden) if out is None else out
+        ops = mode.ops(layout, x)
+        event, hook = mode.carry_out(
+            Turn(half, layout, "low-latency combine", "logfmt" if use_logfmt else "bf16", "answers", costs),
+            send=lambda: ops.combine_send(
+                half, given_x, ranges=ranges, source_tokens=source_tokens, logfmt=use_logfmt
+            ),
+            receive=lambda: ops.combine_receive(
+                half, topk=topk_idx, weights=topk_weights, out=result, logfmt=use_logfmt
+            ),
+            tensors=(given_x, topk_idx, topk_weights, source_tokens, ranges, result, costs),
+            async_finish=async_finish,
+            return_recv_hook=return_recv_hook,
+        )
+        return Combined(result, event, hook)
 
     def clean_low_latency_buffer(
         self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int
     ) -> None:
-        """As the original asks for it after calls in normal mode. Here only sizes are checked: nothing needs zeroes."""
-        self._low_latency().clean(num_max_dispatch_tokens_per_rank, hidden, num_experts)
+        """As the original asks for it after calls in normal mode. Only sizes are checked: flags are epochs, and nothing
+        else writes this memory.
+        """
+        self._low_latency().layout(num_max_dispatch_tokens_per_rank, hidden, num_experts)
 
     def get_next_low_latency_combine_buffer(self, handle: Handle) -> Tensor:
         """Where the next `low_latency_combine(zero_copy=True)` takes x from: (e, R · N, H) bfloat16."""
-        return self._low_latency().next_combine_buffer(handle)
+        mode = self._low_latency()
+        return mode.outgoing(mode.layout(*handle[2:]), mode.half)
 
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
         """Exclude a rank from this rank's calls (mask=True), or include it again."""
-        self._low_latency().update_mask(rank_to_mask, masked=mask)
+        mode = self._low_latency()
+        masks = mode.mask()
+        if not 0 <= rank_to_mask < mode.ranks or rank_to_mask == mode.rank:
+            refuse("rank_to_mask", rank_to_mask, f"it must be another rank, 0 to {mode.ranks - 1}")
+        masks[rank_to_mask] = int(mask)
 
     def low_latency_query_mask_buffer(self, mask_status: Tensor) -> None:
         """Fill mask_status (R,) int32: 1 for ranks that are left out, because they were masked or did not come."""
-        self._low_latency().query_mask(mask_status)
+        mask = self._low_latency().mask()
+        check_tensor(mask_status, "mask_status", (torch.int32,), tuple(mask.shape))
+        mask_status.copy_(mask)
 
     def low_latency_clean_mask_buffer(self) -> None:
         """Let all ranks take part again."""
-        self._low_latency().clean_mask()
+        self._low_latency().mask().zero_()
 
-    def _low_latency(self) -> LowLatency:
+    def _low_latency(self) -> LowLatencyMode:
         if self._mode is None:
             assert self.low_latency_mode, "make the Buffer with low_latency_mode=True"
             if not self.num_rdma_bytes:
@@ -97,11 +192,18 @@ class LowLatencyMethods:
                 raise BadCall(
                     f"low-latency mode needs the memory of all ranks, those of one node; this is {self.transport}"
                 )
-            self._mode = LowLatency(
+            self._mode = LowLatencyMode(
                 self.transport, stream=self.communication, base=self.num_nvl_bytes, num_bytes=self.num_rdma_bytes,
                 shrink=self.enable_shrink,
             )  # fmt: skip
         return self._mode
 
 
-__all__ = ["LowLatencyMethods"]
+def _check_finish(*, async_finish: bool, return_recv_hook: bool) -> None:
+    if async_finish and return_recv_hook:
+        raise BadCall(
+            "async_finish and return_recv_hook exclude each other: a hook receives on the current stream"
+        )
+
+
+__all__ = ["Combined", "Dispatched", "Handle", "LowLatencyMethods"]

@@ -24,9 +24,9 @@ from ..normal.arguments import (
     take_tokens,
 )  # fmt: skip
 from ..normal.dispatcher import MappedDispatcher
-from ..normal.tokens import TEXT_BYTES, Fact
 from ..transport import choose
 from ..transport.event import Event, EventHandle, EventOverlap, wait_for
+from ..transport.segment_header import HEADER_BYTES, Fact
 from . import experts, routing
 from .experts import Call, EPHandle
 from .tensors import EXPERTS_CALLS, UNIT_BYTES, TensorCalls
@@ -300,7 +300,7 @@ class ElasticBuffer(TensorCalls):
 
 def least_bytes(ranks: int) -> int:
     """For what ranks compare in each call: facts, and counts of 2048 experts."""
-    return TEXT_BYTES + 4 * (64 + 2 * ranks + 2048) + 16 * 64
+    return HEADER_BYTES + 4 * (64 + 2 * ranks + 2048) + 16 * 64
 
 
 def _check_handle(handle: EPHandle, given: Mapping[str, Any]) -> None:

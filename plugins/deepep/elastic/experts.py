@@ -19,7 +19,8 @@ from ...kernels.quantize import align
 from ..normal import layout
 from ..normal.dispatcher import MappedDispatcher
 from ..normal.row_ops import summed, words_of
-from ..normal.tokens import Fact, Handle, Received, Tokens
+from ..normal.tokens import Handle, Received, Tokens
+from ..transport.segment_header import Fact
 from . import routing
 
 SCALE_ALIGNMENT: Final = 4

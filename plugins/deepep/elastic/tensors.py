@@ -21,8 +21,8 @@ from ...kernels.errors import BadCall, BadType, refuse
 from ...kernels.quantize import FP8, align
 from ..api.buffer import Buffer
 from ..normal.dispatcher import MappedDispatcher
-from ..normal.tokens import Fact
 from ..transport.interface import Transport
+from ..transport.segment_header import Fact
 from .experts import col_major
 
 DATA_SLOT, END_SLOT, SENT_SLOT, TAKEN_SLOT = range(4, 8)

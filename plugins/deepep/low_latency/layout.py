@@ -1,7 +1,7 @@
 """Where things are in the memory that low-latency mode shares between ranks: a pure function of the call's sizes.
 
-First, 32 bytes for each half and source: the sizes that it was called with. Then two halves, used in turns, one for
-each call. Where a half begins depends on the memory alone and not on the call: a flag is about a half, whatever sizes
+First, for each half, the facts of the call of its rank (`segment_header`). Then two halves, used in turns, one for each
+call. Where a half begins depends on the memory alone and not on the call: a flag is about a half, whatever sizes
 the call before had. A half of rank r, for E experts, e of them on r, and N tokens a rank:
 
     counts     R · e int32      how many messages source s has sent to each local expert
@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from ...kernels.quantize import BLOCK, FP8, align
+from ..transport import segment_header
 
 HEADER_BYTES: Final = 16
 ALIGNMENT: Final = 128  # of every part: a line of the cache that devices exchange
 HALVES: Final = 2
-SIZES_BYTES: Final = 32
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Layout:
 
     @property
     def head_bytes(self) -> int:
-        return align(HALVES * self.ranks * SIZES_BYTES, ALIGNMENT)
+        return align(HALVES * segment_header.HEADER_BYTES, ALIGNMENT)
 
     @property
     def half_bytes(self) -> int:
@@ -101,11 +101,6 @@ class Layout:
 
     def arrivals_at(self, half: int) -> int:
         return self.counts_at(half) + self.counts_bytes
-
-
-def sizes_at(half: int, source: int, *, ranks: int) -> int:
-    """Where a source writes what it was called with."""
-    return (half * ranks + source) * SIZES_BYTES
 
 
 @dataclass(frozen=True)
@@ -142,4 +137,4 @@ class Received:
         )
 
 
-__all__ = ["ALIGNMENT", "HALVES", "HEADER_BYTES", "SIZES_BYTES", "Layout", "Received", "sizes_at"]
+__all__ = ["ALIGNMENT", "HALVES", "HEADER_BYTES", "Layout", "Received"]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...kernels.errors import BadType, refuse
 from ...kernels.quantize import FP8
+from .layout import check_numbers
 from .tokens import Tokens
 
 ROW_ALIGNMENT: Final = 16
@@ -70,6 +71,15 @@ def check_tensor(
         refuse(name, f"of shape {tuple(x.shape)}", f"it must be {shape}, contiguous")
 
 
+def check_topk(topk_idx: Tensor, tokens: int, num_experts: int) -> None:
+    """Expert numbers or -1, (tokens, k), of which k is not too large."""
+    k = topk_idx.shape[-1]
+    check_tensor(topk_idx, "topk_idx", (torch.int64, torch.int32), (tokens, k))
+    if not 0 < k <= TOPK_MAX:
+        refuse("k", k, f"it must be 1 to {TOPK_MAX}")
+    check_numbers(topk_idx, num_experts)
+
+
 def check_biases(bias: Tensor | tuple[Tensor, ...] | None, shape: tuple[int, int]) -> list[Tensor]:
     """None, one or two."""
     given = [] if bias is None else list(bias) if isinstance(bias, tuple | list) else [bias]
@@ -83,11 +93,6 @@ def check_biases(bias: Tensor | tuple[Tensor, ...] | None, shape: tuple[int, int
 
 
 __all__ = [
-    "EXPERTS_PER_RANK_MAX",
-    "ROW_ALIGNMENT",
-    "TOPK_MAX",
-    "check_biases",
-    "check_rows",
-    "check_tensor",
+    "EXPERTS_PER_RANK_MAX", "ROW_ALIGNMENT", "TOPK_MAX", "check_biases", "check_rows", "check_tensor", "check_topk",
     "take_tokens",
-]
+]  # fmt: skip

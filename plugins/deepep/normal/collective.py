@@ -4,21 +4,23 @@ Counts and facts of all ranks are read by the host before the rows travel. Rows 
 nodes once for each rank that has one of a token's experts, not once for each node.
 """
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from ...kernels.errors import BadArgument, refuse
+from ...kernels.errors import refuse
+from ..transport import segment_header
 from ..transport.collectives import Collectives
-from ..transport.errors import REASON_MAX, CommunicationError, refused
+from ..transport.errors import CommunicationError
+from ..transport.segment_header import Fact
 from . import layout
-from .tokens import REFUSED, TEXT_BYTES, Fact, Handle, Received, Tokens, compare
+from .tokens import Handle, Received, Tokens
 
 
 class CollectiveDispatcher:
-    """As `tokens.Dispatcher`."""
+    """As `MappedDispatcher`; the backend chooses how many processors move data."""
 
     def __init__(self, link: Collectives) -> None:
         self._link, self.me, self.ranks = link, link.rank, link.size
@@ -27,7 +29,7 @@ class CollectiveDispatcher:
         self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int,
         rows: int | None = None,
     ) -> Received:  # fmt: skip
-        """As Dispatcher.dispatch; the backend chooses how many processors move data."""
+        """As MappedDispatcher.dispatch_steps."""
         del num_sms
         facts = {"call": "dispatch", **tokens.facts(), "num_experts": len(per_expert), "channels": channels}
         self._agree(facts, "dispatch")
@@ -60,7 +62,7 @@ class CollectiveDispatcher:
         return Received(found, experts[:, self.me].sum(0).tolist(), handle)
 
     def cached_dispatch(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Tokens:
-        """As Dispatcher.cached_dispatch."""
+        """As MappedDispatcher.cached_dispatch_steps."""
         del num_sms
         self._agree({"call": "cached dispatch", **tokens.facts()}, "cached dispatch")
         arrived = self._send(tokens.columns(), handle, "cached dispatch")
@@ -69,7 +71,7 @@ class CollectiveDispatcher:
     def combine(
         self, columns: Sequence[Tensor], handle: Handle, bias: Sequence[Tensor], *, num_sms: int
     ) -> list[Tensor]:
-        """As Dispatcher.combine."""
+        """As MappedDispatcher.combine_steps."""
         del num_sms
         facts: dict[str, Fact] = {"call": "combine", "hidden size": columns[0].shape[1]}
         if len(columns) > 1:
@@ -90,15 +92,12 @@ class CollectiveDispatcher:
         return results
 
     def refuse(self, error: Exception, call: str) -> None:
-        """As Dispatcher.refuse."""
-        reason = refused(error, rank=self.me, phase=f"{call}: arguments")
-        try:
-            self._agree({REFUSED: reason.encode().decode()}, call)
-        except CommunicationError:
-            return  # this rank has an error of its own to raise
+        """As MappedDispatcher.refuse."""
+        with suppress(CommunicationError):  # this rank has an error of its own to raise
+            self._agree(segment_header.refusal(error, rank=self.me, call=call), call)
 
     def rows_of(self, handle: Handle) -> int:
-        """As Dispatcher.rows_of."""
+        """As MappedDispatcher.rows_of."""
         return int(handle.rank_prefix_matrix[-1, self.me])
 
     def _send(self, columns: Sequence[Tensor], handle: Handle, call: str) -> list[Tensor]:
@@ -115,13 +114,9 @@ class CollectiveDispatcher:
 
     def _agree(self, facts: Mapping[str, Fact], call: str) -> None:
         """Raises: RanksDisagree, on all ranks alike."""
-        data = json.dumps(dict(facts)).encode()
-        if len(data) > TEXT_BYTES:
-            raise BadArgument(f"{len(data)} bytes of facts: {data[:REASON_MAX]!r}")
-        row = torch.frombuffer(bytearray(data.ljust(TEXT_BYTES)), dtype=torch.uint8).to(self._link.device)
-        rows = self._link.all_gather(row, what=f"{call}: facts").cpu()
-        all_facts = [dict(json.loads(each.numpy().tobytes())) for each in rows]
-        compare(all_facts, rank=self.me, call=call)
+        rows = self._link.all_gather(segment_header.pack(facts).to(self._link.device), what=f"{call}: facts")
+        facts_of = {rank: segment_header.unpack(row) for rank, row in enumerate(rows.cpu())}
+        segment_header.compare(facts_of, rank=self.me, call=call)
 
 
 def _padded(column: Tensor, rows: int) -> Tensor:

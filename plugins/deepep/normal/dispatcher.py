@@ -32,11 +32,13 @@ from torch import Tensor
 from ...kernels.errors import BadArgument, refuse
 from ...kernels.layers import layer_for
 from ...kernels.quantize import align
-from ..transport.errors import REASON_MAX, CommunicationError, RanksDisagree, refused
+from ..transport import segment_header
+from ..transport.errors import REASON_MAX, CommunicationError, RanksDisagree
 from ..transport.interface import Transport
+from ..transport.segment_header import HEADER_BYTES, Fact
 from . import layout
 from .row_ops import RowOps, words_of
-from .tokens import REFUSED, TEXT_BYTES, Fact, Handle, Received, Tokens, compare
+from .tokens import Handle, Received, Tokens
 
 READY: Final = 0
 DONE: Final = 1
@@ -86,7 +88,7 @@ def _whole(
 class MappedDispatcher:
     """Dispatch and combine among all ranks of a transport, through the first `num_bytes` of each region.
 
-    As `tokens.Dispatcher`. `facts` of a call: more that must be equal on all ranks.
+    `facts` of a call: more that must be equal on all ranks.
     """
 
     def __init__(self, transport: Transport, *, num_bytes: int) -> None:
@@ -94,7 +96,7 @@ class MappedDispatcher:
         self.transport = transport
         self.me, self.ranks = transport.rank, transport.size
         self._num_bytes = num_bytes
-        self._text_bytes = TEXT_BYTES if transport.compares else 0
+        self._header_bytes = HEADER_BYTES if transport.compares else 0
         self._row_ops = RowOps(transport)
         self._peers = transport.addresses()
         self._problem = torch.zeros(1, dtype=torch.int64, pin_memory=transport.device.type == "cuda")
@@ -105,19 +107,18 @@ class MappedDispatcher:
             finish(self._compare({"call": call, **facts}, call))
 
     def rows_of(self, handle: Handle) -> int:
-        """As Dispatcher.rows_of: where the host does not know it, how many rows its results have."""
+        """How many rows must be given to combine; where the host does not know it, how many its results have."""
         if self.transport.device.type == "cpu":
             return int(handle.rank_prefix_matrix[-1, self.me])
         return len(handle.recv_src_idx)
 
     def refuse(self, error: Exception, call: str) -> None:
-        """As Dispatcher.refuse. It counts as a call of this rank; on a device nothing is reported."""
+        """Report to the ranks that wait for this one that it has refused its arguments; not on a device."""
         if not self.transport.compares:
             return
         with suppress(CommunicationError):  # this rank has an error of its own to raise
             self._wait_for_room(call)
-            reason = refused(error, rank=self.me, phase=f"{call}: arguments")
-            self._write_text({REFUSED: reason.encode().decode()})
+            self._write_facts(segment_header.refusal(error, rank=self.me, call=call))
             self._write_words(self._words([0, -1]))
             self.transport.signal_all(READY)
             self.transport.skip_wait(READY)
@@ -146,7 +147,11 @@ class MappedDispatcher:
         self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int,
         rows: int | None = None, reads_counts: bool | None = None, facts: Mapping[str, Fact] | None = None,
     ) -> Steps[Received]:  # fmt: skip
-        """As Dispatcher.dispatch. `reads_counts`: the host reads how many tokens arrive, also with `rows`."""
+        """Send tokens to the ranks that member (T, R) names. per_expert (E,) int32: how many each expert has.
+
+        `rows`: of the result, however many arrive; where kernels wait, the host then reads nothing, unless it
+        `reads_counts`.
+        """
         self.check()
         reads = rows is None or self.transport.compares if reads_counts is None else reads_counts
         assert reads or rows is not None, "the caller says how many rows there are, or the counts do"
@@ -160,7 +165,7 @@ class MappedDispatcher:
         words = self._words(
             [count, _shape(facts)], own_channels[:, -1], own_channels.flatten(), per_expert.to(member.device)
         )
-        numbers_at = self._text_bytes + align(len(words) * WORD, ALIGNMENT)
+        numbers_at = self._header_bytes + align(len(words) * WORD, ALIGNMENT)
         needed = numbers_at + count * self.ranks * WORD
         if needed > self._num_bytes:
             error = BadArgument(
@@ -177,13 +182,13 @@ class MappedDispatcher:
                 )
             turns = self._pieces(columns, rows, start=numbers_at + align(rows * self.ranks * WORD, ALIGNMENT))
         self._wait_for_room("dispatch")
-        self._write_text(facts)
+        self._write_facts(facts)
         self._write_words(words)
         self._own(numbers_at, numbers.numel(), torch.int32).copy_(numbers.flatten())
         if turns:
             self._publish(ops, columns, turns[0])
         yield from self._others_have_published("dispatch")
-        heads = ops.heads(self._text_bytes, len(words))
+        heads = ops.heads(self._header_bytes, len(words))
         expert_counts: list[int] = []
         pairs = torch.empty(0)
         rows_max, arrived, room = rows or 0, -1, rows or 0
@@ -217,7 +222,7 @@ class MappedDispatcher:
         return Received(found, expert_counts, Handle.of(fields, rows_max=rows_max, pairs=pairs))
 
     def cached_dispatch_steps(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Steps[Tokens]:
-        """As Dispatcher.cached_dispatch."""
+        """Send tokens where those of an earlier dispatch went."""
         self.check()
         columns, rows, call = tokens.columns(), handle.rows_max, "cached dispatch"
         ops = self._ops(tokens.x, num_sms)
@@ -234,9 +239,10 @@ class MappedDispatcher:
         order: tuple[Tensor, Tensor] | None = None, rows_max: int | None = None,
         facts: Mapping[str, Fact] | None = None,
     ) -> Steps[list[Tensor]]:  # fmt: skip
-        """As Dispatcher.combine. `order`: ranks and rows (T, P) of what is summed, -1 for nothing, if not all in turn.
+        """Sum rows, and weights if there are two columns, at the sources of their tokens, in the order of ranks.
 
-        `rows_max`: the most rows that any rank gives, if these are not those of the dispatch.
+        `order`: ranks and rows (T, P) of what is summed, -1 for nothing, if not all in turn. `rows_max`: the most rows
+        that any rank gives, if these are not those of the dispatch.
         """
         self.check()
         prefix, numbers = handle.rank_prefix_matrix, handle.send_head
@@ -319,10 +325,10 @@ class MappedDispatcher:
         if not self.transport.compares:
             return
         self._wait_for_room(call)
-        self._write_text(facts)
+        self._write_facts(facts)
         self._write_words(self._words([0, _shape(facts)]))
         yield from self._others_have_published(call)
-        yield from self._agree(self._row_ops.heads(self._text_bytes, HEAD), facts, call)
+        yield from self._agree(self._row_ops.heads(self._header_bytes, HEAD), facts, call)
         yield from self._done()
 
     def _agree(self, heads: Tensor, facts: Mapping[str, Fact], call: str) -> Steps[None]:
@@ -330,27 +336,22 @@ class MappedDispatcher:
         shapes = heads[:, 1].tolist()
         if shapes == [_shape(facts)] * self.ranks:
             return
-        all_facts = []
+        facts_of = {}
         if self.transport.compares:  # before the turn ends: then sources write the next one
-            all_facts = [dict(json.loads(self._read_text(rank))) for rank in range(self.ranks)]
+            headers = (self.transport.buffer(rank)[:HEADER_BYTES] for rank in range(self.ranks))
+            facts_of = {rank: segment_header.unpack(each) for rank, each in enumerate(headers)}
         yield from self._done()
-        compare(all_facts, rank=self.me, call=call)
+        if facts_of:
+            segment_header.compare(facts_of, rank=self.me, call=call)
         peer = next(rank for rank, each in enumerate(shapes) if each != shapes[0])
         raise RanksDisagree(
             f"ranks 0 and {peer} have called it with other sizes; all ranks must give the same hidden size, types, "
             "top-k, experts and num_sms", rank=self.me, phase=call, peer=peer,
         )  # fmt: skip
 
-    def _write_text(self, facts: Mapping[str, Fact]) -> None:
+    def _write_facts(self, facts: Mapping[str, Fact]) -> None:
         if self.transport.compares:
-            data = json.dumps(dict(facts)).encode()
-            assert len(data) <= TEXT_BYTES - WORD, "facts and reasons are short"
-            line = len(data).to_bytes(WORD, "little") + data
-            self._own(0, len(line), torch.uint8).copy_(torch.frombuffer(bytearray(line), dtype=torch.uint8))
-
-    def _read_text(self, rank: int) -> bytes:
-        data = self.transport.buffer(rank)[:TEXT_BYTES].numpy().tobytes()
-        return data[WORD : WORD + int.from_bytes(data[:WORD], "little")]
+            self._own(0, HEADER_BYTES, torch.uint8).copy_(segment_header.pack(facts))
 
     def _words(self, first: Sequence[int], *counts: Tensor) -> Tensor:
         device = self.transport.device
@@ -358,7 +359,7 @@ class MappedDispatcher:
         return torch.cat([*words, *(each.int() for each in counts)])
 
     def _write_words(self, words: Tensor) -> None:
-        self._own(self._text_bytes, len(words), torch.int32).copy_(words)
+        self._own(self._header_bytes, len(words), torch.int32).copy_(words)
 
     # Parts.
 

@@ -117,15 +117,6 @@ def _are_experts(idx: Tensor, num_experts: int) -> Tensor:
 
 
 __all__ = [
-    "DispatchLayout",
-    "by_expert",
-    "check_experts",
-    "check_indices",
-    "check_numbers",
-    "count",
-    "expert_counts",
-    "heads",
-    "members",
-    "own_experts",
-    "owners",
-]
+    "DispatchLayout", "by_expert", "check_experts", "check_indices", "check_numbers", "count", "expert_counts", "heads",
+    "members", "own_experts", "owners",
+]  # fmt: skip

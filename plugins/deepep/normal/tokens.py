@@ -1,19 +1,12 @@
-"""What is dispatched, what arrives, what a dispatch leaves for combine, and the facts that all ranks compare."""
+"""What is dispatched, what arrives, and what a dispatch leaves for combine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, Self, TypeAlias
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
-from ..transport.errors import RanksDisagree, decode
-
-Fact: TypeAlias = int | str
-
-TEXT_BYTES: Final = 4096
-"""Of the facts of one call, or of a refusal: `REASON_MAX` letters, which take up to seven bytes each."""
-REFUSED: Final = "refused"
-"""The fact of a rank that does not take part: its error, encoded."""
+from ..transport.segment_header import Fact
 
 
 @dataclass(frozen=True)
@@ -89,46 +82,4 @@ class Received:
     handle: Handle
 
 
-class Dispatcher(Protocol):
-    """Dispatch and combine among all ranks."""
-
-    def dispatch(  # noqa: PLR0913 (what a dispatch has)
-        self, tokens: Tokens, member: Tensor, per_expert: Tensor, *, channels: int, num_sms: int,
-        rows: int | None = None,
-    ) -> Received:  # fmt: skip
-        """Send tokens to the ranks that member (T, R) names. per_expert (E,) int32: how many each expert has.
-
-        `rows`: of the result, however many arrive; where kernels wait, the host then reads nothing.
-        """
-
-    def cached_dispatch(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Tokens:
-        """Send tokens where those of an earlier dispatch went."""
-
-    def combine(
-        self, columns: Sequence[Tensor], handle: Handle, bias: Sequence[Tensor], *, num_sms: int
-    ) -> list[Tensor]:
-        """Sum rows, and weights if there are two columns, at the sources of their tokens, in the order of ranks."""
-
-    def refuse(self, error: Exception, call: str) -> None:
-        """Report to the ranks that wait for this one that it has refused its arguments."""
-
-    def rows_of(self, handle: Handle) -> int:
-        """How many rows must be given to combine."""
-
-
-def compare(facts: Sequence[Mapping[str, Fact]], *, rank: int, call: str) -> None:
-    """Compare the facts of all ranks. Raises: RanksDisagree, also where one has refused its arguments."""
-    for each in facts:
-        if REFUSED in each:
-            raise decode(str(each[REFUSED]).encode())
-    for peer, each in enumerate(facts):
-        for name in {**facts[0], **each}:
-            first, other = facts[0].get(name, "nothing"), each.get(name, "nothing")
-            if first != other:
-                raise RanksDisagree(
-                    f"rank 0 has {name} = {first}, rank {peer} has {other}; all ranks must give the same",
-                    rank=rank, phase=call, peer=peer,
-                )  # fmt: skip
-
-
-__all__ = ["REFUSED", "TEXT_BYTES", "Dispatcher", "Fact", "Handle", "Received", "Tokens", "compare"]
+__all__ = ["Handle", "Received", "Tokens"]

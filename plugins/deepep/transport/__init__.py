@@ -6,6 +6,7 @@ choose         `open_transport`: the fastest backend that all ranks can use
 shared_memory  processes of one host, on its CPU
 device         GPUs of one host: torch's symmetric memory; several processes on one GPU (`kernel`: flags)
 collectives    any hosts: all-to-alls of NCCL or gloo, for normal mode alone
+segment_header what all ranks of a call must give alike
 event          events, and the stream on which a buffer's calls run
 errors         what goes wrong between ranks
 """

@@ -1,9 +1,10 @@
 """The ranks that open a link together, and what they exchange before there is one."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed hides them from type checkers
@@ -15,30 +16,35 @@ class NotUsable(Exception):
     """This backend cannot connect these ranks. All of them get it together."""
 
 
-class Bootstrap(Protocol):
+class Bootstrap(ABC):
     """Ranks 0 to size - 1, of which this process is `rank`."""
 
-    rank: int
-    size: int
-    host: tuple[object, ...]
-    """Equal for ranks that can find one another's processes, and may share memory."""
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            self.host: tuple[object, ...] = (file.read().strip(), os.stat("/proc/self/ns/pid").st_ino)
+        """Equal for ranks that can find one another's processes, and may share memory: one running kernel, and one name
+        space of processes."""
 
+    @abstractmethod
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order. All call it."""
 
-    def backend(self, device: str) -> str:
+    def backend(self, device: str) -> str:  # noqa: ARG002 (of groups)
         """What carries tensors of a device between them, as torch names it; "" if there is none."""
+        return ""
 
-    def store(self, name: str) -> Store | None:
+    def store(self, name: str) -> Store | None:  # noqa: ARG002 (of groups)
         """A key-value store that all ranks reach, under a name that all know; None if there is none."""
+        return None
 
 
-class GroupBootstrap:
+class GroupBootstrap(Bootstrap):
     """The ranks of a `torch.distributed` process group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
+        super().__init__(group.rank(), group.size())
         self.group = group
-        self.rank, self.size, self.host = group.rank(), group.size(), _host()
 
     def gather(self, value: Any) -> list[Any]:
         """As Bootstrap.gather."""
@@ -57,30 +63,16 @@ class GroupBootstrap:
         return None if known is None else PrefixStore(name, known[1])
 
 
-class CommBootstrap:
-    """The ranks of a communicator as mpi4py has it, which has no backend for tensors and no store."""
+class CommBootstrap(Bootstrap):
+    """The ranks of a communicator as mpi4py has it."""
 
     def __init__(self, comm: Any) -> None:
+        super().__init__(int(comm.Get_rank()), int(comm.Get_size()))
         self._comm = comm
-        self.rank, self.size, self.host = int(comm.Get_rank()), int(comm.Get_size()), _host()
 
     def gather(self, value: Any) -> list[Any]:
         """As Bootstrap.gather."""
         return list(self._comm.allgather(value))
-
-    def backend(self, device: str) -> str:  # noqa: ARG002 (the protocol's)
-        """As Bootstrap.backend."""
-        return ""
-
-    def store(self, name: str) -> Store | None:  # noqa: ARG002 (the protocol's)
-        """As Bootstrap.store."""
-        return None
-
-
-def _host() -> tuple[object, ...]:
-    """Processes find one another by number within one running kernel and one name space of processes."""
-    with open("/proc/sys/kernel/random/boot_id") as file:
-        return file.read().strip(), os.stat("/proc/self/ns/pid").st_ino
 
 
 def agree(ranks: Bootstrap, facts: Mapping[str, object], *, phase: str) -> None:
@@ -120,11 +112,5 @@ def require_one_host(ranks: Bootstrap) -> None:
 
 
 __all__ = [
-    "Bootstrap",
-    "CommBootstrap",
-    "GroupBootstrap",
-    "NotUsable",
-    "agree",
-    "all_or_none",
-    "require_one_host",
-]
+    "Bootstrap", "CommBootstrap", "GroupBootstrap", "NotUsable", "agree", "all_or_none", "require_one_host",
+]  # fmt: skip

@@ -52,12 +52,6 @@ class RanksDisagree(CommunicationError, ValueError):
     """Ranks call with arguments that do not fit together."""
 
 
-def refused(error: Exception, *, rank: int, phase: str) -> RanksDisagree:
-    """The error of the other ranks if one of them refuses the arguments that it was given for a call."""
-    what = f"rank {rank} has refused its arguments: {type(error).__name__}: {error}"
-    return RanksDisagree(what[:REASON_MAX], rank=rank, phase=phase, peer=rank)
-
-
 def decode(data: bytes) -> CommunicationError:
     """The error that another rank has encoded."""
     name, what, rank, phase, peer = json.loads(data)
@@ -66,12 +60,5 @@ def decode(data: bytes) -> CommunicationError:
 
 
 __all__ = [
-    "ENCODED_BYTES_MAX",
-    "REASON_MAX",
-    "CommunicationError",
-    "PeerLost",
-    "PeerTimeout",
-    "RanksDisagree",
-    "decode",
-    "refused",
-]
+    "ENCODED_BYTES_MAX", "REASON_MAX", "CommunicationError", "PeerLost", "PeerTimeout", "RanksDisagree", "decode",
+]  # fmt: skip

@@ -3,17 +3,13 @@
 In processes of their own: here the kernels are interpreted.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
 from pathlib import Path
 
 import pytest
 
-ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+from machine_code import run_program
 
 NAMES = (
     "signal-next wait-next wait-drop slots layout reduce reduce-named "
@@ -24,29 +20,20 @@ NAMES = (
 )
 
 
-def in_a_process(*arguments):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def started(two_at_once: Executor) -> dict[str, Callable]:
-    """What each process will say."""
-    good, bad = (
-        str(Path(__file__).with_name("support") / name) for name in ("codegen_gates.py", "bad_kernels.py")
-    )
-    commands = {"even": (good, "0"), "odd": (good, "1"), "bad": (bad,)}
-    return {name: two_at_once.submit(in_a_process, *each).result for name, each in commands.items()}
+    """What each process will report."""
+    programs = Path(__file__).with_name("support")
+    return {
+        name: two_at_once.submit(run_program, programs / name).result
+        for name in ("codegen_gates.py", "bad_kernels.py")
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # nineteen kernels, some seconds each where the machine is busy
 def test_every_kernel_passes_its_gates(started):
-    reports = dict(started["even"]() + started["odd"]())
+    reports = {each["name"]: each["failures"] for each in started["codegen_gates.py"]()}
     assert {name: failures for name, failures in reports.items() if failures} == {}
     assert set(reports) == set(NAMES.split())
 
@@ -54,7 +41,7 @@ def test_every_kernel_passes_its_gates(started):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_gates_stop_kernels_that_order_wrongly(started):
-    told = started["bad"]()
+    told = started["bad_kernels.py"]()
     wanted = {
         "relaxed_signal": "no memory barrier at system scope",
         "near_signal": "another scope than the system",

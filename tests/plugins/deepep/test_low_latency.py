@@ -32,7 +32,7 @@ def test_arguments_that_one_rank_refuses_end_the_call_of_all(experts: Ranks) -> 
                 assert kind == ("BadType" if number % 2 == 0 else "BadArgument")
             else:
                 assert (kind, peer) == ("RanksDisagree", number // 2)
-                assert f"rank {peer} has refused its arguments" in text
+                assert f"rank {peer} has refused its arguments: Bad" in text
 
 
 def test_the_original_s_own_checks_hold(experts: Ranks) -> None:
@@ -68,7 +68,7 @@ def test_what_was_not_taken_is_not_overwritten(experts: Ranks) -> None:
 def test_ranks_that_call_with_other_sizes_learn_it(experts: Ranks) -> None:
     found = values(experts.run("low_latency_disagreeing", 3))
     assert {kind for kind, _ in found} == {"RanksDisagree"}
-    assert all("(max tokens, hidden, experts, type) = (" in text for _, text in found)
+    assert all("rank 0 has max tokens = 4, rank 1 has 8" in text for _, text in found)
 
 
 def test_a_killed_rank_is_an_error_on_all_others(experts: Ranks) -> None:

@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from luciola.plugins.deepep.transport import choose
+from luciola.plugins.deepep import RanksDisagree
+from luciola.plugins.deepep.transport import choose, segment_header
 from luciola.plugins.deepep.transport.bootstrap import NotUsable
 from luciola.plugins.deepep.transport.device import CudaIpc, Symmetric, require_atomics
-from luciola.plugins.deepep.transport.errors import ENCODED_BYTES_MAX, RanksDisagree, decode, refused
 from pipeline_ranks import Answer, Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
@@ -122,13 +122,13 @@ def test_flags_need_atomic_operations_between_gpus() -> None:
 
 @pytest.mark.parametrize("letter", ["a", "é", "\U0001f300", "\x01"])
 def test_a_long_reason_of_any_letters_reaches_the_others(letter) -> None:
-    error = refused(ValueError(letter * 1000), rank=1, phase="dispatch")
-    data = error.encode()
-    assert len(data) <= ENCODED_BYTES_MAX
-    got = decode(data)
-    assert (type(got), got.rank, got.phase) == (RanksDisagree, 1, "dispatch")
-    assert got.what.endswith(letter * 100)
-    assert error.what.startswith(got.what)
+    facts = segment_header.refusal(ValueError(letter * 1000), rank=1, call="dispatch")
+    received = {0: {}, 1: segment_header.unpack(segment_header.pack(facts))}
+    with pytest.raises(RanksDisagree) as found:
+        segment_header.compare(received, rank=0, call="combine")
+    assert (found.value.rank, found.value.peer, found.value.phase) == (1, 1, "dispatch: arguments")
+    assert found.value.what.startswith("rank 1 has refused its arguments: ValueError: ")
+    assert found.value.what.endswith(letter * 100)
 
 
 def test_nothing_said_means_the_defaults(monkeypatch) -> None:

@@ -3,19 +3,12 @@
 In processes of their own: here the kernels are interpreted.
 """
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import Executor
-from pathlib import Path
 
 import pytest
 
-SUPPORT = Path(__file__).parent / "support"
-PATHS = (Path(__file__).parents[2], SUPPORT)
-ENVIRONMENT = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(map(str, PATHS))}
+from machine_code import run_program
 
 # What the gates say of the kernels whose names match, as JSON.
 GOOD = """
@@ -32,17 +25,17 @@ good = {case.name: case for case in machine.cases()}
 def made_with(name, size, *tile):
     before = launch.DENSE_TILES[size]
     launch.DENSE_TILES[size] = launch.Tile(*tile)
-    report = machine.compile_one(good[name])
+    failures = good[name].failures()
     launch.DENSE_TILES[size] = before
-    return report.failures()
+    return failures
 
 def with_few_registers(name):
     hopper.RIGHT_REGISTERS = 120
     hopper_fp8.GATHER_REGISTERS[656] = 96
-    return machine.compile_one(good[name]).failures()
+    return good[name].failures()
 
 def measured_by(name, wanted):
-    return machine.compile_one(dataclasses.replace(good[name], wanted=wanted)).failures()
+    return dataclasses.replace(good[name], gates=machine.tensor_cores(wanted)).failures()
 
 for_others = measured_by("dense-bf16-64", machine.SPECIALISED)
 bad = {
@@ -75,24 +68,14 @@ NAMES = {
 """What patterns choose."""
 
 
-def in_a_process(*arguments):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=ENVIRONMENT, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.stdout, done.stderr
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.fixture(scope="module")
 def started(two_at_once: Executor) -> dict[str, Callable]:
-    """What each process will say of the kernels that its patterns choose, and of bad kernels."""
+    """What each process will find in the kernels that its patterns choose, and in bad kernels."""
     first, second = NAMES
-    told = "\nprint(json.dumps([reports, bad]))"
+    printed = "\nprint(json.dumps([reports, bad]))"
     return {
-        first: two_at_once.submit(in_a_process, "-c", f"{GOOD}bad = None{told}", *first.split()).result,
-        second: two_at_once.submit(in_a_process, "-c", f"{GOOD}{BAD}{told}", *second.split()).result,
+        first: two_at_once.submit(run_program, "-c", f"{GOOD}bad = None{printed}", *first.split()).result,
+        second: two_at_once.submit(run_program, "-c", f"{GOOD}{BAD}{printed}", *second.split()).result,
     }
 
 

@@ -148,16 +148,16 @@ def main() -> None:
     """Name of each kernel: the messages of its gate."""
     signals = (relaxed_signal, near_signal, late_payload_signal, no_barrier_signal, silent_signal)
     waits = (relaxed_wait, near_wait, endless_wait, no_wait)
-    told = {
+    found = {
         each.__name__: codegen_gates.release_failures(code_of(codegen_gates.signal, each)) for each in signals
     }
-    told |= {each.__name__: codegen_gates.wait_failures(code_of(codegen_gates.wait, each)) for each in waits}
+    found |= {each.__name__: codegen_gates.wait_failures(code_of(codegen_gates.wait, each)) for each in waits}
     x = torch.empty(1 << 16, dtype=torch.int64, device="meta")
-    told["trapping"] = codegen_gates.trap_failures(code_of(start, trapping, (1,), x, num_warps=1))
-    told["narrow"] = codegen_gates.wide_failures(
+    found["trapping"] = codegen_gates.trap_failures(code_of(start, trapping, (1,), x, num_warps=1))
+    found["narrow"] = codegen_gates.wide_failures(
         code_of(start, narrow, (1,), x.view(torch.int32), num_warps=4)
     )
-    print(json.dumps(told))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from luciola.plugins.compat.deep_ep.utils.math import calc_diff, per_token_cast_back
 from luciola.plugins.deepep import Buffer, CommunicationError
+from luciola.plugins.deepep.api.low_latency import Dispatched
 from luciola.plugins.deepep.low_latency import reference
 from luciola.plugins.deepep.low_latency.layout import Received
-from luciola.plugins.deepep.low_latency.mode import Dispatched, LowLatency, size_hint
+from luciola.plugins.deepep.low_latency.mode import size_hint
 from luciola.plugins.deepep.low_latency.quantize import cast_from_fp8
-from luciola.plugins.deepep.transport.bootstrap import GroupBootstrap
-from luciola.plugins.deepep.transport.choose import open_transport
 from luciola.plugins.kernels.layers import using_layer
 
 STORE: list[dist.Store] = []
@@ -37,42 +36,37 @@ def on_host(case: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def opened(
-    num_bytes: int, *, name: str = "auto", timeout_s: float = 60.0, shrink: bool = False, device: str = "cpu"
-) -> LowLatency:
+def opened(num_bytes: int, *, name: str = "auto", shrink: bool = False, device: str = "cpu") -> Buffer:
     """Low-latency mode between all ranks."""
-    transport = open_transport(
-        GroupBootstrap(dist.group.WORLD),
-        num_bytes,
-        device=torch.device(device),
-        name=name,
-        timeout_s=timeout_s,
-    )
-    return LowLatency(transport, num_bytes=num_bytes, shrink=shrink)
+    return Buffer(
+        dist.group.WORLD, 0, num_bytes, True, enable_shrink=shrink, explicitly_destroy=True, transport=name,
+        timeout_s=60.0, device=device,
+    )  # fmt: skip
 
 
-def check_call(mode: LowLatency, call: Call) -> None:
+def check_call(buffer: Buffer, call: Call) -> None:
     """One dispatch and one combine, against the reference."""
-    rank, device = mode.rank, mode.transport.device
+    rank, device = buffer.rank, buffer.transport.device
     xs, topks, weights = inputs(call)
     x, topk, shares = (each[rank].to(device) for each in (xs, topks, weights))
     casts = {"fp8": call.fp8, "round_scale": call.round_scale, "use_ue8m0": call.use_ue8m0}
     wanted = reference.dispatch(xs, topks, max_tokens=call.max_tokens, experts=call.experts, **casts)
     stats = torch.full((call.experts // call.ranks,), 3, dtype=torch.int32, device=device)
-    got = mode.dispatch(
-        x, topk, call.max_tokens, call.experts, stats=stats, use_fp8=call.fp8, round_scale=call.round_scale,
-        use_ue8m0=call.use_ue8m0, async_finish=call.async_finish, return_recv_hook=call.hook,
+    got = buffer.low_latency_dispatch(
+        x, topk, call.max_tokens, call.experts, cumulative_local_expert_recv_stats=stats,
+        use_fp8=call.fp8, round_scale=call.round_scale, use_ue8m0=call.use_ue8m0, async_finish=call.async_finish,
+        return_recv_hook=call.hook,
     )  # fmt: skip
     finish(got, call)
     check_received(got, wanted[rank], stats, fp8=call.fp8)
     answers = [(cast_from_fp8(each.rows, each.scales) if call.fp8 else each.rows) * -0.5 for each in wanted]
     given = answers[rank].to(device)
     if call.zero_copy:
-        mode.next_combine_buffer(got.handle)[:] = given
+        buffer.get_next_low_latency_combine_buffer(got.handle)[:] = given
         given = torch.full_like(given, float("nan"))
     expected = reference.combine(answers, wanted, topks, weights, logfmt=call.logfmt)[rank]
     out = torch.full_like(x, float("nan")) if call.seed % 2 else None
-    combined = mode.combine(
+    combined = buffer.low_latency_combine(
         given, topk, shares, got.handle, use_logfmt=call.logfmt, zero_copy=call.zero_copy,
         async_finish=call.async_finish, return_recv_hook=call.hook, out=out,
     )  # fmt: skip
@@ -120,57 +114,65 @@ def low_latency_calls(
         device = f"cuda:{rank % torch.cuda.device_count()}"
         torch.cuda.set_device(device)
     hint = max(size_hint(each.max_tokens, each.hidden, size, each.experts) for each in cases)
-    mode = opened(hint, name=name, device=device)
+    buffer = opened(hint, name=name, device=device)
     with using_layer(layer):
         for index, each in enumerate(cases):
             try:
-                check_call(mode, each)
+                check_call(buffer, each)
             except AssertionError as error:
                 raise AssertionError(f"case {index}, rank {rank}: {each}: {error}") from error
-    mode.transport.barrier()
-    mode.transport.close()
-    return mode.transport.name
+    buffer.transport.barrier()
+    buffer.destroy()
+    return buffer.transport.name
 
 
 @on_host
 def low_latency_described_errors(rank: int, size: int) -> dict[str, str]:
     """What is said of arguments that do not fit; one rank is enough."""
     del rank, size
-    mode = opened(size_hint(4, 512, 1, 8))
+    buffer = opened(size_hint(4, 512, 1, 8))
     x, topk = torch.zeros(4, 512, dtype=torch.bfloat16), torch.zeros(4, 2, dtype=torch.int64)
     topk[:, 1] = 1
     weights = torch.ones(4, 2)
-    good = mode.dispatch(x, topk, 4, 8, use_fp8=False)
+    good = buffer.low_latency_dispatch(x, topk, 4, 8, use_fp8=False)
     answers = good.x.clone()
     three_blocks = torch.zeros(4, 384, dtype=torch.bfloat16)
     wrong: dict[str, Callable[[], object]] = {
-        "type of x": lambda: mode.dispatch(x.float(), topk, 4, 8),
-        "type of topk": lambda: mode.dispatch(x, topk.short(), 4, 8),
-        "shape of topk": lambda: mode.dispatch(x, topk[:3], 4, 8),
-        "many k": lambda: mode.dispatch(x, topk[:, :1].expand(4, 33).contiguous(), 4, 8),
-        "below no expert": lambda: mode.dispatch(x, topk * -2, 4, 8),
-        "beyond all experts": lambda: mode.dispatch(x, topk * 7 + 1, 4, 8),
-        "tokens": lambda: mode.dispatch(x, topk, 3, 8),
-        "experts": lambda: mode.dispatch(x, topk, 4, 0),
-        "memory": lambda: mode.dispatch(x, topk, 5, 8),
-        "hidden": lambda: mode.dispatch(x[:, :100].contiguous(), topk, 4, 8, use_fp8=False),
-        "hidden of FP8": lambda: mode.dispatch(x[:, :200].contiguous(), topk, 4, 8),
-        "hidden of exponents": lambda: mode.dispatch(
+        "type of x": lambda: buffer.low_latency_dispatch(x.float(), topk, 4, 8),
+        "type of topk": lambda: buffer.low_latency_dispatch(x, topk.short(), 4, 8),
+        "shape of topk": lambda: buffer.low_latency_dispatch(x, topk[:3], 4, 8),
+        "many k": lambda: buffer.low_latency_dispatch(x, topk[:, :1].expand(4, 33).contiguous(), 4, 8),
+        "below no expert": lambda: buffer.low_latency_dispatch(x, topk * -2, 4, 8),
+        "beyond all experts": lambda: buffer.low_latency_dispatch(x, topk * 7 + 1, 4, 8),
+        "tokens": lambda: buffer.low_latency_dispatch(x, topk, 3, 8),
+        "experts": lambda: buffer.low_latency_dispatch(x, topk, 4, 0),
+        "memory": lambda: buffer.low_latency_dispatch(x, topk, 5, 8),
+        "hidden": lambda: buffer.low_latency_dispatch(x[:, :100].contiguous(), topk, 4, 8, use_fp8=False),
+        "hidden of FP8": lambda: buffer.low_latency_dispatch(x[:, :200].contiguous(), topk, 4, 8),
+        "hidden of exponents": lambda: buffer.low_latency_dispatch(
             three_blocks, topk, 4, 8, round_scale=True, use_ue8m0=True
         ),
-        "exponents": lambda: mode.dispatch(x, topk, 4, 8, use_ue8m0=True),
-        "twice the same": lambda: mode.dispatch(x, torch.zeros_like(topk), 4, 8),
-        "hook and event": lambda: mode.dispatch(x, topk, 4, 8, async_finish=True, return_recv_hook=True),
-        "stats": lambda: mode.dispatch(x, topk, 4, 8, stats=torch.zeros(7, dtype=torch.int32)),
-        "type of stats": lambda: mode.dispatch(x, topk, 4, 8, stats=torch.zeros(8)),
-        "answers": lambda: mode.combine(answers[:, :2].contiguous(), topk, weights, good.handle),
-        "type of weights": lambda: mode.combine(answers, topk, weights.double(), good.handle),
-        "shape of weights": lambda: mode.combine(answers, topk, weights[:, :1], good.handle),
-        "out": lambda: mode.combine(answers, topk, weights, good.handle, out=x[:3]),
-        "LogFMT in place": lambda: mode.combine(
+        "exponents": lambda: buffer.low_latency_dispatch(x, topk, 4, 8, use_ue8m0=True),
+        "twice the same": lambda: buffer.low_latency_dispatch(x, torch.zeros_like(topk), 4, 8),
+        "hook and event": lambda: buffer.low_latency_dispatch(
+            x, topk, 4, 8, async_finish=True, return_recv_hook=True
+        ),
+        "stats": lambda: buffer.low_latency_dispatch(
+            x, topk, 4, 8, cumulative_local_expert_recv_stats=torch.zeros(7, dtype=torch.int32)
+        ),
+        "type of stats": lambda: buffer.low_latency_dispatch(
+            x, topk, 4, 8, cumulative_local_expert_recv_stats=torch.zeros(8)
+        ),
+        "answers": lambda: buffer.low_latency_combine(
+            answers[:, :2].contiguous(), topk, weights, good.handle
+        ),
+        "type of weights": lambda: buffer.low_latency_combine(answers, topk, weights.double(), good.handle),
+        "shape of weights": lambda: buffer.low_latency_combine(answers, topk, weights[:, :1], good.handle),
+        "out": lambda: buffer.low_latency_combine(answers, topk, weights, good.handle, out=x[:3]),
+        "LogFMT in place": lambda: buffer.low_latency_combine(
             answers, topk, weights, good.handle, use_logfmt=True, zero_copy=True
         ),
-        "mask": lambda: mode.update_mask(0, masked=True),
+        "mask": lambda: buffer.low_latency_update_mask_buffer(0, True),
         "hint": lambda: size_hint(4, 512, 3, 8),
     }
     told = {}
@@ -179,23 +181,26 @@ def low_latency_described_errors(rank: int, size: int) -> dict[str, str]:
             call()
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             told[name] = f"{type(error).__name__}: {error}"
-    mode.combine(answers, topk, weights, good.handle)  # nothing of this has spoiled the next call
-    mode.transport.close()
+    buffer.low_latency_combine(
+        answers, topk, weights, good.handle
+    )  # nothing of this has spoiled the next call
+    buffer.destroy()
     return told
 
 
 @on_host
 def low_latency_two_alive(rank: int, size: int) -> list[str]:
     """Two dispatches in flight, received the other way round; a third before is refused. Then what was in them."""
-    mode = opened(size_hint(2, 128, size, 2 * size))
+    buffer = opened(size_hint(2, 128, size, 2 * size))
     topk = torch.arange(2 * size).view(2, size)  # every token to every expert, once
     xs = [torch.full((2, 128), float(60 * turn + rank)).to(torch.bfloat16) for turn in (1, 2, 3)]
     first, second = (
-        mode.dispatch(x, topk, 2, 2 * size, use_fp8=False, return_recv_hook=True) for x in xs[:2]
+        buffer.low_latency_dispatch(x, topk, 2, 2 * size, use_fp8=False, return_recv_hook=True)
+        for x in xs[:2]
     )
     told = []
     for call in (
-        lambda: mode.dispatch(xs[2], topk, 2, 2 * size, use_fp8=False),
+        lambda: buffer.low_latency_dispatch(xs[2], topk, 2, 2 * size, use_fp8=False),
         second.hook,
         first.hook,
         first.hook,
@@ -204,31 +209,33 @@ def low_latency_two_alive(rank: int, size: int) -> list[str]:
             call()
         except ValueError as error:
             told.append(str(error))
-    third = mode.dispatch(xs[2], topk, 2, 2 * size, use_fp8=False)
+    third = buffer.low_latency_dispatch(xs[2], topk, 2, 2 * size, use_fp8=False)
     for turn, got in ((1, first), (2, second), (3, third)):
         for expert, count in enumerate(got.counts.tolist()):
             seen = sorted(got.x[expert, :count, 0].tolist())
             assert seen == [60.0 * turn + source for source in range(size)], (turn, expert, seen)
-    mode.transport.barrier()
-    mode.transport.close()
+    buffer.transport.barrier()
+    buffer.destroy()
     return told
 
 
 @on_host
 def low_latency_many_turns(rank: int, size: int, *, turns: int) -> int:
     """Dispatches without combine, with ranks of different speed: nothing is overwritten before it was taken."""
-    mode = opened(size_hint(1, 128, size, size))
+    buffer = opened(size_hint(1, 128, size, size))
     topk = torch.arange(size).view(1, size)
     for turn in range(turns):
         x = torch.full((1, 128), float(turn % 200)).to(torch.bfloat16)
-        got = mode.dispatch(x, topk, 1, size, use_fp8=False, return_recv_hook=turn % 3 == rank % 3)
+        got = buffer.low_latency_dispatch(
+            x, topk, 1, size, use_fp8=False, return_recv_hook=turn % 3 == rank % 3
+        )
         if got.hook is not None:
             got.hook()
         assert bool((got.x[0] == turn % 200).all()), (turn, got.x[0, :, 0])
         if turn % (rank + 2) == 0:
             os.sched_yield()
-    mode.transport.barrier()
-    mode.transport.close()
+    buffer.transport.barrier()
+    buffer.destroy()
     return turns
 
 
@@ -253,73 +260,73 @@ def low_latency_between_hosts(rank: int, size: int) -> str:
 @on_host
 def low_latency_disagreeing(rank: int, size: int) -> tuple[str, str]:
     """One rank calls with other sizes."""
-    mode = opened(size_hint(8, 256, size, 4 * size), timeout_s=60.0)
+    buffer = opened(size_hint(8, 256, size, 4 * size))
     x, topk = torch.zeros(1, 256, dtype=torch.bfloat16), torch.zeros(1, 1, dtype=torch.int64)
     try:
-        mode.dispatch(x, topk, 8 if rank else 4, 4 * size, use_fp8=False)
-        mode.dispatch(x, topk, 8, 4 * size, use_fp8=False)
+        buffer.low_latency_dispatch(x, topk, 8 if rank else 4, 4 * size, use_fp8=False)
+        buffer.low_latency_dispatch(x, topk, 8, 4 * size, use_fp8=False)
     except CommunicationError as error:
         return type(error).__name__, str(error)
     finally:
-        mode.transport.close()
+        buffer.destroy()
     return "nothing", ""
 
 
 @on_host
 def low_latency_refused(rank: int, size: int) -> list[tuple[str, str, int]]:
     """One rank after the other refuses what it is given, dispatch and combine; the calls between work."""
-    mode = opened(size_hint(2, 128, size, size))
+    buffer = opened(size_hint(2, 128, size, size))
     x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
     weights, learnt = torch.ones(1, size), []
     for odd in range(size):
         is_odd = rank == odd
         try:
-            mode.dispatch(x.float() if is_odd else x, topk, 2, size, use_fp8=False)
+            buffer.low_latency_dispatch(x.float() if is_odd else x, topk, 2, size, use_fp8=False)
         except (ValueError, TypeError) as error:
             learnt.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
         for _ in range(3):  # an odd number: the next refusal is on the other half
-            got = mode.dispatch(x, topk, 2, size, use_fp8=False)
+            got = buffer.low_latency_dispatch(x, topk, 2, size, use_fp8=False)
             assert got.counts.tolist() == [size]
         try:
-            mode.combine(got.x[:, :1] if is_odd else got.x, topk, weights, got.handle)
+            buffer.low_latency_combine(got.x[:, :1] if is_odd else got.x, topk, weights, got.handle)
         except (ValueError, TypeError) as error:
             learnt.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
-        combined = mode.combine(got.x, topk, weights, got.handle).x
+        combined = buffer.low_latency_combine(got.x, topk, weights, got.handle).x
         assert combined.tolist() == [[float(size)] * 128]
-    mode.transport.barrier()
-    mode.transport.close()
+    buffer.transport.barrier()
+    buffer.destroy()
     return learnt
 
 
 @on_host
 def low_latency_killed(rank: int, size: int, *, bad: int) -> tuple[str, str, int]:
     """One rank dies between dispatch and combine."""
-    mode = opened(size_hint(1, 128, size, size))
+    buffer = opened(size_hint(1, 128, size, size))
     x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
     try:
-        got = mode.dispatch(x, topk, 1, size, use_fp8=False)
+        got = buffer.low_latency_dispatch(x, topk, 1, size, use_fp8=False)
         if rank == bad:
             os.kill(os.getpid(), signal.SIGKILL)
-        mode.combine(got.x, topk, torch.ones(1, size), got.handle)
+        buffer.low_latency_combine(got.x, topk, torch.ones(1, size), got.handle)
     except CommunicationError as error:
         return type(error).__name__, str(error), error.peer
     finally:
-        mode.transport.close()
+        buffer.destroy()
     return "nothing", "", -1
 
 
 @on_host
 def low_latency_shrinking(rank: int, size: int, *, bad: int) -> tuple[list[list[int]], list[float]]:
     """One rank dies, the others go on without it: masks after each step, and the value that combine gives."""
-    mode = opened(size_hint(1, 128, size, size), shrink=True)
+    buffer = opened(size_hint(1, 128, size, size), shrink=True)
     x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
     weights, masks, values = torch.ones(1, size), [], []
 
     def step() -> None:
-        got = mode.dispatch(x, topk, 1, size, use_fp8=False)
-        values.append(float(mode.combine(got.x, topk, weights, got.handle).x[0, 0]))
+        got = buffer.low_latency_dispatch(x, topk, 1, size, use_fp8=False)
+        values.append(float(buffer.low_latency_combine(got.x, topk, weights, got.handle).x[0, 0]))
         status = torch.zeros(size, dtype=torch.int32)
-        mode.query_mask(status)
+        buffer.low_latency_query_mask_buffer(status)
         masks.append(status.tolist())
 
     step()
@@ -329,19 +336,19 @@ def low_latency_shrinking(rank: int, size: int, *, bad: int) -> tuple[list[list[
     step()
     spared = (bad + 1) % size  # this one lives, and is left out by all others
     if rank != spared:
-        mode.update_mask(spared, masked=True)
+        buffer.low_latency_update_mask_buffer(spared, True)
         step()
-        mode.clean_mask()
+        buffer.low_latency_clean_mask_buffer()
         status = torch.ones(size, dtype=torch.int32)
-        mode.query_mask(status)
+        buffer.low_latency_query_mask_buffer(status)
         masks.append(status.tolist())
-    mode.transport.close()
+    buffer.destroy()
     return masks, values
 
 
 @on_host
 def expert_fuzz(rank: int, size: int, *, seeds: Sequence[int]) -> int:
-    """A random call for each seed over one buffer: in normal mode if the seed is even, else in low-latency mode."""
+    """A random call for each seed over one buffer: in normal buffer if the seed is even, else in low-latency mode."""
     cases = [random_call(seed, size) for seed in seeds]
     hint = max(size_hint(each.max_tokens, each.hidden, size, each.experts) for each in cases)
     buffer = Buffer(

@@ -1,17 +1,16 @@
-"""Every kernel compiled ahead of time for Hopper (sm_90a), without a GPU, and what must hold of its machine code.
+"""Every kernel of FlashMLA compiled ahead of time for Hopper (sm_90a), and what must hold of its machine code.
 
-A `Case` is a call of a public function with tensors that have no memory, so that what is compiled is what such a call
-would launch. Its gates: tensor cores are used as they should be, nothing spills between their instructions, shared
-memory fits a multiprocessor, copies run ahead.
+Tensor cores are used as they should be, nothing spills between their instructions, shared memory fits a multiprocessor,
+copies run ahead.
 """
 
 import fnmatch
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
+import machine_code
 from luciola.plugins.flashmla import (
     flash_attn_varlen_func,
     flash_mla_sparse_fwd,
@@ -19,9 +18,7 @@ from luciola.plugins.flashmla import (
     get_mla_metadata,
     layouts,
 )
-from luciola.plugins.kernels.aot import compiling
-from luciola.plugins.kernels.layers import using_layer
-from machine_code import SHARED_BYTES_MAX, MachineCode, machine_code
+from machine_code import SHARED_BYTES_MAX, Case, Gate, MachineCode
 
 # Of a kernel whose output takes half of all registers (64 rows of 512 numbers): reloads of a few addresses.
 WGMMA_SPILLS_MAX: Final = 8
@@ -41,93 +38,75 @@ DENSE_FP8_SPILLS_MAX: Final = 64
 MODEL1_SPILLS_MAX: Final = 32
 
 
-@dataclass(frozen=True)
-class Case:
-    """A call, which of its kernels is looked at, and what must be in its machine code."""
+def tensor_cores(
+    wanted: tuple[str, ...] = (), spills_max: int = 0, all_spills_max: int | None = None
+) -> tuple[Gate]:
+    """The gate of a kernel: what must be in its machine code, and how much it may spill.
 
-    name: str
-    kernel: str
-    call: Callable[[], object]
-    wanted: tuple[str, ...] = ()
-    spills_max: int = 0
-    layer: str = "triton"
-    all_spills_max: int | None = None  # in warps without matrix instructions too; None: not looked at
+    spills_max: from the first to the last matrix instruction; in the whole kernel if it has none. all_spills_max: in
+    warps without matrix instructions too; None: not looked at.
+    """
 
-
-@dataclass(frozen=True)
-class Report:
-    """What the assembler made of a case."""
-
-    case: Case
-    code: MachineCode
-
-    @property
-    def name(self) -> str:
-        return self.case.name
-
-    @property
-    def spills(self) -> int:
-        """From the first to the last matrix instruction; in the whole kernel if it has none."""
-        return self.code.spills_between
-
-    def failures(self) -> list[str]:
-        """The gates that do not hold; empty if all do."""
-        spills, most = self.spills, self.case.spills_max
-        everywhere, limit = self.code.spills, self.case.all_spills_max
+    def failures(code: MachineCode) -> list[str]:
+        spills = code.spills_between
         checks = (
-            (spills <= most, f"{spills} spills between matrix instructions, {most} are allowed"),
-            (not self.code.serialised, "matrix instructions wait for one another"),
-            (limit is None or everywhere <= limit, f"{everywhere} spills in all, {limit} are allowed"),
+            (spills <= spills_max, f"{spills} spills between matrix instructions, {spills_max} are allowed"),
+            (not code.serialised, "matrix instructions wait for one another"),
             (
-                self.code.shared_bytes <= SHARED_BYTES_MAX,
-                f"{self.code.shared_bytes} bytes of shared memory, {SHARED_BYTES_MAX} are there",
+                all_spills_max is None or code.spills <= all_spills_max,
+                f"{code.spills} spills in all, {all_spills_max} are allowed",
             ),
-            *((f" {each}" in self.code.text, f"no {each}") for each in self.case.wanted),
+            (
+                code.shared_bytes <= SHARED_BYTES_MAX,
+                f"{code.shared_bytes} bytes of shared memory, {SHARED_BYTES_MAX} are there",
+            ),
+            *((f" {each}" in code.text, f"no {each}") for each in wanted),
         )
         return [message for holds, message in checks if not holds]
+
+    return (failures,)
 
 
 def cases() -> Iterator[Case]:
     """Every kernel that is launched on Hopper, with each tile and layout."""
-    yield Case("schedule", "schedule_kernel", lambda: dense(16, torch.bfloat16))
-    yield Case("combine", "flash_fwd_mla_combine_kernel", lambda: dense(16, torch.bfloat16))
-    yield Case("combine-sink", "flash_fwd_mla_combine_kernel", lambda: sparse(16, layouts.V32_BYTES))
+    yield _case("schedule", "schedule_kernel", lambda: dense(16, torch.bfloat16))
+    yield _case("combine", "flash_fwd_mla_combine_kernel", lambda: dense(16, torch.bfloat16))
+    yield _case("combine-sink", "flash_fwd_mla_combine_kernel", lambda: sparse(16, layouts.V32_BYTES))
     name = "flash_fwd_splitkv_mla_kernel"
     ahead = ("HMMA", "LDGSTS")
-    yield Case("dense-bf16-16", name, _dense(16, torch.bfloat16), ahead)
+    yield _case("dense-bf16-16", name, _dense(16, torch.bfloat16), ahead)
     for short, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-        yield Case(f"dense-{short}-64", name, _dense(128, dtype), ("HGMMA", "LDGSTS"), WGMMA_SPILLS_MAX)
-        yield Case(f"dense-{short}-hopper", f"{name}_ws", _dense(128, dtype), SPECIALISED, layer="hopper")
-    yield Case("dense-fp8-16", name, _dense(16, torch.bfloat16, fp8=True), ahead)
+        yield _case(f"dense-{short}-64", name, _dense(128, dtype), ("HGMMA", "LDGSTS"), WGMMA_SPILLS_MAX)
+        yield _case(f"dense-{short}-hopper", f"{name}_ws", _dense(128, dtype), SPECIALISED, layer="hopper")
+    yield _case("dense-fp8-16", name, _dense(16, torch.bfloat16, fp8=True), ahead)
     name = "flash_fwd_splitkv_mla_fp8_sparse_kernel"
     yield _fast_fp8("dense-fp8", _dense(128, torch.bfloat16, fp8=True), DENSE_FP8_SPILLS_MAX)
     yield _fast_fp8("sparse-v32", _sparse(128, layouts.V32_BYTES), 0)
     yield _fast_fp8("sparse-model1", _sparse(128, layouts.MODEL1_BYTES), MODEL1_SPILLS_MAX)
     for heads in (16, 32):
-        yield Case(f"sparse-v32-{heads}", name, _sparse(heads, layouts.V32_BYTES), ("HMMA",))
-    yield Case("sparse-model1-16", name, _sparse(16, layouts.MODEL1_BYTES), ("HMMA",))
+        yield _case(f"sparse-v32-{heads}", name, _sparse(heads, layouts.V32_BYTES), ("HMMA",))
+    yield _case("sparse-model1-16", name, _sparse(16, layouts.MODEL1_BYTES), ("HMMA",))
     for width in (576, 512):
         for heads in (16, 32):
-            yield Case(f"prefill-{width}-{heads}", "sparse_attn_fwd", _prefill(heads, width), ("HMMA",))
+            yield _case(f"prefill-{width}-{heads}", "sparse_attn_fwd", _prefill(heads, width), ("HMMA",))
         more, name = ("HGMMA", "LDGSTS"), "sparse_attn_fwd"
-        yield Case(f"prefill-{width}-64", name, _prefill(128, width), more, WGMMA_SPILLS_MAX)
+        yield _case(f"prefill-{width}-64", name, _prefill(128, width), more, WGMMA_SPILLS_MAX)
         name, call = f"{name}_ws", _prefill(128, width)
-        yield Case(f"prefill-{width}-hopper", name, call, SPECIALISED_COPIES, layer="hopper")
+        yield _case(f"prefill-{width}-hopper", name, call, SPECIALISED_COPIES, layer="hopper")
     for width in (128, 192):
         more = ("HGMMA", "LDGSTS")
-        yield Case(f"varlen-{width}", "flash_fwd_varlen_kernel", _varlen(width), more)
+        yield _case(f"varlen-{width}", "flash_fwd_varlen_kernel", _varlen(width), more)
         for part in ("queries", "tokens"):
             name = f"flash_bwd_varlen_{part}_kernel"
-            yield Case(f"gradients-{width}-{part}", name, _gradients(width), more)
-    yield Case("gradients-sums", "attention_sums_kernel", _gradients(128), ("LDG.E.128",))
+            yield _case(f"gradients-{width}-{part}", name, _gradients(width), more)
+    yield _case("gradients-sums", "attention_sums_kernel", _gradients(128), ("LDG.E.128",))
 
 
-def compile_one(case: Case) -> Report:
-    """Compiles and reads the machine code. Takes seconds; Triton's cache remembers the result."""
-    with compiling() as kernels, using_layer(case.layer):
-        case.call()
-    compiled = next(each for each in kernels if each.metadata.name == case.kernel)
-    return Report(case, machine_code(compiled))
+def _case(
+    name: str, kernel: str, call: Callable[[], object], wanted: tuple[str, ...] = (), spills_max: int = 0, *,
+    layer: str = "triton", all_spills_max: int | None = None,
+) -> Case:  # fmt: skip
+    return Case(name, kernel, call, tensor_cores(wanted, spills_max, all_spills_max), layer)
 
 
 def dense(heads: int, dtype: torch.dtype, *, fp8: bool = False) -> None:
@@ -160,7 +139,7 @@ def sparse(heads: int, row_bytes: int) -> None:
 
 def _fast_fp8(name: str, call: Callable[[], None], spills_max: int) -> Case:
     kernel = "flash_fwd_splitkv_mla_fp8_sparse_kernel_ws"
-    return Case(f"{name}-hopper", kernel, call, SPECIALISED_FP8, layer="hopper", all_spills_max=spills_max)
+    return _case(f"{name}-hopper", kernel, call, SPECIALISED_FP8, layer="hopper", all_spills_max=spills_max)
 
 
 def _dense(heads: int, dtype: torch.dtype, *, fp8: bool = False) -> Callable[[], None]:
@@ -199,9 +178,7 @@ def _meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 
 
 def reports(patterns: Sequence[str]) -> list[dict[str, Any]]:
-    """What the gates say of the kernels whose names match one of the patterns."""
-    chosen = [case for case in cases() if any(fnmatch.fnmatchcase(case.name, each) for each in patterns)]
-    return [
-        {"name": each.name, "warpgroup": each.code.instructions["HGMMA"] > 0, "failures": each.failures()}
-        for each in map(compile_one, chosen)
-    ]
+    """What the gates find in the kernels whose names match one of the patterns."""
+    return machine_code.reports(
+        case for case in cases() if any(fnmatch.fnmatchcase(case.name, each) for each in patterns)
+    )
