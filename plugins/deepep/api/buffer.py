@@ -252,7 +252,7 @@ class Buffer(LowLatencyMethods):
                 check_rows(x, "x", torch.bfloat16)
                 tokens, rows = self._check_handle(handle), normal.rows_of(handle)
                 if len(x) < rows:
-                    allowed = f"{rows} tokens have come by the dispatch of this handle"
+                    allowed = f"{rows} tokens arrived by the dispatch of this handle"
                     refuse("x", f"of {len(x)} rows", allowed)
                 columns = [self._here(x)]
                 if topk_weights is not None:

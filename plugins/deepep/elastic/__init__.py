@@ -2,7 +2,6 @@
 
 buffer      `ElasticBuffer`, with the original's names, arguments and results
 experts     `EPHandle`, dispatch and combine: normal mode, and one row for each expert if that is asked for
-routing     where rows go and come from, as numbers of rows
 tensors     all-gather in sessions, send and receive in a ring, rows fetched from other ranks
 reference   the specification: what one process computes that has all ranks' inputs
 """

@@ -27,7 +27,7 @@ from ..normal.dispatcher import MappedDispatcher
 from ..transport import choose
 from ..transport.event import Event, EventHandle, EventOverlap, wait_for
 from ..transport.segment_header import HEADER_BYTES, Fact
-from . import experts, routing
+from . import experts
 from .experts import Call, EPHandle
 from .tensors import EXPERTS_CALLS, UNIT_BYTES, TensorCalls
 
@@ -272,7 +272,7 @@ class ElasticBuffer(TensorCalls):
         if topk < 1:
             refuse("topk_idx", f"of shape {tuple(topk_idx.shape)}", "a token has one expert or more, or -1")
         arriving = most * self.num_ranks
-        sizes = (arriving, routing.expanded_rows_max(arriving, topk, local, alignment))
+        sizes = (arriving, experts.expanded_rows_max(arriving, topk, local, alignment))
         return Call(
             tokens, topk_idx.clone() if copy else topk_idx, num_experts, num_max_tokens=most, alignment=alignment,
             num_sms=num_sms or Buffer.num_sms, number=number, sizes=None if sync else sizes, **options,

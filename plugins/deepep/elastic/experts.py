@@ -3,9 +3,9 @@
 Rows are ordered by (source rank, token), so results and handles are the same bits every time. A call whose routing
 comes from a handle sends its expert numbers again: they are few bytes beside the rows.
 
-What comes back from a rank counts at the last of a token's k that the rank owns, and is summed in the order of k, in
-float32, after the biases. The sum of a rank's own rows is rounded to the rows' type on the way, unless each of them
-travels by itself.
+What comes back from a rank counts at the last of a token's k that the rank owns, its master, and is summed in the
+order of k, in float32, after the biases. The sum of a rank's own rows is rounded to the rows' type on the way, unless
+each of them travels by itself.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,6 @@ from ..normal.dispatcher import MappedDispatcher
 from ..normal.row_ops import summed, words_of
 from ..normal.tokens import Handle, Received, Tokens
 from ..transport.segment_header import Fact
-from . import routing
 
 SCALE_ALIGNMENT: Final = 4
 """Rows that a column of scales is a multiple of, in 16 bytes, where TMA is to read it."""
@@ -109,7 +108,7 @@ def dispatch(
     assert received.topk_idx is not None, "what was sent arrives"
     arrived = int(came.handle.rank_prefix_matrix[-1, normal.me])
     local = call.num_experts // ranks
-    expansion = routing.Expansion.of(received.topk_idx[:arrived], local, call.alignment)
+    expansion = Expansion.of(received.topk_idx[:arrived], local, call.alignment)
     handle = _handle(call, came, expansion, owner, normal.me)
     if call.do_expand:
         received = _expanded(received, expansion, handle.num_expanded_tokens, zeros=call.do_zero_padding)
@@ -134,11 +133,11 @@ def combine(
     if handle.do_expand and not reduce_first:
         facts["rows"] = "of each expert"
         columns = [x[places[places >= 0]]]
-        order = routing.order_of_experts(handle.owner, handle.rows.pairs, normal.me)
+        order = order_of_experts(handle.owner, handle.rows.pairs, normal.me)
         rows_max = max(int(handle.rows.pairs.sum(0).max()), 1)
     else:
         columns = [summed([x] * places.shape[1], places) if handle.do_expand else x[:arrived]]
-        order = routing.order_of_ranks(handle.owner, handle.rows, normal.me)
+        order = order_of_ranks(handle.owner, handle.rows, normal.me)
     if topk_weights is not None:
         if handle.do_expand:
             padded = torch.cat([topk_weights, topk_weights.new_zeros(1)])
@@ -157,7 +156,65 @@ def col_major(scales: Tensor) -> Tensor:
     return made.copy_(scales)
 
 
-def _expanded(received: Tokens, expansion: routing.Expansion, rows: int, *, zeros: bool) -> Tokens:
+# Where rows go and come from, as numbers of rows; -1 for none.
+
+
+def are_masters(owner: Tensor) -> Tensor:
+    """(T, K): whether no later k is of the same rank."""
+    same = owner[:, :, None] == owner[:, None, :]
+    later = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool, device=owner.device).triu(1)
+    return (owner >= 0) & ~(same & later).any(2)
+
+
+def order_of_ranks(owner: Tensor, rows: Handle, me: int) -> tuple[Tensor, Tensor]:
+    """Ranks and their rows (T, K) int32 of what is summed for each token, if a rank has one row for it."""
+    prefix = rows.rank_prefix_matrix
+    begins = prefix[me - 1] if me else torch.zeros_like(prefix[0])
+    ranks = owner.clamp(min=0)
+    places = rows.send_head.gather(1, ranks) + begins[ranks]
+    return ranks.int(), torch.where(are_masters(owner), places, -1).int()
+
+
+def order_of_experts(owner: Tensor, pairs: Tensor, me: int) -> tuple[Tensor, Tensor]:
+    """The same, if a rank has a row for each (source, token, k) that is of it, in this order. pairs: see `Handle`."""
+    ranks = owner.clamp(min=0)
+    flat = owner.reshape(-1)
+    is_of = flat[:, None] == torch.arange(len(pairs), device=flat.device)
+    number = (is_of.cumsum(0) - 1).gather(1, ranks.reshape(-1, 1)).view(owner.shape)
+    begins = pairs[:me].sum(0).to(flat.device)
+    return ranks.int(), torch.where(owner >= 0, number + begins[ranks], -1).int()
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The expanded layout: places (N, K), rows of each token's experts; ends (E,), of each expert's real rows."""
+
+    places: Tensor
+    ends: Tensor
+    counts: list[int]
+
+    @classmethod
+    def of(cls, local_idx: Tensor, experts: int, alignment: int) -> "Expansion":
+        """Of tokens that came. Shapes: local_idx (N, K), -1 for experts of other ranks."""
+        flat = local_idx.long().reshape(-1)
+        found = torch.bincount(flat[flat >= 0], minlength=experts)
+        rounded = (found + alignment - 1) // alignment * alignment
+        starts = rounded.cumsum(0) - rounded
+        order = torch.where(flat >= 0, flat, experts).argsort(stable=True)
+        sorted_places = torch.empty_like(order).scatter_(
+            0, order, torch.arange(len(flat), device=flat.device)
+        )
+        shift = (starts - (found.cumsum(0) - found))[flat.clamp(min=0)]
+        places = torch.where(flat >= 0, sorted_places + shift, -1).view(local_idx.shape)
+        return cls(places, starts + found, found.tolist())
+
+
+def expanded_rows_max(tokens: int, topk: int, experts: int, alignment: int) -> int:
+    """As many as the layout can have."""
+    return align(tokens * min(topk, experts) + (alignment - 1) * experts, alignment)
+
+
+def _expanded(received: Tokens, expansion: Expansion, rows: int, *, zeros: bool) -> Tokens:
     """A row for each (token, local expert), those of an expert together."""
     tokens, ks = torch.nonzero(expansion.places >= 0, as_tuple=True)
     places = expansion.places[tokens, ks]
@@ -178,13 +235,13 @@ def _expanded(received: Tokens, expansion: routing.Expansion, rows: int, *, zero
     )
 
 
-def _handle(call: Call, came: Received, expansion: routing.Expansion, owner: Tensor, me: int) -> EPHandle:
+def _handle(call: Call, came: Received, expansion: Expansion, owner: Tensor, me: int) -> EPHandle:
     home, rows = call.topk_idx.device, came.handle
     rounded = [align(each, call.alignment) for each in expansion.counts]
     ends = expansion.ends if call.do_expand else torch.tensor(rounded).cumsum(0)
     room, expanded = call.sizes or (len(rows.recv_src_idx), sum(rounded))
     numbers = rows.send_head.gather(1, owner.clamp(min=0))
-    slots = torch.where(routing.are_masters(owner), numbers, -1).int()
+    slots = torch.where(are_masters(owner), numbers, -1).int()
     return EPHandle(
         do_expand=call.do_expand,
         num_experts=call.num_experts,
@@ -206,7 +263,7 @@ def _handle(call: Call, came: Received, expansion: routing.Expansion, owner: Ten
     )
 
 
-def _metadata(call: Call, came: Received, expansion: routing.Expansion, me: int) -> Tensor:
+def _metadata(call: Call, came: Received, expansion: Expansion, me: int) -> Tensor:
     ends = came.handle.rank_prefix_matrix[:, me].contiguous()
     count, (_, topk) = int(ends[-1]), expansion.places.shape
     tokens = came.handle.recv_src_idx
@@ -221,4 +278,4 @@ def _metadata(call: Call, came: Received, expansion: routing.Expansion, me: int)
     return result
 
 
-__all__ = ["Call", "EPHandle", "col_major", "combine", "dispatch"]
+__all__ = ["Call", "EPHandle", "col_major", "combine", "dispatch", "expanded_rows_max"]

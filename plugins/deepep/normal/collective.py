@@ -57,7 +57,7 @@ class CollectiveDispatcher:
                 idx, weights, rank=self.me, experts_per_rank=len(per_expert) // self.ranks
             )
         if rows is not None and rows < count:
-            refuse("num_worst_tokens", rows, f"{count} tokens have come to rank {self.me}")
+            refuse("num_worst_tokens", rows, f"{count} tokens arrived at rank {self.me}")
         found = Tokens(found.x, found.scales, idx, weights)
         return Received(found, experts[:, self.me].sum(0).tolist(), handle)
 

@@ -137,7 +137,7 @@ class MappedDispatcher:
         if found:
             self._problem.zero_()
             raise BadArgument(
-                f"{found} tokens have come to rank {self.me} by a dispatch before this call, more than its "
+                f"{found} tokens arrived at rank {self.me} by a dispatch before this call, more than its "
                 "num_worst_tokens: those beyond are lost"
             )
 
@@ -218,7 +218,7 @@ class MappedDispatcher:
         fields = (prefix, own_channels, starts, source_rows, member, numbers)
         found = self._finished(tokens.like(out), ends, arrived, len(per_expert) // self.ranks)
         if rows is not None and arrived > rows:
-            refuse("num_worst_tokens", rows, f"{arrived} tokens have come to rank {self.me}")
+            refuse("num_worst_tokens", rows, f"{arrived} tokens arrived at rank {self.me}")
         return Received(found, expert_counts, Handle.of(fields, rows_max=rows_max, pairs=pairs))
 
     def cached_dispatch_steps(self, tokens: Tokens, handle: Handle, *, num_sms: int) -> Steps[Tokens]:

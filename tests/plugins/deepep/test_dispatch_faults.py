@@ -94,5 +94,5 @@ def test_a_rank_that_leaves_a_call_says_so(dispatchers: Ranks) -> None:
 
 def test_a_result_that_is_too_small_is_one_ranks_error(dispatchers: Ranks) -> None:
     first, *others = values(dispatchers.run("worst_is_too_small", 3))
-    assert first == ["num_worst_tokens is 31; 90 tokens have come to rank 0"]
+    assert first == ["num_worst_tokens is 31; 90 tokens arrived at rank 0"]
     assert others == [[], []]

@@ -357,7 +357,7 @@ def test_more_tokens_than_rows_are_an_error_of_the_next_call(kernel_device):
     ])  # fmt: skip
     if kernel_device == "cuda":
         torch.cuda.synchronize()
-    with pytest.raises(ValueError, match="8 tokens have come to rank 0 by a dispatch before this call"):
+    with pytest.raises(ValueError, match="8 tokens arrived at rank 0 by a dispatch before this call"):
         ranks[0].check()
     ranks[1].check()
     ranks[0].check()  # it is told once
