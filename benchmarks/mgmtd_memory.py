@@ -23,7 +23,6 @@ from luciola.cli.datadir import free_ports
 from luciola.errors import Error
 from luciola.wire import (
     SERVICE,
-    AsyncLaneClient,
     Cluster,
     RpcClients,
     create_secret,
@@ -32,6 +31,9 @@ from luciola.wire import (
     save_cluster,
 )
 from luciola.wire.pb import mgmtd_pb2 as pb
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from lane_client import AsyncLaneClient
 
 Call = Callable[[Any, Any], Awaitable[Any]]
 

@@ -10,17 +10,22 @@ import argparse
 import asyncio
 import multiprocessing
 import queue
+import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import uvloop
 
-from luciola.wire import SERVICE, LaneClient, LaneServer, methods, mint
+from luciola.wire import SERVICE, LaneServer, methods, mint
 from luciola.wire.pb.meta_pb2 import Inode, InodeReply, LookupRequest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from lane_client import LaneClient
 
 SECRET = bytes(32)
 REQUEST = LookupRequest(parent=1, name=b"some-file-name")

@@ -47,7 +47,6 @@ class Loader:
         self._request = meta_pb2.LoadRequest(load=begun.load)
         self._size_bytes = 0
         self._stored = 1  # records; the header is one
-        self.is_again = begun.again  # an earlier load of this dump was not finished
 
     @classmethod
     async def begin(

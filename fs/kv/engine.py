@@ -67,7 +67,6 @@ class Transaction:
     __slots__ = (
         "_cleared",
         "_engine",
-        "_guarded",
         "_keys",
         "_open",
         "_ranges",
@@ -84,7 +83,6 @@ class Transaction:
         self._ranges: list[KeyRange] = []
         self._writes: dict[bytes, bytes | None] = {}
         self._cleared: list[KeyRange] = []
-        self._guarded: list[bytes] = []
         self.size_bytes = 0  # of keys and values to be written
         self.may_use_reserve = False  # set it in operations that free space: they may write to a full disk
         self._open = True
@@ -177,29 +175,17 @@ class Transaction:
             del self._writes[key]
         self._cleared.append(cleared)
 
-    # Conflicts without reading or writing.
-
     def add_read_conflict(self, key: bytes) -> None:
         """The commit fails if somebody else writes `key` before."""
         if self._view is None:
             self._look()
         self._keys.add(key)
 
-    def add_read_conflict_range(self, begin: bytes, end: bytes) -> None:
-        """The commit fails if somebody else writes between `begin` and `end` before."""
-        self._look()
-        if begin < end:
-            self._ranges.append(KeyRange(begin, end))
-
-    def add_write_conflict(self, key: bytes) -> None:
-        """Everybody who has read `key` must begin again, as if this transaction wrote it."""
-        self._guarded.append(key)
-
     # The end.
 
     @property
     def is_read_only(self) -> bool:
-        return not (self._writes or self._cleared or self._guarded)
+        return not (self._writes or self._cleared)
 
     def commit(self) -> int:
         """Makes the writes visible and safe against `kill -9`; returns their version.
@@ -244,10 +230,6 @@ class Transaction:
     @property
     def cleared(self) -> Sequence[KeyRange]:
         return self._cleared
-
-    @property
-    def guarded(self) -> Sequence[bytes]:
-        return self._guarded
 
     def _look(self) -> View:
         view = self._view
@@ -354,8 +336,7 @@ class Engine(ABC):
         """Keep what was written for those who have begun before, and may still commit; nothing if there are none."""
         window = self.window
         if self._views.has_overtaken(window.floor):
-            keys: Sequence[bytes] = (*transaction.writes, *transaction.guarded)
-            oldest = window.record(WriteSet(version, keys, transaction.cleared))
+            oldest = window.record(WriteSet(version, tuple(transaction.writes), transaction.cleared))
             if oldest is not None:
                 self.forget(oldest)
             return

@@ -35,10 +35,7 @@ A service is an object with one function per method (methods.py), served by both
     uvloop.run(serve(load_cluster(path)))
 
 A handler raises members of `luciola.errors`; the caller gets the same class back. On the lane a plain
-function is fastest, then one that returns an asyncio.Future, then `async def` (which costs a task). Blocking:
-
-    with LaneClient(address, token) as client:
-        inode = client.call(methods.Meta.lookup, LookupRequest(parent=1, name=b"a"), timeout_s=5).inode
+function is fastest, then one that returns an asyncio.Future, then `async def` (which costs a task).
 """
 
 from importlib import import_module
@@ -59,7 +56,7 @@ from .credentials import (
     mint,
     verify,
 )
-from .lane import AsyncLaneClient, LaneClient, LaneServer
+from .lane import LaneServer
 from .private import write_private
 
 if TYPE_CHECKING:
@@ -82,11 +79,9 @@ __all__ = [
     "CLIENT",
     "SERVICE",
     "TRUSTED",
-    "AsyncLaneClient",
     "Cluster",
     "Expiries",
     "Identity",
-    "LaneClient",
     "LaneServer",
     "RoutingTable",
     "RpcClient",

@@ -10,9 +10,10 @@ import time
 
 import pytest
 
+from lane_client import LaneClient
 from luciola.errors import AlreadyExists, Error, NotFound, Unauthenticated, Unavailable
 from luciola.meta.layout import chains_of
-from luciola.wire import CLIENT, TRUSTED, LaneClient, methods, mint
+from luciola.wire import CLIENT, TRUSTED, methods, mint
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb import mgmtd_pb2
 from luciola.wire.pb.common_pb2 import Caller, Empty

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from lane_client import LaneClient
 from luciola.errors import Error, PermissionDenied, Unauthenticated
 from luciola.wire import (
     ADMIN,
     CLIENT,
     SERVICE,
     Cluster,
-    LaneClient,
     RpcClients,
     Token,
     create_secret,

@@ -32,7 +32,6 @@ from ...units import MIB
 FORMAT: Final = 1
 MARK: Final = "luciola-backup"
 PACK_BYTES: Final = 256 * MIB  # a file of which little is needed any more is not much
-HASH_BYTES: Final = 4 * MIB
 SCHEMA: Final = """
 CREATE TABLE chunk (
     chain INTEGER NOT NULL, content INTEGER NOT NULL, number INTEGER NOT NULL,

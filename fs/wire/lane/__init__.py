@@ -1,9 +1,9 @@
 """The lane: protobuf requests in frames on a stream socket (docs/protocol.md).
 
-    frames         what travels, and limits of it
+    frames         headers, and limits of what travels
     server         serves bound methods (methods.py)
-    client         asks and waits
-    async_client   asks, with many requests in flight
+
+Its clients are written in Rust (core/src/client); those of tests are in tests/lane_client.py.
 
 Invariants:
 
@@ -12,12 +12,9 @@ Invariants:
         requests of HELD_BYTES_MAX together, and we stop reading while it does not read.
     I3  A malformed frame closes its connection and nothing else; a handler's mistake closes nothing.
     I4  A connection ends when its token expires.
-    I5  A client repeats nothing by itself: a request whose reply is missing may have been executed.
 """
 
-from .async_client import AsyncLaneClient
-from .client import LaneClient
 from .frames import DEFAULT_TIMEOUT_S
 from .server import LaneServer
 
-__all__ = ["DEFAULT_TIMEOUT_S", "AsyncLaneClient", "LaneClient", "LaneServer"]
+__all__ = ["DEFAULT_TIMEOUT_S", "LaneServer"]

@@ -1,15 +1,10 @@
-"""The frames of a lane, requests and replies, and what both ends do with their sockets (docs/protocol.md)."""
+"""The frames of a lane, requests and replies, and the names and options of its sockets (docs/protocol.md)."""
 
 import socket
 import struct
-from typing import Any, Final
+from typing import Final
 
-from google.protobuf.message import DecodeError, Message
-
-from ...errors import Error, InvalidArgument, Timeout, Unavailable
-from .. import errors as wire_errors
 from ..addresses import format_address
-from ..methods import Method, Reply
 
 FRAME_BYTES_MAX: Final = 8 << 20  # payload; the largest reply is a full page of a listing with attributes
 KEEPALIVE_S: Final = 30  # a peer that vanished without a word is noticed after about three times this long
@@ -18,33 +13,6 @@ DEFAULT_TIMEOUT_S: Final = 30.0
 HEADER: Final = struct.Struct("<IHHQ")
 REPLY: Final = 1
 FAILED: Final = 2
-
-
-def frame(method: Method[Any, Any], request: Message, number: int) -> bytes:
-    """A request. Raises: InvalidArgument if it is too long."""
-    assert method.lane, f"{method.path} is not carried by the lane"
-    assert type(request) is method.request, f"{method.path} takes {method.request.__name__}"
-    payload = request.SerializeToString()
-    if len(payload) > FRAME_BYTES_MAX:
-        raise InvalidArgument(f"{method.path}: a request of {len(payload)} bytes is too long")
-    return HEADER.pack(len(payload), method.lane, 0, number) + payload
-
-
-def decode(method: Method[Any, Reply], flags: int, payload: bytes, address: str) -> Reply:
-    """The reply that `payload` is. Raises: what the service raised; Unavailable if it cannot be read."""
-    if flags & FAILED:
-        raise wire_errors.decode_bytes(payload)
-    try:
-        return method.reply.FromString(payload)
-    except DecodeError as error:
-        raise Unavailable(f"{address}: the reply of {method.path} cannot be read") from error
-
-
-def connect_failure(address: str, error: OSError) -> Error:
-    """What a caller is told of a connection that did not come about."""
-    if isinstance(error, TimeoutError):
-        return Timeout(f"{address}: no handshake in time")
-    return Unavailable(f"{address}: cannot connect: {error}")
 
 
 def socket_name(host: str, port: int) -> str:
@@ -69,9 +37,6 @@ __all__ = [
     "HEADER",
     "KEEPALIVE_S",
     "REPLY",
-    "connect_failure",
-    "decode",
-    "frame",
     "keep_alive",
     "socket_name",
 ]

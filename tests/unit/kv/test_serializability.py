@@ -94,7 +94,6 @@ def execute(engine: Engine, schedule) -> list[Record]:
     """Runs the schedule; every worker has one transaction at a time."""
     clear = engine.begin()
     clear.delete_range(b"", b"\xfe")
-    clear.add_write_conflict(b"a")
     clear.commit()
     history: list[Record] = []
     current: dict[int, tuple[Transaction, Record]] = {}

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 
 from cluster import until
+from lane_client import AsyncLaneClient, LaneClient
 from luciola.errors import (
     Error,
     InvalidArgument,
@@ -23,7 +24,7 @@ from luciola.errors import (
 from luciola.wire import handshake, in_progress, methods
 from luciola.wire.addresses import format_address, parse_address
 from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
-from luciola.wire.lane import AsyncLaneClient, LaneClient, LaneServer, frames
+from luciola.wire.lane import LaneServer, frames
 from luciola.wire.lane import server as lane_server
 from luciola.wire.lane.frames import socket_name
 from luciola.wire.pb import common_pb2
