@@ -16,14 +16,14 @@ from luciola.clock import SystemClock
 from luciola.config import MetaConfig
 from luciola.kv import MemoryEngine
 from luciola.kv.rocksdb import RocksEngine
-from luciola.meta.control_memory import MemoryControl
+from luciola.meta.bootstrap import build
+from luciola.meta.fake_control import FakeControl
 from luciola.meta.layout import Placer
-from luciola.meta.parts import build
 from luciola.wire import TRUSTED, Identity
-from luciola.wire.encoded import Encoded
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller
 from luciola.wire.pb.mgmtd_pb2 import ChainTable
+from luciola.wire.preserialized import Preserialized
 
 BUDGET_US = {"lookup": 40, "stat": 40, "create": 120}
 BATCHES = 40
@@ -66,7 +66,7 @@ class Bench:
                 if asyncio.iscoroutine(reply):
                     reply = await reply
                 reply.SerializeToString()
-                replies.append(reply.message() if isinstance(reply, Encoded) else reply)
+                replies.append(reply.message() if isinstance(reply, Preserialized) else reply)
             batches.append(
                 (
                     (time.thread_time() - cpu_begun) / len(batch) * 1e6,
@@ -92,7 +92,7 @@ async def main(arguments):
         placer.set_tables([ChainTable(id=1, version=1, chains=range(1, 13), replicas=2)])
         service, _, _ = await build(
             engine,
-            MemoryControl(),
+            FakeControl(),
             NoMembers(),
             config=config,
             clock=SystemClock(),

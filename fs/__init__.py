@@ -2,7 +2,7 @@
 
 Programs start at `connect`. Everything else is a service of the cluster or a door to it:
 
-    errors config ids states units clock hidden   shared words; import nothing else of ours
+    errors config ids states units clock tempname shared words; import nothing else of ours
     wire      protobuf messages, gRPC and lane channels, credentials
     kv        ordered transactional key-value engines
     mgmtd     cluster manager: leases, chains, routing

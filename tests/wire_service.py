@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 from luciola.errors import NotFound
 from luciola.wire import methods
-from luciola.wire.encoded import Encoded
 from luciola.wire.pb.common_pb2 import Empty
 from luciola.wire.pb.meta_pb2 import Dentry, Inode, InodeReply, ListReply, MetaStatus
+from luciola.wire.preserialized import Preserialized
 
 SECRET = bytes(range(32))
 
@@ -33,7 +33,7 @@ class Service:
         self.has_waiter.set()
         await self.gate.wait()
         reply = ListReply(parent=request.inode, entries=[Dentry(name=b"x" * request.limit)])
-        return Encoded(ListReply, reply.SerializeToString())
+        return Preserialized(ListReply, reply.SerializeToString())
 
     def stat(self, request, identity):
         raise NotFound("no such file", path="/no/such", inode=5)
@@ -50,7 +50,9 @@ class Service:
         return future
 
     def unlink(self, request, identity):
-        return Encoded(Empty, b"") if request.path.at else Empty()  # neither is what the method replies with
+        return (
+            Preserialized(Empty, b"") if request.path.at else Empty()
+        )  # neither is what the method replies with
 
     async def scan_inodes(self, request, identity) -> AsyncIterator[Inode]:
         try:

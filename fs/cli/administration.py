@@ -12,14 +12,14 @@ import click
 from ..errors import InvalidArgument
 from ..wire import Cluster, parse_address
 from .datadir import running_shape
-from .manager import Manager
+from .mgmtd_client import MgmtdClient
 from .options import data_option, manager_option, prevailing, secret_option
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Door:
+class ClusterTarget:
     """A cluster as its administrator names it."""
 
     data_path: Path | None
@@ -40,18 +40,18 @@ class Door:
         parse_address(named["manager"])
         return Cluster("", "", named["manager"], str(self.secret_file))
 
-    def ask(self, what: Callable[[Manager], Coroutine[Any, Any, R]]) -> R:
+    def ask(self, what: Callable[[MgmtdClient], Coroutine[Any, Any, R]]) -> R:
         """The answer of the cluster's manager."""
 
         async def connected() -> R:
-            async with Manager.connect(self.cluster()) as manager:
+            async with MgmtdClient.connect(self.cluster()) as manager:
                 return await what(manager)
 
         return asyncio.run(connected())
 
 
-def door_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --data, --manager and --secret-file to a command, which takes their values for a `Door`."""
+def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --data, --manager and --secret-file to a command, which takes their values for a `ClusterTarget`."""
     for option in (secret_option(where="--manager"), manager_option, data_option(required=False)):
         command = option(command)
     return command
@@ -67,7 +67,7 @@ class Unanswered(click.ClickException):
         click.echo(f"luciola: {self.message}", file=file, err=file is None)
 
 
-def consent(question: str, *, yes: bool) -> None:
+def confirm(question: str, *, yes: bool) -> None:
     """Raises: Unanswered without a terminal; click.Abort when the answer is no."""
     if yes:
         return
@@ -76,4 +76,4 @@ def consent(question: str, *, yes: bool) -> None:
     click.confirm(question, abort=True)
 
 
-__all__ = ["Door", "Unanswered", "consent", "door_options"]
+__all__ = ["ClusterTarget", "Unanswered", "cluster_options", "confirm"]

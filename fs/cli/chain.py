@@ -7,8 +7,8 @@ import click
 
 from ..errors import NotFound
 from ..wire.pb import mgmtd_pb2 as pb
-from .administration import Door, consent, door_options
-from .manager import Manager, describe_chain, describe_chains
+from .administration import ClusterTarget, cluster_options, confirm
+from .mgmtd_client import MgmtdClient, describe_chain, describe_chains
 from .options import json_option, yes_option
 from .output import print_json, print_table
 
@@ -31,7 +31,7 @@ def chain() -> None:
 @chain.command("list")
 @click.argument("chains", metavar="[CHAIN]...", type=click.IntRange(1), nargs=-1)
 @click.option("--incomplete", is_flag=True, help="Only chains of which not every replica serves.")
-@door_options
+@cluster_options
 @json_option
 def list_chains(
     chains: tuple[int, ...],
@@ -50,7 +50,7 @@ def list_chains(
     Example:
       luciola chain list --incomplete --data /var/lib/luciola
     """
-    found = describe_chains(Door(data_path, manager, secret_file).ask(Manager.routing))
+    found = describe_chains(ClusterTarget(data_path, manager, secret_file).ask(MgmtdClient.routing))
     if chains:
         found = _chosen(found, chains)
     if incomplete:
@@ -79,7 +79,7 @@ def list_chains(
     help="Of a chain that serves: move a replica that stands in another's place to the tail, so that the order "
     "becomes the preferred one, in as many steps as replicas are misplaced.",
 )
-@door_options
+@cluster_options
 @yes_option
 @json_option
 def rotate(
@@ -104,8 +104,8 @@ def rotate(
         raise click.UsageError("say which rotation: either --preferred or --last-serving")
     if target is not None and (preferred or len(set(chains)) > 1):
         raise click.UsageError("--target goes with --last-serving and one chain")
-    door = Door(data_path, manager, secret_file)
-    routing = door.ask(Manager.routing)
+    cluster = ClusterTarget(data_path, manager, secret_file)
+    routing = cluster.ask(MgmtdClient.routing)
     before = _chosen(describe_chains(routing), chains)
     given_up: dict[int, int] = {}
     if last_serving:
@@ -118,16 +118,16 @@ def rotate(
         }
         losses = [_loss(each, given_up[each["id"]], disabled) for each in before if each["id"] in given_up]
         if losses:
-            consent("\n".join([*losses, "Go on?"]), yes=yes)
+            confirm("\n".join([*losses, "Go on?"]), yes=yes)
     action = Action.ROTATE_LASTSRV if last_serving else Action.ROTATE_PREFERRED
 
-    async def rotate_all(ask: Manager) -> list[dict[str, Any]]:
+    async def rotate_all(ask: MgmtdClient) -> list[dict[str, Any]]:
         return [
             describe_chain(await ask.update_chain(each["id"], action, target=given_up.get(each["id"], 0)))
             for each in before
         ]
 
-    after = door.ask(rotate_all)
+    after = cluster.ask(rotate_all)
     _show(after, as_json=as_json)
     unchanged = [
         str(each["id"]) for each, old in zip(after, before, strict=True) if each["version"] == old["version"]
@@ -139,7 +139,7 @@ def rotate(
 @chain.command()
 @click.argument("number", metavar="CHAIN", type=click.IntRange(1))
 @click.argument("node", type=click.IntRange(1))
-@door_options
+@cluster_options
 @json_option
 def add(
     number: int,
@@ -158,15 +158,15 @@ def add(
     Example:
       luciola chain add 100001 204 --data /var/lib/luciola
     """
-    door = Door(data_path, manager, secret_file)
-    changed = door.ask(lambda ask: ask.update_chain(number, Action.ADD, node=node))
+    cluster = ClusterTarget(data_path, manager, secret_file)
+    changed = cluster.ask(lambda ask: ask.update_chain(number, Action.ADD, node=node))
     _show([describe_chain(changed)], as_json=as_json)
 
 
 @chain.command()
 @click.argument("number", metavar="CHAIN", type=click.IntRange(1))
 @click.argument("target", type=click.IntRange(1))
-@door_options
+@cluster_options
 @yes_option
 @json_option
 def remove(
@@ -187,13 +187,13 @@ def remove(
     Example:
       luciola chain remove 100001 6400065 --data /var/lib/luciola
     """
-    door = Door(data_path, manager, secret_file)
-    (before,) = _chosen(describe_chains(door.ask(Manager.routing)), (number,))
+    cluster = ClusterTarget(data_path, manager, secret_file)
+    (before,) = _chosen(describe_chains(cluster.ask(MgmtdClient.routing)), (number,))
     if target not in {each["target"] for each in before["targets"]}:
         raise NotFound(f"chain {number} has no replica {target}")
     left = len(before["targets"]) - 1
-    consent(f"Chain {number} keeps {left} of {left + 1} replicas. Go on?", yes=yes)
-    changed = door.ask(lambda ask: ask.update_chain(number, Action.REMOVE, target=target))
+    confirm(f"Chain {number} keeps {left} of {left + 1} replicas. Go on?", yes=yes)
+    changed = cluster.ask(lambda ask: ask.update_chain(number, Action.REMOVE, target=target))
     _show([describe_chain(changed)], as_json=as_json)
 
 

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple, Self
 
 from ..errors import Unavailable
 from ..wire.pb import mgmtd_pb2, storage_pb2
-from .manager import Manager, serving_node
+from .mgmtd_client import MgmtdClient, serving_node
 
 BATCH: Final = 4096
 SCHEMA: Final = """
@@ -43,7 +43,7 @@ class ChunkEnds:
     def __exit__(self, *exception: object) -> None:
         self._base.close()
 
-    async def collect(self, manager: Manager, routing: mgmtd_pb2.Routing) -> None:
+    async def collect(self, manager: MgmtdClient, routing: mgmtd_pb2.Routing) -> None:
         """Read the chunks of every chain from its head. Raises: Unavailable if one has none."""
         without = [chain.id for chain in routing.chains if serving_node(chain) is None]
         if without:

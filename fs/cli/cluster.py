@@ -21,10 +21,11 @@ from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.storage_pb2 import SpaceReply
 from . import processes, stores
-from .administration import consent
+from .administration import confirm
 from .datadir import DataDir, Shape, check_shape, choose_shape
 from .health import describe_progress, describe_space, describe_trouble
-from .manager import Manager, describe_chains
+from .live_table import LiveTable
+from .mgmtd_client import MgmtdClient, describe_chains
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
 from .supervisor import (
@@ -35,7 +36,6 @@ from .supervisor import (
     read_state,
     storage_nodes,
 )
-from .view import View
 
 READY_S: Final = 220.0  # longer than the supervisor itself waits for its services
 DOWN_S: Final = 60.0
@@ -105,10 +105,10 @@ def up(
     check_shape(data, storage_nodes=storage_nodes, replicas=replicas)
     if rebuild_mgmtd:
         data.read_shape()
-        consent(stores.rebuild_question(data), yes=yes)
+        confirm(stores.rebuild_question(data), yes=yes)
     if accept_metadata_loss:
         data.read_shape()
-        consent(stores.META_QUESTION, yes=yes)
+        confirm(stores.META_QUESTION, yes=yes)
     if detach:
         _detach(data, [*sys.argv[1:], "--yes"])
         return
@@ -117,7 +117,7 @@ def up(
         rotate_output()
     try:
         data.create()
-        with data.supervised(), View(enabled=ready_fd is None) as view:
+        with data.supervised(), LiveTable(enabled=ready_fd is None) as view:
             shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas)
             if rebuild_mgmtd:
                 stores.rebuild_mgmtd(data, shape.cluster.cluster_id)
@@ -243,7 +243,7 @@ def status(data_path: Path, as_json: bool) -> None:
 
 
 async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
-    async with Manager.connect(shape.cluster) as manager:
+    async with MgmtdClient.connect(shape.cluster) as manager:
         routing = await manager.routing()
         return routing, await manager.spaces(routing), await manager.load_under_way(routing)
 

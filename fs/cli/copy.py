@@ -34,7 +34,7 @@ from rich.progress import (
 )
 
 from ..errors import InvalidArgument, NotFound
-from ..hidden import hidden_beside
+from ..tempname import temp_beside
 from ..units import KIB, MIB, format_bytes
 from .options import json_option
 from .output import print_json, shown
@@ -360,7 +360,7 @@ class Copier:
         self._attributes(source, target, info)
 
     def _symlink(self, source: str, target: str, info: Any) -> None:
-        temporary = hidden_beside(target)
+        temporary = temp_beside(target)
         self._target.symlink(os.fsdecode(self._source.readlink(source)), temporary)
         self._target.replace(temporary, target)
         self._tally.add(symlinks=1)
@@ -370,7 +370,7 @@ class Copier:
     def _file(self, source: str, target: str, info: Any) -> None:
         key = (info.st_dev, info.st_ino)
         if info.st_nlink > 1 and key in self._links:
-            temporary = hidden_beside(target)
+            temporary = temp_beside(target)
             self._target.link(self._links[key], temporary)
             self._target.replace(temporary, target)
             # rename(2) does nothing when both names are the same file already.
@@ -394,7 +394,7 @@ class Copier:
         return modes.S_ISREG(there.st_mode) and same
 
     def _whole(self, source: str, target: str, info: Any) -> None:
-        temporary = hidden_beside(target)
+        temporary = temp_beside(target)
         try:
             self._contents(source, temporary)
             self._attributes(source, temporary, info)

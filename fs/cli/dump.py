@@ -11,12 +11,12 @@ from typing import BinaryIO, Final, cast
 import click
 
 from ..errors import IsADirectory
-from ..hidden import hidden_beside
+from ..tempname import temp_beside
 from ..wire import methods
 from ..wire.pb import meta_pb2, mgmtd_pb2
-from .administration import Door, door_options
+from .administration import ClusterTarget, cluster_options
 from .dump_text import TextWriter
-from .manager import Manager, address_of
+from .mgmtd_client import MgmtdClient, address_of
 
 STANDARD: Final = "-"
 GZIP_LEVEL: Final = 3  # twice as fast as the default, and a tenth larger
@@ -24,7 +24,7 @@ BUFFER_BYTES: Final = 1 << 20
 
 
 @click.command()
-@door_options
+@cluster_options
 @click.argument("target", metavar="FILE")
 def dump(data_path: Path | None, manager: str | None, secret_file: Path | None, target: str) -> None:
     """Write the namespace to FILE ("-": standard output): names, attributes, layouts and the bytes of small files.
@@ -37,12 +37,12 @@ def dump(data_path: Path | None, manager: str | None, secret_file: Path | None, 
       luciola dump --data /var/lib/luciola names.jsonl.gz
       luciola dump --data /var/lib/luciola - | jq 'select(.record == "entry") | .name'
     """
-    trailer = Door(data_path, manager, secret_file).ask(lambda connected: _write(connected, target))
+    trailer = ClusterTarget(data_path, manager, secret_file).ask(lambda connected: _write(connected, target))
     counts = f"{trailer.inodes} inodes, {trailer.attributes} attributes, {trailer.entries} entries"
     click.echo(f"dumped {counts}", err=True)
 
 
-async def _write(manager: Manager, target: str) -> meta_pb2.DumpTrailer:
+async def _write(manager: MgmtdClient, target: str) -> meta_pb2.DumpTrailer:
     trailer = meta_pb2.DumpTrailer()
     with open_output(target) as output:
         writer = TextWriter(output)
@@ -53,7 +53,7 @@ async def _write(manager: Manager, target: str) -> meta_pb2.DumpTrailer:
     return trailer
 
 
-async def dump_records(manager: Manager) -> AsyncIterator[meta_pb2.DumpRecord]:
+async def dump_records(manager: MgmtdClient) -> AsyncIterator[meta_pb2.DumpRecord]:
     """The records of a dump of one moment, the first of them the header and the last one the trailer.
 
     They come as fast as they are taken, and take no memory. Close the iterator if it is not read to its end: until
@@ -78,7 +78,7 @@ def open_output(target: str) -> Iterator[BinaryIO]:
     path = Path(target).absolute()
     if path.is_dir():
         raise IsADirectory("name a file for the dump", path=target)
-    part = Path(hidden_beside(str(path)))
+    part = Path(temp_beside(str(path)))
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with open(descriptor, "wb", buffering=BUFFER_BYTES) as file:

@@ -30,7 +30,7 @@ from .consistency import (
 )
 from .datadir import Shape, running_shape
 from .inventory import Inventory
-from .manager import Manager, address_of, node_address
+from .mgmtd_client import MgmtdClient, address_of, node_address
 from .options import data_option, json_option
 from .output import print_json
 
@@ -170,7 +170,7 @@ class Check:
 
     async def run(self, *, scrub: bool, policy: Policy, release: bool = False) -> dict[str, Any]:
         """Collect, compare, and repair if asked. The report is what --json prints."""
-        async with Manager.connect(self._shape.cluster) as manager:
+        async with MgmtdClient.connect(self._shape.cluster) as manager:
             self._manager = manager
             self._routing = await manager.routing()
             if release:

@@ -23,11 +23,11 @@ from ..meta.load_checks import RecordChecks
 from ..wire import methods
 from ..wire.pb import meta_pb2, mgmtd_pb2
 from ..wire.pb.common_pb2 import Caller, Empty
-from .administration import Door, door_options
+from .administration import ClusterTarget, cluster_options
 from .chunk_ends import ChunkEnds
 from .dump import STANDARD
 from .dump_text import TextReader
-from .manager import Manager, address_of
+from .mgmtd_client import MgmtdClient, address_of
 from .options import json_option
 from .output import print_json, shown
 
@@ -41,7 +41,7 @@ SHORT_MAX: Final = 10_000  # files without all their bytes that are named; the o
 class Loader:
     """One load, from its first record to its last. What is not finished keeps the namespace closed."""
 
-    def __init__(self, manager: Manager, address: str, begun: meta_pb2.BeginLoadReply) -> None:
+    def __init__(self, manager: MgmtdClient, address: str, begun: meta_pb2.BeginLoadReply) -> None:
         self._manager = manager
         self._address = address
         self._request = meta_pb2.LoadRequest(load=begun.load)
@@ -50,7 +50,7 @@ class Loader:
 
     @classmethod
     async def begin(
-        cls, manager: Manager, header: meta_pb2.DumpHeader, *, new_contents: bool = False
+        cls, manager: MgmtdClient, header: meta_pb2.DumpHeader, *, new_contents: bool = False
     ) -> "Loader":
         """Close the namespace, which must be empty, for the dump with that header.
 
@@ -117,7 +117,7 @@ class Report:
 
 
 @click.command()
-@door_options
+@cluster_options
 @click.option(
     "--names-only",
     is_flag=True,
@@ -149,18 +149,18 @@ def load(
       luciola load --data /srv/copy --names-only names.jsonl.gz
       luciola load --data /var/lib/luciola --discard
     """
-    door = Door(data_path, manager, secret_file)
+    cluster = ClusterTarget(data_path, manager, secret_file)
     if discard:
         if source or names_only:
             raise click.UsageError("--discard loads nothing: give it alone")
-        door.ask(_discard)
+        cluster.ask(_discard)
         click.echo("the load was discarded: the namespace is empty")
         return
     if source is None:
         raise click.UsageError('name the dump: a FILE, or "-" for standard input')
     if source != STANDARD:
         _verify(source)
-    report = door.ask(lambda connected: _Loading(connected, names_only=names_only).run(source))
+    report = cluster.ask(lambda connected: _Loading(connected, names_only=names_only).run(source))
     if as_json:
         print_json(asdict(report))
     else:
@@ -202,7 +202,7 @@ def _at_line(line: int, error: InvalidArgument) -> InvalidArgument:
     return InvalidArgument(f"line {line} of the dump: {error.message}")
 
 
-async def _discard(manager: Manager) -> None:
+async def _discard(manager: MgmtdClient) -> None:
     address = address_of(await manager.routing(), mgmtd_pb2.NODE_META)
     await manager.clients.call(address, methods.Meta.discard_load, Empty(), timeout_s=END_S)
 
@@ -210,7 +210,7 @@ async def _discard(manager: Manager) -> None:
 class _Loading:
     """`luciola load` of one dump."""
 
-    def __init__(self, manager: Manager, *, names_only: bool) -> None:
+    def __init__(self, manager: MgmtdClient, *, names_only: bool) -> None:
         self._manager = manager
         self._names_only = names_only
         self._now_ns = time.time_ns()

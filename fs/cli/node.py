@@ -10,9 +10,9 @@ from ..errors import InvalidArgument
 from ..units import format_bytes
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.storage_pb2 import SpaceReply
-from .administration import Door, consent, door_options
+from .administration import ClusterTarget, cluster_options, confirm
 from .health import describe_space
-from .manager import Manager
+from .mgmtd_client import MgmtdClient
 from .options import json_option, yes_option
 from .output import print_json, print_table
 
@@ -28,7 +28,7 @@ def node() -> None:
 
 
 @node.command("list")
-@door_options
+@cluster_options
 @json_option
 def list_nodes(
     *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
@@ -40,11 +40,11 @@ def list_nodes(
       luciola node list --data /var/lib/luciola
     """
 
-    async def state_of(ask: Manager) -> tuple[pb.Routing, dict[int, SpaceReply]]:
+    async def state_of(ask: MgmtdClient) -> tuple[pb.Routing, dict[int, SpaceReply]]:
         routing = await ask.routing()
         return routing, await ask.spaces(routing)
 
-    routing, spaces = Door(data_path, manager, secret_file).ask(state_of)
+    routing, spaces = ClusterTarget(data_path, manager, secret_file).ask(state_of)
     counts = count_replicas(routing)
     found = [
         describe_node(each, counts[each.id], spaces.get(each.id))
@@ -74,7 +74,7 @@ def list_nodes(
 
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
-@door_options
+@cluster_options
 @json_option
 def counters(
     number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
@@ -87,7 +87,7 @@ def counters(
     Example:
       luciola node counters 201 --data /var/lib/luciola
     """
-    found = Door(data_path, manager, secret_file).ask(lambda ask: ask.counters(number))
+    found = ClusterTarget(data_path, manager, secret_file).ask(lambda ask: ask.counters(number))
     if as_json:
         print_json(found)
     else:
@@ -96,7 +96,7 @@ def counters(
 
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
-@door_options
+@cluster_options
 @yes_option
 @json_option
 def disable(
@@ -117,20 +117,20 @@ def disable(
     Example:
       luciola node disable 202 --data /var/lib/luciola
     """
-    door = Door(data_path, manager, secret_file)
+    cluster = ClusterTarget(data_path, manager, secret_file)
     try:
-        _set(door, number, disabled=True, as_json=as_json)
+        _set(cluster, number, disabled=True, as_json=as_json)
     except InvalidArgument as error:
         if "unavailable" not in error.fields:
             raise
         question = f"{str(error).capitalize()}: their files cannot be read until it is enabled again. Go on?"
-        consent(question, yes=yes)
-        _set(door, number, disabled=True, accept_unavailable=True, as_json=as_json)
+        confirm(question, yes=yes)
+        _set(cluster, number, disabled=True, accept_unavailable=True, as_json=as_json)
 
 
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
-@door_options
+@cluster_options
 @json_option
 def enable(
     number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
@@ -141,12 +141,12 @@ def enable(
     Example:
       luciola node enable 202 --data /var/lib/luciola
     """
-    _set(Door(data_path, manager, secret_file), number, disabled=False, as_json=as_json)
+    _set(ClusterTarget(data_path, manager, secret_file), number, disabled=False, as_json=as_json)
 
 
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
-@door_options
+@cluster_options
 @yes_option
 def forget(
     number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, yes: bool
@@ -157,9 +157,9 @@ def forget(
     Example:
       luciola node forget 204 --data /var/lib/luciola
     """
-    door = Door(data_path, manager, secret_file)
-    consent(f"Forget node {number}?", yes=yes)
-    door.ask(lambda ask: ask.forget_node(number))
+    cluster = ClusterTarget(data_path, manager, secret_file)
+    confirm(f"Forget node {number}?", yes=yes)
+    cluster.ask(lambda ask: ask.forget_node(number))
     click.echo(f"node {number} is forgotten")
 
 
@@ -196,12 +196,14 @@ def describe_node(node: pb.Node, counts: Counter[str], space: SpaceReply | None 
     }
 
 
-def _set(door: Door, number: int, *, disabled: bool, accept_unavailable: bool = False, as_json: bool) -> None:
-    changed = door.ask(
+def _set(
+    cluster: ClusterTarget, number: int, *, disabled: bool, accept_unavailable: bool = False, as_json: bool
+) -> None:
+    changed = cluster.ask(
         lambda ask: ask.disable_node(number, disabled=disabled, accept_unavailable=accept_unavailable)
     )
     if as_json:
-        print_json(describe_node(changed, count_replicas(door.ask(Manager.routing))[changed.id]))
+        print_json(describe_node(changed, count_replicas(cluster.ask(MgmtdClient.routing))[changed.id]))
     else:
         click.echo(f"node {number} is {'disabled' if disabled else 'enabled'}")
 

@@ -54,7 +54,7 @@ class Child:
     def pid(self) -> int | None:
         return None if self.process is None or self.process.returncode is not None else self.process.pid
 
-    def last_words(self) -> str:
+    def last_log_line(self) -> str:
         """The last line of its log, and where the rest is."""
         try:
             with self.service.log.open("rb") as log:

@@ -29,7 +29,7 @@ from ..wire.pb import mgmtd_pb2 as pb
 from . import processes
 from .datadir import DataDir, Shape
 from .health import NAMED_MAX, awaited, describe_trouble
-from .manager import Manager
+from .mgmtd_client import MgmtdClient
 from .processes import Child, Service, python
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Supervisor:
         if self.mountpoint is not None:
             self._prepare_mountpoint(self.mountpoint)
         self._create_secret()
-        async with Manager.connect(self.shape.cluster) as manager:
+        async with MgmtdClient.connect(self.shape.cluster) as manager:
             await self._launch(self._service("mgmtd", "1", MGMTD_NODE, "mgmtd"))
             await self._wait("mgmtd", manager.answers)
             for node in storage_nodes(self.shape):
@@ -126,7 +126,7 @@ class Supervisor:
         log.warning("%s", text)
         self.on_note(text)
 
-    async def _create_chains(self, manager: Manager) -> None:
+    async def _create_chains(self, manager: MgmtdClient) -> None:
         """A new cluster is laid out over all of its nodes, so it needs all of them."""
         nodes = {META_NODE, *storage_nodes(self.shape)}
         await self._wait("the storage nodes and meta", lambda: manager.are_connected(nodes), kinds=ALL)
@@ -138,7 +138,7 @@ class Supervisor:
         self.shape = replace(self.shape, has_stores=True)
         self.data.write_shape(self.shape)
 
-    async def _settle(self, manager: Manager) -> None:
+    async def _settle(self, manager: MgmtdClient) -> None:
         """Wait until every chain serves; report what does not come."""
         loop = asyncio.get_running_loop()
         began_s = progress_s = loop.time()
@@ -247,7 +247,7 @@ class Supervisor:
             clean_stale_mount(Path(child.service.id))
         elif child.service.kind in ("meta", "storage"):
             try:
-                async with Manager.connect(self.shape.cluster) as manager:
+                async with MgmtdClient.connect(self.shape.cluster) as manager:
                     await asyncio.wait_for(manager.report_ended(child.service.node, pid), 1.0)
             except (Error, TimeoutError) as error:
                 # mgmtd will notice by the lease.
@@ -260,7 +260,7 @@ class Supervisor:
         """
         loop = asyncio.get_running_loop()
         silent_since: dict[int, float] = {}
-        async with Manager.connect(self.shape.cluster) as manager:
+        async with MgmtdClient.connect(self.shape.cluster) as manager:
             while not self.stopping.is_set():
                 await asyncio.sleep(WATCH_S)
                 try:
@@ -339,9 +339,9 @@ def storage_nodes(shape: Shape) -> range:
 def _failure(child: Child) -> Error | None:
     """Why the service will not run, whatever is waited for."""
     if child.state == "refused":
-        return ConfigError(f"{child.service.name} refuses to start: {child.last_words()}")
+        return ConfigError(f"{child.service.name} refuses to start: {child.last_log_line()}")
     if child.restarts >= START_CRASHES_MAX:
-        return Unavailable(f"{child.service.name} ends again and again: {child.last_words()}")
+        return Unavailable(f"{child.service.name} ends again and again: {child.last_log_line()}")
     return None
 
 

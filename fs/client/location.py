@@ -28,7 +28,7 @@ from typing import IO, Any, Final
 
 from ..config import ClientConfig
 from ..errors import InvalidArgument
-from ..hidden import hidden_beside
+from ..tempname import temp_beside
 from ..wire.cluster import FILE_NAME, load_cluster
 from .connection import connect
 from .file_system import FileSystem
@@ -238,7 +238,7 @@ def replacing(file_system: AnyFileSystem, path: str) -> Iterator[IO[Any]]:
     directory = os.path.dirname(path)
     if directory.strip("/"):
         file_system.makedirs(directory, exist_ok=True)
-    temporary = hidden_beside(path)
+    temporary = temp_beside(path)
     file: Any = file_system.open(temporary, "xb")
     try:
         with file:

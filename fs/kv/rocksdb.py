@@ -43,8 +43,8 @@ CLEAR_KEYS_MAX: Final = (
     256  # a larger cleared range becomes one range tombstone, which slows every later read
 )
 
-KEPT_MAX: Final = 32_768  # values kept in memory: about 10 MB of inodes
-KEPT_BYTES_MAX: Final = 256  # a longer value is not kept: the bytes of small files lie in their inodes
+CACHED_MAX: Final = 32_768  # values kept in memory: about 10 MB of inodes
+CACHED_BYTES_MAX: Final = 256  # a longer value is not kept: the bytes of small files lie in their inodes
 
 STORE_SUFFIXES: Final = (".log", ".sst", ".blob")  # of files that exist only once a store was created
 
@@ -67,12 +67,12 @@ class RocksEngine(Engine):
         create: bool = False,
         sync_interval_s: float = SYNC_INTERVAL_S,
         commits_max: int = COMMITS_MAX,
-        kept: bytes = b"",
+        cached: bytes = b"",
         write_buffer_bytes: int = WRITE_BUFFER_BYTES,
         options: rocksdict.Options | None = None,
     ) -> None:
         self.directory = directory
-        self.kept = Kept(kept)
+        self.cached = ValueCache(cached)
         if create:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync(directory.parent)
@@ -146,7 +146,7 @@ class RocksEngine(Engine):
             # Whether the log has it is unknown until the store is opened again: nothing may follow it.
             self._broken = error
             raise Unavailable(f"cannot write to the key-value store in {self.directory}: {error}") from error
-        self.kept.follow(transaction)
+        self.cached.follow(transaction)
         self._syncer.wrote()
         return self._db.latest_sequence_number()
 
@@ -207,7 +207,7 @@ def _free_bytes(directory: Path) -> int:
     return space.f_bavail * space.f_frsize
 
 
-class Kept:
+class ValueCache:
     """Values as they are in the newest version of the store, so that reading them again costs no call of RocksDB."""
 
     def __init__(self, first_bytes: bytes) -> None:
@@ -217,10 +217,10 @@ class Kept:
 
     def learn(self, key: bytes, value: bytes) -> None:
         """What the store says of the key now."""
-        if key[0] not in self._first_bytes or len(value) > KEPT_BYTES_MAX:
+        if key[0] not in self._first_bytes or len(value) > CACHED_BYTES_MAX:
             return
-        if len(self._values) >= KEPT_MAX:
-            for oldest in list(islice(self._values, KEPT_MAX // 2)):
+        if len(self._values) >= CACHED_MAX:
+            for oldest in list(islice(self._values, CACHED_MAX // 2)):
                 del self._values[oldest]
         self._values[key] = value
 
@@ -255,12 +255,12 @@ class RocksView:
     `set_iterate_lower_bound`, which sets the upper bound, can be used; so there are no scans backwards.
     """
 
-    __slots__ = ("__weakref__", "_cursor", "_db", "_engine", "_kept", "version")
+    __slots__ = ("__weakref__", "_cache", "_cursor", "_db", "_engine", "version")
 
     def __init__(self, engine: RocksEngine, db: rocksdict.Rdict) -> None:
         self._engine = engine
         self._db = db
-        self._kept = engine.kept
+        self._cache = engine.cached
         self._cursor: rocksdict.RdictIter | None = None
         self.version = engine.version
 
@@ -282,10 +282,10 @@ class RocksView:
         if self._engine.version != self.version:
             return [self.get(key) for key in keys]
         newest = self._newest
-        return [value or newest(key) for key, value in zip(keys, map(self._kept.get, keys), strict=True)]
+        return [value or newest(key) for key, value in zip(keys, map(self._cache.get, keys), strict=True)]
 
     def _newest(self, key: bytes) -> bytes | None:
-        value = self._kept.get(key)
+        value = self._cache.get(key)
         if value is not None:
             return value
         try:
@@ -293,7 +293,7 @@ class RocksView:
         except Exception as error:  # rocksdict raises nothing more precise
             raise CorruptData(f"cannot read the key-value store: {error}") from error
         if value is not None:
-            self._kept.learn(key, value)
+            self._cache.learn(key, value)
         return value
 
     def scan(self, begin: bytes, end: bytes, *, limit: int) -> Sequence[Pair]:

@@ -3,7 +3,7 @@
     schema       keys and values in the key-value store (drawn in docs/formats.md)
     layout       which chain holds which chunk of a file
     permissions  who may do what
-    work         one attempt at one operation: its transaction, its caller, its effects
+    context      one attempt at one operation: its transaction, its caller, its effects
     resolve      from a path to an inode
     operations/  one verb a file: functions of a transaction, without waiting
     sessions     who has which file open: writers (stored), readers (in memory)
@@ -14,14 +14,14 @@
     removal_*    clock: the age of what was removed; queue: its records, each read once
     dump         all of the namespace as of one moment
     load*        load: an empty namespace filled from a dump; checks: what each record must be
-    census       how many inodes there are
+    inode_counter  how many inodes there are
     allocator    inode and content ids, never used twice
     cluster      routing, heartbeats and clients, from the cluster manager
     execution    one request, over all attempts at it; its record
     replies      what is in replies
     service      the handlers of `service Meta`
-    parts        puts a service together over a store
-    control      storage nodes over gRPC; control_memory, their twin
+    bootstrap    puts a service together over a store
+    control      storage nodes over gRPC; fake_control, their fake
 
 Everything durable is in the key-value store. In memory there is only what can be made again: read holds
 (clients register them again after a restart), the table of write sessions (loaded at start), the round robin

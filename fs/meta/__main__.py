@@ -21,12 +21,12 @@ from ..logfile import rotate_output
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_META, StoreMark
 from . import schema
+from .bootstrap import build, format_store, raise_generation
 from .cluster import Cluster, RoutingTable, describe
 from .collector import Collector
 from .control import GrpcControl
-from .execution import Parts
+from .execution import Dependencies
 from .layout import Placer
-from .parts import build, format_store, raise_generation
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -34,33 +34,33 @@ NODE_ID: Final = 100
 GUARD_INTERVAL_S: Final = 0.1
 
 
-async def collect(collector: Collector, parts: Parts, clock: Clock) -> None:
+async def collect(collector: Collector, dependencies: Dependencies, clock: Clock) -> None:
     """Remove garbage in the background; return never."""
-    interval_s = parts.config.gc_interval_ms / 1000
-    await parts.census.take(parts.engine)
+    interval_s = dependencies.config.gc_interval_ms / 1000
+    await dependencies.inode_counter.count_all(dependencies.engine)
     while True:
         try:
-            while await collect_once(collector, parts):
+            while await collect_once(collector, dependencies):
                 await clock.sleep(0.001)
         except Exception:  # the top of a task: a defect here must not take the namespace down
             log.exception("a round of collection failed")
         await clock.sleep(interval_s)
 
 
-async def collect_once(collector: Collector, parts: Parts) -> int:
+async def collect_once(collector: Collector, dependencies: Dependencies) -> int:
     """A round of the collector, unless the namespace is being loaded; how much was done."""
-    async with parts.load.lock:
-        return 0 if parts.load.is_active else await collector.round()
+    async with dependencies.load.lock:
+        return 0 if dependencies.load.is_active else await collector.round()
 
 
-async def resume_truncations(parts: Parts, clock: Clock) -> None:
+async def resume_truncations(dependencies: Dependencies, clock: Clock) -> None:
     """Complete interrupted truncations, apart from collection: each waits for its chains. Return never."""
     while True:
         try:
-            await parts.truncations.resume()
+            await dependencies.truncations.resume()
         except Exception:  # the top of a task: a defect here must not take the namespace down
             log.exception("resuming truncations failed")
-        await clock.sleep(parts.config.gc_interval_ms / 1000)
+        await clock.sleep(dependencies.config.gc_interval_ms / 1000)
 
 
 async def guard_store(engine: RocksEngine, clock: Clock) -> None:
@@ -116,7 +116,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         arguments.data,
         create=arguments.create or arguments.accept_loss,
         sync_interval_s=config.meta.sync_interval_ms / 1000,
-        kept=schema.INODES,
+        cached=schema.INODES,
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -136,7 +136,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                 return
             superblock = admitted.result()
             placer = Placer(config.meta)
-            service, collector, parts = await build(
+            service, collector, dependencies = await build(
                 engine,
                 GrpcControl(clients, cluster, clock),
                 cluster,
@@ -154,7 +154,7 @@ async def serve(arguments: argparse.Namespace) -> None:
             node = describe(
                 NODE_META,
                 number=arguments.node_id,
-                incarnation=parts.incarnation,
+                incarnation=dependencies.incarnation,
                 rpc=rpc_address,
                 lane=lane_address,
                 release=__version__,
@@ -168,8 +168,8 @@ async def serve(arguments: argparse.Namespace) -> None:
                 asyncio.create_task(
                     cluster.beat(node, partial(mark_of, engine, superblock)), name="heartbeat"
                 ),
-                asyncio.create_task(collect(collector, parts, clock), name="collector"),
-                asyncio.create_task(resume_truncations(parts, clock), name="truncations"),
+                asyncio.create_task(collect(collector, dependencies, clock), name="collector"),
+                asyncio.create_task(resume_truncations(dependencies, clock), name="truncations"),
                 asyncio.create_task(guard_store(engine, clock), name="store"),
             ]
             log.info("meta %d serves: lane %s, gRPC %s", arguments.node_id, lane_address, rpc_address)

@@ -18,7 +18,7 @@ CONTENTS: Final = b"c"
 FIRST_ID: Final = 16  # below are ids with a meaning: 0 none, 1 the root
 
 
-class NeedIds(Exception):
+class RetryAfterRefill(Exception):
     """No reserved id is left; `refill` and try again."""
 
     def __init__(self, allocator: "Allocator") -> None:
@@ -49,10 +49,10 @@ class Allocator:
         return max(self._next, self._floor)
 
     def take(self) -> int:
-        """A new id. Raises: NeedIds."""
+        """Return a new id. Raises: RetryAfterRefill."""
         if self._next == self._end:
             if not self._reserve:
-                raise NeedIds(self)
+                raise RetryAfterRefill(self)
             self._next, self._end = self._reserve.pop(0)
         number = self._next
         self._next += 1
@@ -96,4 +96,4 @@ class Allocator:
             self._reserve.append((first, end))
 
 
-__all__ = ["CONTENTS", "FIRST_ID", "INODES", "LOW", "RANGE", "Allocator", "NeedIds"]
+__all__ = ["CONTENTS", "FIRST_ID", "INODES", "LOW", "RANGE", "Allocator", "RetryAfterRefill"]

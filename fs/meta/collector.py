@@ -33,14 +33,14 @@ from ..ids import ChainId
 from ..kv import Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
-from .census import Census
+from .context import NS_PER_MS
+from .inode_counter import InodeCounter
 from .quarantine import Quarantine
 from .removal_clock import RemovalClock
 from .removal_queue import RETRY_S, RemovalQueue
 from .requests import Requests
 from .sessions import Holds, Writers
 from .storage import ChunkRange, Chunks
-from .work import NS_PER_MS
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -105,7 +105,7 @@ class Collector:
         writers: Writers,
         holds: Holds,
         requests: Requests,
-        census: Census,
+        inode_counter: InodeCounter,
         removal_clock: RemovalClock,
         membership: Membership,
         session_timeout_s: float,
@@ -118,7 +118,7 @@ class Collector:
         self._writers = writers
         self._holds = holds
         self._requests = requests
-        self._census = census
+        self._inode_counter = inode_counter
         self._removal_clock = removal_clock
         self._membership = membership
         self._session_timeout_s = session_timeout_s
@@ -205,7 +205,7 @@ class Collector:
         look = self._engine.begin()
         for number in effects.erased:
             if look.snapshot_get(schema.inode_key(number)) is None:  # else its attempt was not carried out
-                self._census.removed(number)
+                self._inode_counter.removed(number)
                 self._emptied.pop(number, None)
         for key in effects.orphans:
             self._orphans.add(key)
@@ -270,7 +270,7 @@ class Collector:
             txn.delete(schema.time_key(inode.id))
             txn.delete(schema.subdirectories_key(inode.id))
         if inode.type == REGULAR and not inode.is_inline:
-            txn.delete(schema.cut_key(inode.id))
+            txn.delete(schema.intent_key(inode.id))
             garbage = schema.garbage_key(removal.before_ms - 1, inode.content)
             removed_unix_ms = self._clock.unix_ns() // NS_PER_MS
             txn.put(garbage, schema.encode_garbage(inode, removed_unix_ms, length=inode.length))

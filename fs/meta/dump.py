@@ -26,8 +26,8 @@ from ..kv import Engine, Pair
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, DumpBatch, DumpHeader, DumpRecord, Inode
 from . import schema
 from .allocator import CONTENTS, INODES
+from .context import complete_directory
 from .lengths import Lengths
-from .work import complete_directory
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -98,7 +98,7 @@ class Dumps:
         """Whether the file may have lost chunks since the snapshot, or is losing them now."""
         now = self._engine.begin()
         value = now.snapshot_get(schema.inode_key(inode.id))
-        if value is None or now.snapshot_get(schema.cut_key(inode.id)) is not None:
+        if value is None or now.snapshot_get(schema.intent_key(inode.id)) is not None:
             return True
         found = schema.decode_inode(value)
         return (found.content, found.truncate_version) != (inode.content, inode.truncate_version)
@@ -157,9 +157,9 @@ class Snapshot:
         elif inode.type == REGULAR:
             inode.open_for_writing = self._sessions.value_of(number) is not None
             value = self._cuts.value_of(number)
-            cut = None if value is None else schema.decode_cut(value)
-            if cut is not None and cut.content == inode.content:
-                inode.length = cut.length
+            intent = None if value is None else schema.decode_intent(value)
+            if intent is not None and intent.content == inode.content:
+                inode.length = intent.length
                 inode.truncate_version += 1
                 inode.open_for_writing = False  # it is as long as that, whatever chunks are left behind it
         return inode

@@ -29,8 +29,19 @@ from ..wire.pb import common_pb2 as lane
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Caller
 from . import schema
-from .census import Census
+from .allocator import RetryAfterRefill
+from .context import (
+    Measured,
+    OperationContext,
+    RetryAfterCheck,
+    RetryAfterMeasure,
+    RetryAfterTruncate,
+    RetryAfterWait,
+    RetryLater,
+    SharedState,
+)
 from .dump import Dumps
+from .inode_counter import InodeCounter
 from .lengths import Lengths
 from .load import Load
 from .operations.length import Overtaken
@@ -43,12 +54,11 @@ from .requests import ClientRequests, Requests
 from .sessions import SESSIONS_MAX, Holds, Writers
 from .storage import StorageControl
 from .truncation import Truncations
-from .work import Measured, Need, NeedCheck, NeedCut, NeedIds, NeedLength, NeedPause, Scene, Work
 
 log: Final = logging.getLogger("luciola.meta")
 
 R = TypeVar("R", bound=Message | StoredReply[Any])
-Operation = Callable[[Work, Any], R]
+Operation = Callable[[OperationContext, Any], R]
 
 TRIES_MAX: Final = 16  # conflicts of one request before its caller is told
 FIRST_WAIT_S: Final = 0.001
@@ -60,7 +70,7 @@ UNRECORDED: Final = 0  # in place of a method's number: carried out twice it doe
 class Call:
     """One request, over all attempts at it."""
 
-    operation: Callable[[Work, Any], Any]
+    operation: Callable[[OperationContext, Any], Any]
     request: Any
     user: User
     client: int
@@ -69,7 +79,7 @@ class Call:
     client_requests: ClientRequests | None = None  # of a request with a sequence number
     session: int = 0
     measured: dict[int, Measured] = field(default_factory=dict)
-    cuts: dict[int, schema.Cut] = field(default_factory=dict)
+    intents: dict[int, schema.TruncateIntent] = field(default_factory=dict)
     checked: set[int] = field(default_factory=set)  # trees that the user may remove
     uncertain: set[int] = field(default_factory=set)  # inodes whose sessions may have changed
     wants_length: bool = False  # rather no answer than a length that others have outgrown
@@ -78,20 +88,20 @@ class Call:
 
 
 @dataclass(slots=True)
-class Parts:
+class Dependencies:
     """What the service is made of."""
 
     engine: Engine
     clock: Clock
     config: MetaConfig
-    scene: Scene
+    shared: SharedState
     control: StorageControl
     lengths: Lengths
     truncations: Truncations
     writers: Writers
     holds: Holds
     requests: Requests
-    census: Census
+    inode_counter: InodeCounter
     quarantine: Quarantine
     dumps: Dumps
     load: Load
@@ -101,16 +111,16 @@ class Parts:
 class Execution:
     """Runs operations."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._engine = parts.engine
-        self._clock = parts.clock
-        self._scene = parts.scene
-        self._writers = parts.writers
-        self._requests = parts.requests
-        self._census = parts.census
-        self._require_open = parts.load.require_open
-        self._durable = parts.config.durability == "sync"
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
+        self._engine = dependencies.engine
+        self._clock = dependencies.clock
+        self._shared = dependencies.shared
+        self._writers = dependencies.writers
+        self._requests = dependencies.requests
+        self._inode_counter = dependencies.inode_counter
+        self._require_open = dependencies.load.require_open
+        self._durable = dependencies.config.durability == "sync"
         self._last_ns = 0
         self._random = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311, ids, not secrets
         self._background: set[asyncio.Task[None]] = set()
@@ -131,7 +141,7 @@ class Execution:
         )
         try:
             reply: R = self._look(call)
-        except (NeedPause, Conflict):
+        except (RetryAfterWait, Conflict):
             return self._persist(call, self._look)
         return self._lengthened(call, reply)
 
@@ -151,17 +161,17 @@ class Execution:
             reply: R = self._attempt(call)
         except Overtaken:
             raise
-        except (NeedIds, Need, Conflict, MaybeCommitted) as reason:
+        except (RetryAfterRefill, RetryLater, Conflict, MaybeCommitted) as reason:
             return self._persist(call, self._attempt, reason)
-        if self._scene.inodes.is_low or self._scene.contents.is_low:
+        if self._shared.inodes.is_low or self._shared.contents.is_low:
             self._refill()
         longer = self._lengthened(call, reply)
         return self.on_disk(longer) if self._durable else longer
 
     def _look(self, call: Call) -> Any:
         self._require_open()
-        work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
-        return call.operation(work, call.request)
+        context = OperationContext(self._shared, self._engine.begin(), call.user, call.client, self._now_ns())
+        return call.operation(context, call.request)
 
     def _attempt(self, call: Call) -> Any:
         """One transaction. Raises a `Need`, Conflict or MaybeCommitted if it has to be done again."""
@@ -180,52 +190,52 @@ class Execution:
             record = None if slot is None else _find_record(txn, call, slot)
             if record is not None:
                 return self._answer_again(call, record)
-        work = Work(
-            self._scene,
+        context = OperationContext(
+            self._shared,
             txn,
             call.user,
             call.client,
             self._now_ns(),
             call.session,
             # Once chunks were removed for it, the operation is not refused any more.
-            bool(call.session) and not call.cuts and self._writers.count_of(call.client) >= SESSIONS_MAX,
+            bool(call.session) and not call.intents and self._writers.count_of(call.client) >= SESSIONS_MAX,
             call.measured,
-            call.cuts,
+            call.intents,
             checked=call.checked,
         )
-        reply = call.operation(work, call.request)
-        if work.missing_cut is not None:
-            raise work.missing_cut
+        reply = call.operation(context, call.request)
+        if context.pending_truncate is not None:
+            raise context.pending_truncate
         dropped = () if requests is None or not call.number else _record(txn, call, requests, reply)
         try:
             txn.commit()
         except MaybeCommitted:
-            call.uncertain.update(inode for inode, _ in (*work.opened, *work.closed))
-            call.made = work.made
+            call.uncertain.update(inode for inode, _ in (*context.opened, *context.closed))
+            call.made = context.made
             raise
         if dropped and requests is not None:
             requests.dropped(dropped)
-        for inode, session in work.opened:
+        for inode, session in context.opened:
             self._writers.add(inode, session, call.client)
-        for inode, session in work.closed:
+        for inode, session in context.closed:
             self._writers.remove(inode, session)
-        for inode, session in work.abandoned:
+        for inode, session in context.abandoned:
             self._writers.abandon(inode, session)
-        if work.made:
-            self._census.added(work.made)
+        if context.made:
+            self._inode_counter.added(context.made)
         return reply
 
     def _answer_again(self, call: Call, record: schema.Record) -> Any:
         """The answer that this request got before; inodes as they are now, where they still exist."""
         if record.method != call.number:
             raise InvalidArgument("this sequence number was used for another request")
-        self._census.added(call.made)
+        self._inode_counter.added(call.made)
         reply = RECORDED[record.method].FromString(record.reply)
-        work = Work(self._scene, self._engine.begin(), call.user, call.client, self._now_ns())
+        context = OperationContext(self._shared, self._engine.begin(), call.user, call.client, self._now_ns())
         for inode in inodes_of(reply):
-            now = work.find(inode.id)
+            now = context.find(inode.id)
             if now is not None:
-                inode.CopyFrom(work.visible(now))
+                inode.CopyFrom(context.visible(now))
         return reply
 
     async def _persist(self, call: Call, attempt: Callable[[Call], R], reason: Exception | None = None) -> R:
@@ -242,7 +252,7 @@ class Execution:
 
     async def _try_again(self, call: Call, attempt: Callable[[Call], R], reason: Exception | None) -> R:
         for tries in range(1, TRIES_MAX + 1):
-            if isinstance(reason, NeedCut):
+            if isinstance(reason, RetryAfterTruncate):
                 reason, reply = await self._attempt_after_cut(call, attempt, reason)
                 if reply is not None:
                     return reply
@@ -253,19 +263,19 @@ class Execution:
                 return attempt(call)
             except Overtaken:
                 raise
-            except (NeedIds, Need, Conflict, MaybeCommitted) as again:
+            except (RetryAfterRefill, RetryLater, Conflict, MaybeCommitted) as again:
                 reason = again
         if isinstance(reason, Error):
             raise reason
         raise Busy("the file is changing all the time")
 
     async def _attempt_after_cut(
-        self, call: Call, attempt: Callable[[Call], R], need: NeedCut
+        self, call: Call, attempt: Callable[[Call], R], need: RetryAfterTruncate
     ) -> tuple[Exception | None, R | None]:
         """Removes chunks, then tries while nobody else may touch the file; why it failed, or the reply."""
-        async with self._parts.truncations.cut(need.inode, need.length) as cut:
-            if cut is not None:
-                call.cuts[need.inode] = cut
+        async with self._dependencies.truncations.truncate(need.inode, need.length) as intent:
+            if intent is not None:
+                call.intents[need.inode] = intent
             try:
                 for tries in range(1, TRIES_MAX + 1):
                     try:
@@ -276,21 +286,21 @@ class Execution:
                         if tries == TRIES_MAX:
                             raise
                         await self._satisfy(call, again, tries)
-                    except (NeedIds, Need) as again:
+                    except (RetryAfterRefill, RetryLater) as again:
                         return again, None
             finally:
-                call.cuts.pop(need.inode, None)
+                call.intents.pop(need.inode, None)
         raise AssertionError("the loop returns or raises")
 
     async def _satisfy(self, call: Call, reason: Exception, tries: int) -> None:
         match reason:
-            case NeedIds():
+            case RetryAfterRefill():
                 await reason.allocator.refill()
-            case NeedLength():
-                call.measured[reason.inode] = await self._parts.lengths.measure(reason.file)
-            case NeedPause():
-                await self._parts.truncations.wait(reason.inode)
-            case NeedCheck():
+            case RetryAfterMeasure():
+                call.measured[reason.inode] = await self._dependencies.lengths.measure(reason.file)
+            case RetryAfterWait():
+                await self._dependencies.truncations.wait(reason.inode)
+            case RetryAfterCheck():
                 await check_tree(self._engine, call.user, reason.inode)
                 call.checked.add(reason.inode)
             case _:
@@ -318,7 +328,7 @@ class Execution:
         return self._ask_lengths(call, reply, chunked) if chunked else reply
 
     async def _ask_lengths(self, call: Call, reply: R, written: Sequence[pb.Inode]) -> R:
-        ask = self._parts.lengths.exact if call.exact else self._parts.lengths.recent
+        ask = self._dependencies.lengths.exact if call.exact else self._dependencies.lengths.recent
         lengths = await asyncio.gather(*(ask(inode) for inode in written), return_exceptions=True)
         for inode, length in zip(written, lengths, strict=True):
             if isinstance(length, int):
@@ -335,7 +345,7 @@ class Execution:
                 inode.bytes_withheld = True
 
     def _has_open(self, call: Call, inode: int) -> bool:
-        return self._parts.holds.has(inode, call.client) or self._writers.has(inode, call.client)
+        return self._dependencies.holds.has(inode, call.client) or self._writers.has(inode, call.client)
 
     def on_disk(self, reply: Any) -> Awaitable[Any]:
         async def wait() -> Any:
@@ -360,8 +370,8 @@ class Execution:
 
         async def fetch() -> None:
             try:
-                await self._scene.inodes.refill()
-                await self._scene.contents.refill()
+                await self._shared.inodes.refill()
+                await self._shared.contents.refill()
             except Error as error:
                 log.warning("ids cannot be reserved now: %s", error)
 
@@ -389,4 +399,4 @@ def _record(txn: Transaction, call: Call, requests: ClientRequests, reply: Any) 
     return dropped
 
 
-__all__ = ["UNRECORDED", "Call", "Execution", "Operation", "Parts"]
+__all__ = ["UNRECORDED", "Call", "Dependencies", "Execution", "Operation"]

@@ -12,8 +12,8 @@ from typing import Final
 
 from ..clock import Clock
 from ..wire.pb.meta_pb2 import Inode
+from .context import Measured
 from .storage import Chunks
-from .work import Measured
 
 FRESH_S: Final = 0.05
 REMEMBERED_MAX: Final = 4096

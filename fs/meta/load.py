@@ -24,14 +24,14 @@ from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, DumpHeader, DumpRecord, DumpTrailer, Inode, LoadState
 from . import schema
-from .allocator import FIRST_ID, Allocator, NeedIds
-from .census import Census
+from .allocator import FIRST_ID, Allocator, RetryAfterRefill
+from .context import DIRECTORY_LINKS
 from .dump import FORMAT, kind_of
+from .inode_counter import InodeCounter
 from .layout import Placer
 from .load_checks import RecordChecks
 from .quarantine import CONTENT_MAX, Quarantine
 from .removal_clock import RemovalClock
-from .work import DIRECTORY_LINKS
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -57,7 +57,7 @@ class Load:
         contents: Allocator,
         removal_clock: RemovalClock,
         quarantine: Quarantine,
-        census: Census,
+        inode_counter: InodeCounter,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -66,7 +66,7 @@ class Load:
         self._contents = contents
         self._removal_clock = removal_clock
         self._quarantine = quarantine
-        self._census = census
+        self._inode_counter = inode_counter
         self._attempt = 0  # names the one that may go on; 0: none
         self._checks: RecordChecks | None = None
         self.lock = asyncio.Lock()
@@ -152,7 +152,7 @@ class Load:
             durability=Durability.SYNC,
             clock=self._clock,
         )
-        await self._census.take(self._engine)
+        await self._inode_counter.count_all(self._engine)
         self.is_active = False
         log.info("load finished: %s", _counts(checks.seen))
 
@@ -161,7 +161,7 @@ class Load:
         self._attempt = 0
         async with self.lock:
             await run(self._engine, _empty, durability=Durability.SYNC, clock=self._clock)
-            await self._census.take(self._engine)
+            await self._inode_counter.count_all(self._engine)
             self.is_active = False
         log.info("load discarded")
 
@@ -248,7 +248,7 @@ class Load:
         while True:
             try:
                 inode.content = self._contents.take()
-            except NeedIds:
+            except RetryAfterRefill:
                 await self._contents.refill()
             else:
                 return

@@ -12,6 +12,7 @@ from ..ids import ROOT_INODE
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, SYMLINK, DumpHeader, DumpRecord, DumpTrailer, Inode
 from .allocator import FIRST_ID
+from .context import DIRECTORY_LINKS
 from .dump import kind_of
 from .layout import INLINE_BYTES_MAX, length_max, validate
 from .operations.link import LINKS_MAX
@@ -19,7 +20,6 @@ from .operations.xattr import NAME_BYTES_MAX, VALUE_BYTES_MAX
 from .permissions import PERMISSION_BITS
 from .removal_clock import CHANGE_MAX
 from .resolve import PATH_BYTES_MAX, check_name
-from .work import DIRECTORY_LINKS
 
 COUNT_MAX: Final = (1 << 32) - 1
 

@@ -24,8 +24,8 @@ from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import QuarantinedContent
 from . import schema
 from .allocator import Allocator
+from .context import NS_PER_MS
 from .storage import ChunkRange, Chunks
-from .work import NS_PER_MS
 
 log: Final = logging.getLogger("luciola.meta")
 

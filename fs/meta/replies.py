@@ -11,10 +11,10 @@ from typing import Any, Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from ..errors import CorruptData
-from ..wire.encoded import Encoded, Prefixes
 from ..wire.pb import common_pb2 as lane
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
+from ..wire.preserialized import Prefixes, Preserialized
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -40,7 +40,7 @@ RECORDED: Final[dict[int, type[Message]]] = {
 }
 
 
-class StoredReply(Encoded[Reply]):
+class StoredReply(Preserialized[Reply]):
     """A reply with inodes as they are stored. `inodes` are their ids.
 
     `has_data`: the bytes of a small file may be in it; the tag that tells may be there by chance.

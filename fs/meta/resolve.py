@@ -1,7 +1,7 @@
 """From a path to a place: the directory, the name, and what the name means now.
 
 Every directory on the way must be executable for the caller. Entries and inodes on the way are read without
-conflicts; an operation guards what it depends on (`Work.entry`, `Work.take`).
+conflicts; an operation adds a read conflict for what it depends on (`add_read_conflict`, `get_for_update`).
 """
 
 from typing import Final, NamedTuple
@@ -9,9 +9,9 @@ from typing import Final, NamedTuple
 from ..errors import InvalidArgument, NotADirectory, NotFound
 from ..ids import ROOT_INODE
 from ..wire.pb.meta_pb2 import DIRECTORY, SYMLINK, Inode, Path
+from .context import OperationContext
 from .permissions import EXECUTE, require
 from .schema import Entry
-from .work import Work
 
 NAME_BYTES_MAX: Final = 255  # Linux NAME_MAX
 PATH_BYTES_MAX: Final = 4096  # Linux PATH_MAX
@@ -38,7 +38,7 @@ def check_name(name: bytes) -> None:
         raise InvalidArgument("the name is too long", errno=ENAMETOOLONG)
 
 
-def locate(work: Work, path: Path, *, follow: bool) -> Place:
+def locate(context: OperationContext, path: Path, *, follow: bool) -> Place:
     """Where `path` leads; a symbolic link at its end is followed if `follow`.
 
     Raises: NotFound, NotADirectory, PermissionDenied for a directory on the way; InvalidArgument (EINVAL,
@@ -46,31 +46,31 @@ def locate(work: Work, path: Path, *, follow: bool) -> Place:
     """
     name = path.path
     if not name:
-        return _by_id(work, path.at)
+        return _by_id(context, path.at)
     if b"/" in name or name in (b".", b".."):
-        return _walk(work, path, follow=follow)
+        return _walk(context, path, follow=follow)
     check_name(name)
-    directory = work.directory(path.at)
-    require(work.user, directory, EXECUTE)
-    entry = work.glance(directory.id, name)
+    directory = context.directory(path.at)
+    require(context.user, directory, EXECUTE)
+    entry = context.peek(directory.id, name)
     if follow and entry is not None and entry.type == SYMLINK:
-        return _walk(work, path, follow=True)
+        return _walk(context, path, follow=True)
     return Place(directory, name, entry, as_directory=False)
 
 
-def inode_at(work: Work, path: Path, *, follow: bool) -> Inode:
+def inode_at(context: OperationContext, path: Path, *, follow: bool) -> Inode:
     """The inode that `path` leads to, read without a conflict.
 
     Raises: what `locate` raises; NotFound if there is none.
     """
-    place = locate(work, path, follow=follow)
+    place = locate(context, path, follow=follow)
     if place.entry is None:
         raise NotFound("no such file or directory", name=place.name)
-    return work.load(place.entry.inode)
+    return context.load(place.entry.inode)
 
 
-def _by_id(work: Work, inode: int) -> Place:
-    found = work.load(inode or ROOT_INODE)
+def _by_id(context: OperationContext, inode: int) -> Place:
+    found = context.load(inode or ROOT_INODE)
     return Place(None, b"", Entry(found.id, found.type), as_directory=False)
 
 
@@ -79,10 +79,10 @@ def _split(path: bytes) -> list[bytes]:
     return [name for name in reversed(path.split(b"/")) if name]
 
 
-def _walk(work: Work, path: Path, *, follow: bool) -> Place:  # noqa: C901, one loop over one path
+def _walk(context: OperationContext, path: Path, *, follow: bool) -> Place:  # noqa: C901, one loop over one path
     if len(path.path) > PATH_BYTES_MAX:
         raise InvalidArgument("the path is too long", errno=ENAMETOOLONG)
-    directory = work.directory(ROOT_INODE if path.path.startswith(b"/") else path.at)
+    directory = context.directory(ROOT_INODE if path.path.startswith(b"/") else path.at)
     names = _split(path.path)
     as_directory = path.path.endswith(b"/")
     links = steps = 0
@@ -90,16 +90,16 @@ def _walk(work: Work, path: Path, *, follow: bool) -> Place:  # noqa: C901, one 
     while names:
         name = names.pop()
         steps += 1
-        if steps > work.scene.config.path_depth_max:
+        if steps > context.shared.config.path_depth_max:
             raise InvalidArgument("the path has too many parts", errno=ENAMETOOLONG)
         check_name(name)
-        require(work.user, directory, EXECUTE)
+        require(context.user, directory, EXECUTE)
         if name == b".":
             continue
         if name == b"..":
-            directory = work.directory(directory.parent)
+            directory = context.directory(directory.parent)
             continue
-        entry = work.glance(directory.id, name)
+        entry = context.peek(directory.id, name)
         if entry is None:
             if names:
                 raise NotFound("no such directory", name=name)
@@ -108,9 +108,9 @@ def _walk(work: Work, path: Path, *, follow: bool) -> Place:  # noqa: C901, one 
             links += 1
             if links > LINKS_MAX:
                 raise InvalidArgument("too many symbolic links", errno=ELOOP)
-            target = work.load(entry.inode).symlink_target
+            target = context.load(entry.inode).symlink_target
             if target.startswith(b"/"):
-                directory = work.directory(ROOT_INODE)
+                directory = context.directory(ROOT_INODE)
             as_directory = as_directory or (not names and target.endswith(b"/"))
             names.extend(_split(target))
             name = b""
@@ -119,7 +119,7 @@ def _walk(work: Work, path: Path, *, follow: bool) -> Place:  # noqa: C901, one 
             return Place(directory, name, entry, as_directory)
         if entry.type != DIRECTORY:
             raise NotADirectory("not a directory", name=name)
-        directory = work.directory(entry.inode)
+        directory = context.directory(entry.inode)
     return Place(None, name, Entry(directory.id, DIRECTORY), as_directory)
 
 

@@ -18,9 +18,9 @@
 
 Ids in keys are big-endian: keys sort by number. `removed_at` is a moment of `RemovalClock`. Making a file writes
 T but neither reads it nor writes its directory's I or N, so creates in one directory never conflict. A directory's
-record holds 2 as its link count while it has a name, and 0 after; `work.Work.visible` puts together what callers see.
-Every D has its C, written and deleted with it (`work.Work.add_entry`). A cookie is the id of the inode that was made
-with the name, or an id of its own: no two entries have the same, and a name keeps its cookie until it goes.
+record holds 2 as its link count while it has a name, and 0 after; `OperationContext.visible` puts together what callers
+see. Every D has its C, written and deleted with it (`OperationContext.add_entry`). A cookie is the id of the inode that
+was made with the name, or an id of its own: no two entries have the same, and a name keeps its cookie until it goes.
 """
 
 from struct import Struct
@@ -44,7 +44,7 @@ _COUNT: Final = Struct("<I")
 _RECORD: Final = Struct("<QH")
 _NEXT: Final = Struct("<Q")
 _SUPERBLOCK: Final = Struct("<IQI")
-_CUT: Final = Struct("<QQ")
+_INTENT: Final = Struct("<QQ")
 
 SUPERBLOCK: Final = b"M"
 LOAD: Final = b"L"
@@ -88,7 +88,7 @@ class Session(NamedTuple):
     opened_unix_ms: int
 
 
-class Cut(NamedTuple):
+class TruncateIntent(NamedTuple):
     """A truncation in progress: the chunks of `content` beyond `length` are being removed."""
 
     content: int
@@ -155,7 +155,7 @@ def quarantine_key(due_unix_ms: int, content: int) -> bytes:
     return pack_two(QUARANTINE, due_unix_ms, content)
 
 
-def cut_key(inode: int) -> bytes:
+def intent_key(inode: int) -> bytes:
     return pack_one(b"P", inode)
 
 
@@ -286,12 +286,12 @@ def decode_first_change(value: bytes) -> tuple[int, str]:
     return decode_next(value[: _NEXT.size]), value[_NEXT.size :].decode()
 
 
-def encode_cut(content: int, length: int) -> bytes:
-    return _CUT.pack(content, length)
+def encode_intent(content: int, length: int) -> bytes:
+    return _INTENT.pack(content, length)
 
 
-def decode_cut(value: bytes) -> Cut:
-    return Cut(*_CUT.unpack(value))
+def decode_intent(value: bytes) -> TruncateIntent:
+    return TruncateIntent(*_INTENT.unpack(value))
 
 
 def encode_garbage(inode: Inode, removed_unix_ms: int, *, length: int) -> bytes:
@@ -340,34 +340,33 @@ __all__ = [
     "LOAD",
     "QUARANTINE",
     "SUPERBLOCK",
-    "Cut",
     "Entry",
     "Record",
     "Session",
+    "TruncateIntent",
     "allocator_key",
     "attribute_key",
     "attribute_range",
     "cookie_key",
     "cookie_range",
-    "cut_key",
     "decode_count",
-    "decode_cut",
     "decode_dentry",
     "decode_entry",
     "decode_first_change",
     "decode_garbage",
     "decode_inode",
+    "decode_intent",
     "decode_next",
     "decode_quarantined",
     "decode_record",
     "decode_session",
     "decode_time",
     "encode_count",
-    "encode_cut",
     "encode_entry",
     "encode_first_change",
     "encode_garbage",
     "encode_inode",
+    "encode_intent",
     "encode_next",
     "encode_record",
     "encode_session",
@@ -377,6 +376,7 @@ __all__ = [
     "entry_range",
     "garbage_key",
     "inode_key",
+    "intent_key",
     "kind_range",
     "orphan_key",
     "quarantine_key",

@@ -18,7 +18,8 @@ from ..wire.pb import common_pb2 as lane
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
 from . import schema
-from .execution import UNRECORDED, Execution, Parts
+from .context import EMFILE, NS_PER_MS
+from .execution import UNRECORDED, Dependencies, Execution
 from .operations.close import close, reports
 from .operations.create import create
 from .operations.link import link
@@ -42,7 +43,6 @@ from .permissions import READ, User, may
 from .replies import StoredReply
 from .sessions import SESSIONS_MAX
 from .storage import Space
-from .work import EMFILE, NS_PER_MS
 
 SPACE_FRESH_S: Final = 1.0
 # Inodes that one client may have open for reading: 100 MiB of memory here. The kernel allows a process as many files.
@@ -54,15 +54,15 @@ COUNTED_MAX: Final = 10_000  # five milliseconds
 
 
 class MetaService:
-    """Answers requests. `parts.build` puts one together."""
+    """Answers requests. `bootstrap.build` puts one together."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
-        self._execution = Execution(parts)
-        self._engine = parts.engine
-        self._clock = parts.clock
-        self._writers = parts.writers
-        self._holds = parts.holds
+    def __init__(self, dependencies: Dependencies) -> None:
+        self._dependencies = dependencies
+        self._execution = Execution(dependencies)
+        self._engine = dependencies.engine
+        self._clock = dependencies.clock
+        self._writers = dependencies.writers
+        self._holds = dependencies.holds
         self._space: tuple[float, Space] | None = None
 
     # Reading.
@@ -157,7 +157,7 @@ class MetaService:
 
     def hold(self, request: pb.HoldRequest, identity: Identity) -> Any:
         """Replace all that the client holds, and compare its write sessions. Raises: InvalidArgument for too many."""
-        self._parts.load.require_open()
+        self._dependencies.load.require_open()
         user = User(*identity.user(request.caller))
         self._execution.admit(request.caller)
         if len(request.inodes) > HOLDS_MAX or len(request.sessions) > SESSIONS_MAX:
@@ -196,7 +196,7 @@ class MetaService:
             if value is not None and schema.decode_session(value).opened_unix_ms < opened_before_ms:
                 self._writers.abandon(inode, session)
         lost = [pb.WriteSession(inode=inode, session=session) for inode, session in sorted(named - known)]
-        return pb.HoldReply(incarnation=self._parts.incarnation, lost=lost)
+        return pb.HoldReply(incarnation=self._dependencies.incarnation, lost=lost)
 
     def _limit_holds(self, request: pb.CreateRequest | pb.OpenRequest) -> None:
         if request.read and self._holds.count_of(request.caller.client) >= HOLDS_MAX:
@@ -261,8 +261,8 @@ class MetaService:
         identity: Identity,  # noqa: ARG002, a handler
     ) -> Empty:
         """Remove chunks of contents that no file names, but not now. Raises: InvalidArgument."""
-        self._parts.load.require_open()
-        await self._parts.quarantine.add(request.contents, request.delay_ms)
+        self._dependencies.load.require_open()
+        await self._dependencies.quarantine.add(request.contents, request.delay_ms)
         return Empty()
 
     async def release_quarantined(
@@ -271,7 +271,7 @@ class MetaService:
         identity: Identity,  # noqa: ARG002, a handler
     ) -> Empty:
         """Keep chunks that are in quarantine. Raises: InvalidArgument."""
-        await self._parts.quarantine.release(request.contents)
+        await self._dependencies.quarantine.release(request.contents)
         return Empty()
 
     async def dump(
@@ -280,9 +280,9 @@ class MetaService:
         identity: Identity,  # noqa: ARG002, a handler
     ) -> AsyncIterator[pb.DumpBatch]:
         """All of the namespace, as of now. Raises: Busy for too many at one time; Unavailable during a load."""
-        self._parts.load.require_open()
-        async for batch in self._parts.dumps.run(
-            self._parts.census.count, stored_lengths=request.stored_lengths
+        self._dependencies.load.require_open()
+        async for batch in self._dependencies.dumps.run(
+            self._dependencies.inode_counter.count, stored_lengths=request.stored_lengths
         ):
             yield batch
 
@@ -292,7 +292,7 @@ class MetaService:
         identity: Identity,  # noqa: ARG002, a handler
     ) -> pb.BeginLoadReply:
         """Close the namespace and wait for records. Raises: as `Load.begin`."""
-        return await self._parts.load.begin(request)
+        return await self._dependencies.load.begin(request)
 
     async def load(
         self,
@@ -300,7 +300,7 @@ class MetaService:
         identity: Identity,  # noqa: ARG002, a handler
     ) -> pb.LoadReply:
         """Store records of a dump. Raises: as `Load.put`."""
-        return await self._parts.load.put(request)
+        return await self._dependencies.load.put(request)
 
     async def finish_load(
         self,
@@ -308,18 +308,18 @@ class MetaService:
         identity: Identity,  # noqa: ARG002, a handler
     ) -> Empty:
         """Open the namespace that was loaded. Raises: as `Load.finish`."""
-        await self._parts.load.finish(request)
+        await self._dependencies.load.finish(request)
         return Empty()
 
     async def discard_load(self, request: Empty, identity: Identity) -> Empty:  # noqa: ARG002, a handler
         """Give up a load, and open the namespace, empty. Raises: NotFound if there is none."""
-        await self._parts.load.discard()
+        await self._dependencies.load.discard()
         return Empty()
 
     def status(self, request: Empty, identity: Identity) -> pb.MetaStatus:  # noqa: ARG002, a handler
         """Numbers for people. Of each queue at most `COUNTED_MAX` are counted."""
         return pb.MetaStatus(
-            incarnation=self._parts.incarnation,
+            incarnation=self._dependencies.incarnation,
             gc_queue=self._count(b"O") + self._count(b"G"),
             write_sessions=self._writers.count,
             read_holds=self._holds.count,
@@ -347,22 +347,22 @@ class MetaService:
     # The whole.
 
     async def _ask_space(self) -> pb.StatFsReply:
-        space = await self._parts.control.space()
+        space = await self._dependencies.control.space()
         self._space = (self._clock.monotonic(), space)
         return self._filled(space)
 
     def _filled(self, space: Space) -> pb.StatFsReply:
-        placer = self._parts.scene.placer
+        placer = self._dependencies.shared.placer
         return pb.StatFsReply(
             capacity_bytes=space.capacity // placer.copies,
             free_bytes=space.free // placer.copies,
-            inode_count=self._parts.census.count,
+            inode_count=self._dependencies.inode_counter.count,
             default_layout=placer.default,
         )
 
     async def _scan(self, kind: bytes, limit: int) -> AsyncIterator[Pair]:
         """Pairs of one kind, page by page; each page is of one moment. Raises: Unavailable during a load."""
-        self._parts.load.require_open()
+        self._dependencies.load.require_open()
         begin, end = schema.kind_range(kind)
         left = limit or 1 << 62
         while left > 0:

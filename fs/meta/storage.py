@@ -1,7 +1,7 @@
 """What meta asks of storage nodes, and the chunks of one content across the chains of its layout.
 
 `StorageControl` is the narrow interface: one chain, one call. `control.GrpcControl` speaks to real nodes,
-`control_memory.MemoryControl` is its twin for tests. `Chunks` says what an operation on a whole content is.
+`fake_control.FakeControl` is its fake for tests. `Chunks` says what an operation on a whole content is.
 """
 
 import asyncio
@@ -92,7 +92,7 @@ class Chunks:
             (last.number * layout.chunk_bytes + last.length for last in lasts if last is not None), default=0
         )
 
-    async def cut(self, layout: Layout, content: int, length: int) -> None:
+    async def truncate(self, layout: Layout, content: int, length: int) -> None:
         """Remove every byte at or beyond `length`, durably. May be repeated. Raises: Unavailable."""
         chains = self._placer.chains(layout)
         index, rest = divmod(length, layout.chunk_bytes)

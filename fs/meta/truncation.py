@@ -5,8 +5,8 @@
     3  one transaction sets the length, makes `truncate_version` grow and removes the intent
 
 Power loss after 3 must not bring back what 2 removed: a file that is extended later would show old bytes, not zeros.
-From 1 to 3 whoever asks meta for this file waits (`NeedPause`), so nobody is told the old length of a file
-that has lost bytes already. After a crash, or when a chain could not be reached, the intent is carried out
+From 1 to 3 requests about this file wait (`RetryAfterWait`), so no reply shows the old length of a file that has
+lost bytes already. After a crash, or when a chain could not be reached, the intent is carried out
 by `resume`. Writers that report a length in between are asked to wait too; then their report is of an older
 `truncate_version`, and the chains are asked (length.py, L2 and L3).
 
@@ -27,7 +27,7 @@ from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import REGULAR, Inode
 from . import schema
 from .removal_clock import RemovalClock
-from .schema import Cut
+from .schema import TruncateIntent
 from .storage import REQUEST_LIFE_S, Chunks
 
 log: Final = logging.getLogger("luciola.meta")
@@ -83,7 +83,7 @@ class Truncations:
             raise Busy("the file is being truncated", inode=inode) from error
 
     @asynccontextmanager
-    async def cut(self, inode: int, length: int) -> AsyncIterator[Cut | None]:
+    async def truncate(self, inode: int, length: int) -> AsyncIterator[TruncateIntent | None]:
         """Steps 1 and 2; inside, the caller does step 3, and if it does not, it is done for it.
 
         None if the file has no chunks any more. Raises: Unavailable; the intent is then carried out later.
@@ -91,13 +91,13 @@ class Truncations:
         async with self._alone(inode):
             if inode in self._pending:
                 await self._carry_out(inode)
-            cut = await self._intend(inode, length)
-            if cut is None:
+            intent = await self._intend(inode, length)
+            if intent is None:
                 yield None
                 return
-            await self._remove(inode, cut)
+            await self._remove(inode, intent)
             try:
-                yield cut
+                yield intent
             finally:
                 await self._complete(inode)
 
@@ -129,36 +129,36 @@ class Truncations:
             if not self._waiting[inode]:
                 del self._waiting[inode], self._locks[inode]
 
-    async def _intend(self, inode: int, length: int) -> Cut | None:
-        def store(txn: Transaction) -> Cut | None:
+    async def _intend(self, inode: int, length: int) -> TruncateIntent | None:
+        def store(txn: Transaction) -> TruncateIntent | None:
             value = txn.get(schema.inode_key(inode))
             found = None if value is None else schema.decode_inode(value)
             if found is None or found.type != REGULAR or found.is_inline:
                 return None
             txn.may_use_reserve = True
-            txn.put(schema.cut_key(inode), schema.encode_cut(found.content, length))
-            return Cut(found.content, length)
+            txn.put(schema.intent_key(inode), schema.encode_intent(found.content, length))
+            return TruncateIntent(found.content, length)
 
         self._pending.setdefault(inode, None)
         try:
-            cut = await run(self._engine, store, durability=Durability.SYNC, clock=self._clock)
+            intent = await run(self._engine, store, durability=Durability.SYNC, clock=self._clock)
         except BaseException:
-            if self._engine.begin().snapshot_get(schema.cut_key(inode)) is None:
+            if self._engine.begin().snapshot_get(schema.intent_key(inode)) is None:
                 self._release(inode)
             raise
-        if cut is None:
+        if intent is None:
             self._release(inode)
-        return cut
+        return intent
 
-    async def _remove(self, inode: int, cut: Cut) -> None:
+    async def _remove(self, inode: int, intent: TruncateIntent) -> None:
         value = self._engine.begin().snapshot_get(schema.inode_key(inode))
         if value is not None:
-            await self._chunks.cut(schema.decode_inode(value).layout, cut.content, cut.length)
+            await self._chunks.truncate(schema.decode_inode(value).layout, intent.content, intent.length)
 
     async def _carry_out(self, inode: int) -> None:
-        value = self._engine.begin().snapshot_get(schema.cut_key(inode))
+        value = self._engine.begin().snapshot_get(schema.intent_key(inode))
         if value is not None:
-            await self._remove(inode, schema.decode_cut(value))
+            await self._remove(inode, schema.decode_intent(value))
         if inode in self._inherited:  # T1
             await self._clock.sleep(max(0.0, self._inherited_until_s - self._clock.monotonic()))
             self._inherited.discard(inode)
@@ -168,22 +168,22 @@ class Truncations:
         """Step 3, unless it is done."""
 
         def finish(txn: Transaction) -> None:
-            value = txn.get(schema.cut_key(inode))
+            value = txn.get(schema.intent_key(inode))
             if value is None:
                 return
             txn.may_use_reserve = True
-            txn.delete(schema.cut_key(inode))
+            txn.delete(schema.intent_key(inode))
             stored = txn.get(schema.inode_key(inode))
             if stored is not None:
-                self._shorten(txn, schema.decode_inode(stored), schema.decode_cut(value))
+                self._shorten(txn, schema.decode_inode(stored), schema.decode_intent(value))
 
         await run(self._engine, finish, clock=self._clock)
         self._release(inode)
 
-    def _shorten(self, txn: Transaction, inode: Inode, cut: Cut) -> None:
-        if inode.content != cut.content:
+    def _shorten(self, txn: Transaction, inode: Inode, intent: TruncateIntent) -> None:
+        if inode.content != intent.content:
             return
-        inode.length = cut.length
+        inode.length = intent.length
         inode.truncate_version += 1
         inode.change = self._removal_clock.next_change(inode.change)
         inode.mtime_ns = inode.ctime_ns = self._clock.unix_ns()

@@ -7,7 +7,7 @@
     membership   heartbeats, lease, routing: what the node may do now
     recovery     brings a SYNCING successor up to date
     scrub        reads and verifies every chunk, forgets old tombstones
-    held_up      says which chunks do not get on, and what they wait for
+    slow_ops     logs updates that make no progress, and what they wait for
     service      the control methods (proto/storage.proto)
     node         joins them: the life of one process, `python -m luciola.storage`
 

@@ -21,7 +21,7 @@ from ..errors import Error
 from ..ids import NodeId, new_incarnation
 from ..wire import SERVICE, Cluster, RpcClients, RpcServer, follow_routing, format_address, methods, mint
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
-from . import held_up
+from . import slow_ops
 from .directory import Directory, boot_id
 from .disk_watch import DiskWatch
 from .engine import Engine
@@ -95,7 +95,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     membership.on_routing(recovery.routing_changed)
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
     try:
-        reports = held_up.report(engine)
+        reports = slow_ops.report(engine)
         probes = ThreadPoolExecutor(1, thread_name_prefix="probe")
         watch = DiskWatch(
             partial(probes.submit, directory.probe),

@@ -3,13 +3,13 @@
     credentials   the cluster secret, tokens, identities
     cluster       the cluster file
     addresses     host and port, and back
-    private       files for the eyes of one user
+    atomic_write  files that only their owner may read, replaced as a whole
     methods       one table of all methods
-    encoded       replies that are made of stored bytes
+    preserialized replies that are made of stored bytes
     handshake     who is at the other end of a stream
     lane/         framed messages: what clients speak to mgmtd and meta
     rpc           gRPC: what services and administrators speak
-    in_progress   requests that are not answered yet
+    slow_requests requests that are not answered yet
     expiry        until when a request to a storage node may be begun
     routing       the routing table, kept fresh by a streaming call
     errors        operating errors as messages
@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import methods
 from .addresses import format_address, parse_address
+from .atomic_write import write_private
 from .cluster import Cluster, load_cluster, save_cluster
 from .credentials import (
     ADMIN,
@@ -57,7 +58,6 @@ from .credentials import (
     verify,
 )
 from .lane import LaneServer
-from .private import write_private
 
 if TYPE_CHECKING:
     from .expiry import Expiries

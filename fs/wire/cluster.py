@@ -7,8 +7,8 @@ from typing import Final
 
 from ..errors import ConfigError, Error, NotFound, PermissionDenied
 from .addresses import parse_address
+from .atomic_write import write_private
 from .credentials import load_secret
-from .private import write_private
 
 FILE_NAME: Final = "cluster.json"
 

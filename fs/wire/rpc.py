@@ -18,9 +18,9 @@ from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthen
 from . import errors as wire_errors
 from .addresses import format_address, parse_address
 from .credentials import Identity, Token, verify
-from .encoded import kind_of
 from .lane import DEFAULT_TIMEOUT_S
 from .methods import Bound, Method, Reply, Request
+from .preserialized import kind_of
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from luciola.clock import SystemClock
 from luciola.config import ClientConfig, MetaConfig
 from luciola.errors import Timeout
 from luciola.kv import MemoryEngine
-from luciola.meta.control_memory import MemoryControl
+from luciola.meta.bootstrap import build
+from luciola.meta.fake_control import FakeControl
 from luciola.meta.layout import Placer
-from luciola.meta.parts import build
 from luciola.wire import TRUSTED, LaneServer, methods, mint
 from luciola.wire.addresses import parse_address
 from luciola.wire.pb import mgmtd_pb2 as pb
@@ -127,7 +127,7 @@ class Services:
         placer.set_tables([pb.ChainTable(id=1, version=1, chains=[1], replicas=1)])
         service, _, _ = await build(
             MemoryEngine(),
-            MemoryControl(),
+            FakeControl(),
             Manager(""),
             config=config,
             clock=SystemClock(),

@@ -14,7 +14,7 @@ from ...errors import InvalidArgument
 from ...units import format_bytes
 from ..copy import Copier, Tally, signals_as_exceptions
 from ..datadir import Shape, running_shape
-from ..manager import Manager
+from ..mgmtd_client import MgmtdClient
 from ..options import data_option, json_option
 from ..output import print_json, print_table
 from ..target import PREFIX, cluster_path, open_cluster
@@ -93,7 +93,7 @@ def take(
 
 async def _take(shape: Shape, data_path: Path, directory: Path, options: Options) -> Manifest:
     repository = Repository.create(directory, shape.cluster.cluster_id)
-    async with Manager.connect(shape.cluster) as manager:
+    async with MgmtdClient.connect(shape.cluster) as manager:
         source = Source(manager, str(data_path), deadline_ms=DEADLINE_MS)
         try:
             return await Backup(source, repository, options).take()
@@ -259,7 +259,7 @@ def _restore_all(
 async def _fill(shape: Shape, root: Path, repository: Repository, number: int) -> dict[str, Any]:
     from .restore import Restore
 
-    async with Manager.connect(shape.cluster) as manager:
+    async with MgmtdClient.connect(shape.cluster) as manager:
         source = Source(manager, str(root), deadline_ms=RESTORE_DEADLINE_MS)
         try:
             report = await Restore(manager, source, repository, number).run(advance=lambda _: None)

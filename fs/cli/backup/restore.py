@@ -21,7 +21,7 @@ from ...wire import methods
 from ...wire.pb import meta_pb2 as pb
 from ...wire.pb import mgmtd_pb2
 from ...wire.pb.meta_pb2 import REGULAR, DumpRecord, Inode
-from ..manager import Manager, address_of
+from ..mgmtd_client import MgmtdClient, address_of
 from .repository import PackReader, Place, Repository, opened
 from .source import Source
 from .tree import chunks_of, records
@@ -52,7 +52,7 @@ class Report:
 class Restore:
     """One run."""
 
-    def __init__(self, manager: Manager, source: Source, repository: Repository, number: int) -> None:
+    def __init__(self, manager: MgmtdClient, source: Source, repository: Repository, number: int) -> None:
         self._manager = manager
         self._source = source
         self._repository = repository

@@ -29,7 +29,7 @@ from ...wire.pb.storage_pb2 import (
     ListChunksRequest,
     ReleaseUpdatesRequest,
 )
-from ..manager import Manager, address_of
+from ..mgmtd_client import MgmtdClient, address_of
 
 LIST_LIMIT: Final = 4096  # records a request: 250 KiB
 CALL_S: Final = 60.0
@@ -58,7 +58,7 @@ class Mark:
 class Source:
     """A cluster, as a backup sees it."""
 
-    def __init__(self, manager: Manager, data_dir: str, *, deadline_ms: int) -> None:
+    def __init__(self, manager: MgmtdClient, data_dir: str, *, deadline_ms: int) -> None:
         self._manager = manager
         self._chunks = Chunks(data_dir, deadline_ms=deadline_ms)
         self._holder = secrets.randbits(63) | 1

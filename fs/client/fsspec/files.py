@@ -22,7 +22,7 @@ from fsspec.asyn import AbstractAsyncStreamedFile
 from fsspec.spec import AbstractBufferedFile
 
 from ...errors import AlreadyExists, InvalidArgument, NotFound
-from ...hidden import hidden_beside
+from ...tempname import temp_beside
 from ..connection import naming
 from ..file import File
 from ..file_system import FileSystem
@@ -51,7 +51,7 @@ class Replacement:
         """Raises: FileExistsError if `exclusive` and something is there already."""
         if exclusive and _lexists(files, path):
             raise AlreadyExists("something of this name is there", path=path)
-        return cls(path, hidden_beside(path), exclusive)
+        return cls(path, temp_beside(path), exclusive)
 
     def commit(self, files: FileSystem) -> None:
         """The hidden file takes the name, in one step. Raises: FileExistsError if exclusive; IsADirectoryError."""

@@ -1,1 +1,1 @@
-"""One verb a file. Each is a function of one attempt (`work.Work`) and one request, and does not wait."""
+"""One verb a file: functions of an attempt (`context.OperationContext`) and a request that do not wait."""

@@ -7,21 +7,23 @@ from ...errors import InvalidArgument, NotFound
 from ...wire.pb.common_pb2 import Error
 from ...wire.pb.meta_pb2 import CloseOne, CloseReply, CloseRequest
 from .. import schema
+from ..context import OperationContext
 from ..replies import FIRST, INLINE_DATA_TAG, SECOND, StoredReply
-from ..work import Work
 from .sync import absorb, require_writer
 
 CLOSES_MAX: Final = 1024  # sessions closed in one transaction
 
 
-def close(work: Work, request: CloseRequest) -> StoredReply[CloseReply]:
+def close(context: OperationContext, request: CloseRequest) -> StoredReply[CloseReply]:
     """Closes each session and takes over what its writer reports. One that fails does not hinder the others.
 
     A session that fails to close because its report is refused (Conflict for inline bytes) stays open.
     """
     if len(request.closes) > CLOSES_MAX:
         raise InvalidArgument(f"at most {CLOSES_MAX} files are closed in one request")
-    work.txn.may_use_reserve = True  # a full disk must not keep sessions open, which keep files from removal
+    context.txn.may_use_reserve = (
+        True  # a full disk must not keep sessions open, which keep files from removal
+    )
     results: list[bytes] = []
     errors: list[bytes] = []
     inodes: list[int] = []
@@ -29,7 +31,7 @@ def close(work: Work, request: CloseRequest) -> StoredReply[CloseReply]:
     for one in request.closes:
         result = failure = b""
         try:
-            stored = _close_one(work, one)
+            stored = _close_one(context, one)
         except OperatingError as error:
             failure = _encode_error(error)
         else:
@@ -48,19 +50,19 @@ def _encode_error(error: OperatingError) -> bytes:
     ).SerializeToString()
 
 
-def _close_one(work: Work, one: CloseOne) -> bytes | None:
+def _close_one(context: OperationContext, one: CloseOne) -> bytes | None:
     """The inode as it is stored now, if it was asked for by a report."""
     end = _abandon_session if one.measure else _end_session
     if not reports(one):
-        end(work, one)
+        end(context, one)
         return None  # hundreds of these come in one request: what nobody asks for is not looked up
-    inode = work.take(one.inode)
-    work.pause(inode)
-    require_writer(work, inode, one.session)
-    if absorb(work, inode, one, exact=False):
-        work.change(inode)
-    end(work, one)
-    return work.stored(inode.id)
+    inode = context.get_for_update(one.inode)
+    context.pause(inode)
+    require_writer(context, inode, one.session)
+    if absorb(context, inode, one, exact=False):
+        context.change(inode)
+    end(context, one)
+    return context.stored(inode.id)
 
 
 def reports(one: CloseOne) -> bool:
@@ -68,23 +70,23 @@ def reports(one: CloseOne) -> bool:
     return one.HasField("length") or one.has_inline or one.clear_set_id or bool(one.mtime_ns)
 
 
-def _abandon_session(work: Work, one: CloseOne) -> None:
+def _abandon_session(context: OperationContext, one: CloseOne) -> None:
     """Leave the session to the collector, which measures the file before it ends it."""
-    if work.owns_session(one.inode, one.session):
-        work.abandoned.append((one.inode, one.session))
+    if context.owns_session(one.inode, one.session):
+        context.abandoned.append((one.inode, one.session))
 
 
-def _end_session(work: Work, one: CloseOne) -> None:
+def _end_session(context: OperationContext, one: CloseOne) -> None:
     if not one.session:
         return
     key = schema.session_key(one.inode, one.session)
-    value = work.txn.get(key)
+    value = context.txn.get(key)
     if value is None:  # it has been closed before, or its client was taken for dead
         return
-    if schema.decode_session(value).client != work.client:
+    if schema.decode_session(value).client != context.client:
         raise NotFound("not this client's session", inode=one.inode)
-    work.txn.delete(key)
-    work.closed.append((one.inode, one.session))
+    context.txn.delete(key)
+    context.closed.append((one.inode, one.session))
 
 
 __all__ = ["CLOSES_MAX", "close", "reports"]

@@ -2,14 +2,14 @@
 
 from ...errors import AlreadyExists, IsADirectory
 from ...wire.pb.meta_pb2 import CreateRequest
+from ..context import OperationContext
 from ..replies import AnyInodeReply
 from ..resolve import locate
-from ..work import Work
 from .make import attach, claim, new_file, refuse_slash
 from .open import open_inode
 
 
-def create(work: Work, request: CreateRequest) -> AnyInodeReply:
+def create(context: OperationContext, request: CreateRequest) -> AnyInodeReply:
     """A new file under a free name; else, unless `exclusive`, the existing file, opened.
 
     Reads with conflict: the directory, the entry. Writes: entry, inode, the directory's entry time, a
@@ -17,25 +17,25 @@ def create(work: Work, request: CreateRequest) -> AnyInodeReply:
     Raises: AlreadyExists, IsADirectory, NotFound, NotADirectory, PermissionDenied, InvalidArgument,
     Unavailable.
     """
-    place = locate(work, request.path, follow=not request.exclusive)
+    place = locate(context, request.path, follow=not request.exclusive)
     if place.entry is not None:
         if request.exclusive:
             raise AlreadyExists("the name exists already", name=place.name)
         if place.directory is None and not request.path.path:
             raise IsADirectory("a name is needed to create a file")
         if place.directory is not None:
-            work.guard(place.directory.id, place.name)
+            context.add_read_conflict(place.directory.id, place.name)
         return open_inode(
-            work, place.entry.inode, read=request.read, write=request.write, truncate=request.truncate
+            context, place.entry.inode, read=request.read, write=request.write, truncate=request.truncate
         )
     refuse_slash(place)
-    directory = claim(work, place)
+    directory = claim(context, place)
     layout = request.layout if request.HasField("layout") else None
-    inode = new_file(work, directory, permissions=request.permissions, layout=layout)
+    inode = new_file(context, directory, permissions=request.permissions, layout=layout)
     inode.is_inline = inode.is_inline and not request.in_chunks
-    attach(work, directory, place.name, inode)
-    session = work.open_session(inode.id) if request.write else 0
-    return work.reply(inode, session=session, created=True)
+    attach(context, directory, place.name, inode)
+    session = context.open_session(inode.id) if request.write else 0
+    return context.reply(inode, session=session, created=True)
 
 
 __all__ = ["create"]

@@ -3,12 +3,12 @@
 from ...errors import IsADirectory, NotADirectory, NotEmpty, NotFound
 from ...wire.pb.meta_pb2 import DIRECTORY, Inode
 from .. import schema
+from ..context import OperationContext
 from ..permissions import require_removal
 from ..resolve import Place
-from ..work import Work
 
 
-def victim(work: Work, place: Place) -> Inode:
+def victim(context: OperationContext, place: Place) -> Inode:
     """The inode whose name is taken away, guarded together with its entry.
 
     Raises: NotFound, PermissionDenied.
@@ -17,9 +17,9 @@ def victim(work: Work, place: Place) -> Inode:
     assert directory is not None, "checked by the caller: the path names an entry"
     if place.entry is None:
         raise NotFound("no such file or directory", name=place.name)
-    work.guard(directory.id, place.name)
-    inode = work.take(place.entry.inode)
-    require_removal(work.user, directory, inode)
+    context.add_read_conflict(directory.id, place.name)
+    inode = context.get_for_update(place.entry.inode)
+    require_removal(context.user, directory, inode)
     return inode
 
 
@@ -31,29 +31,29 @@ def require_file(place: Place, inode: Inode) -> None:
         raise NotADirectory("not a directory", name=place.name)
 
 
-def require_empty(work: Work, inode: Inode) -> None:
+def require_empty(context: OperationContext, inode: Inode) -> None:
     """Raises: NotADirectory, NotEmpty. The commit fails if an entry comes in meanwhile."""
     if inode.type != DIRECTORY:
         raise NotADirectory("not a directory", inode=inode.id)
-    if work.txn.get_range(*schema.entry_range(inode.id), limit=1):
+    if context.txn.get_range(*schema.entry_range(inode.id), limit=1):
         raise NotEmpty("the directory is not empty", inode=inode.id)
 
 
-def drop(work: Work, place: Place, inode: Inode) -> None:
+def drop(context: OperationContext, place: Place, inode: Inode) -> None:
     """Takes the name away, and one link off the inode; without any it is left to the collector."""
     directory, entry = place.directory, place.entry
     assert directory is not None, "only an entry can be dropped"
     assert entry is not None, "only an entry can be dropped"
-    work.txn.may_use_reserve = True
-    work.remove_entry(directory.id, place.name, entry)
+    context.txn.may_use_reserve = True
+    context.remove_entry(directory.id, place.name, entry)
     if inode.type == DIRECTORY:
-        work.count_subdirectories(directory.id, -1)
+        context.count_subdirectories(directory.id, -1)
         inode.link_count = 0
     else:
         inode.link_count -= 1
     if not inode.link_count:
-        work.leave_orphan(inode)
-    work.change(inode)
+        context.leave_orphan(inode)
+    context.change(inode)
 
 
 __all__ = ["drop", "require_empty", "require_file", "victim"]

@@ -23,9 +23,9 @@ from typing import Final
 from ...errors import Conflict, InvalidArgument
 from ...wire.pb.meta_pb2 import Inode, LengthHint, Spare
 from .. import schema
+from ..context import OperationContext, RetryAfterMeasure, RetryAfterTruncate
 from ..layout import length_max
 from ..permissions import after_write
-from ..work import NeedCut, NeedLength, Work
 
 EFBIG: Final = 27
 
@@ -34,27 +34,27 @@ class Overtaken(Conflict):
     """The caller made its bytes from a state of the file that is no more; trying again here is of no use."""
 
 
-def set_length(work: Work, inode: Inode, length: int) -> None:
+def set_length(context: OperationContext, inode: Inode, length: int) -> None:
     """Truncates or extends `inode`, which was taken; the caller stores it.
 
     Where chunks must go first, the rest of the operation goes on as if they had gone, and the attempt ends with
-    NeedCut: nothing is removed for an operation that is refused.
+    RetryAfterTruncate: nothing is removed for an operation that is refused.
     Raises: InvalidArgument (EFBIG).
     """
     require_length(inode, length)
-    work.txn.may_use_reserve = length < inode.length
+    context.txn.may_use_reserve = length < inode.length
     if inode.is_inline:
         _cut_inline(inode, length)
-    elif length == 0 and not work.others_write(inode.id):
-        _replace_content(work, inode)
-    elif length < inode.length or work.is_written(inode.id):
-        _require_cut(work, inode, length)
-    if inode.id in work.cuts:
-        work.txn.delete(schema.cut_key(inode.id))
+    elif length == 0 and not context.others_write(inode.id):
+        _replace_content(context, inode)
+    elif length < inode.length or context.is_written(inode.id):
+        _require_cut(context, inode, length)
+    if inode.id in context.intents:
+        context.txn.delete(schema.intent_key(inode.id))
     inode.length = length
     inode.truncate_version += 1
-    inode.mtime_ns = work.now_ns
-    inode.permissions = after_write(work.user, inode)
+    inode.mtime_ns = context.now_ns
+    inode.permissions = after_write(context.user, inode)
 
 
 def require_length(inode: Inode, length: int) -> None:
@@ -68,39 +68,39 @@ def _cut_inline(inode: Inode, length: int) -> None:
     inode.inline_data = kept.ljust(min(length, inode.layout.inline_bytes), b"\0")
 
 
-def _replace_content(work: Work, inode: Inode) -> None:
-    if work.is_written(inode.id):  # by this client: it may have written more than it has reported
-        _discard(work, inode, length=length_max(inode.layout))
+def _replace_content(context: OperationContext, inode: Inode) -> None:
+    if context.is_written(inode.id):  # by this client: it may have written more than it has reported
+        _discard(context, inode, length=length_max(inode.layout))
     elif inode.length:
-        _discard(work, inode, length=inode.length)
+        _discard(context, inode, length=inode.length)
     inode.is_inline = inode.layout.inline_bytes > 0
     inode.inline_data = b""
 
 
-def _discard(work: Work, inode: Inode, *, length: int) -> None:
-    work.discard_content(inode, length=length)
-    inode.content = work.scene.contents.take()
+def _discard(context: OperationContext, inode: Inode, *, length: int) -> None:
+    context.discard_content(inode, length=length)
+    inode.content = context.shared.contents.take()
 
 
-def _require_cut(work: Work, inode: Inode, length: int) -> None:
-    cut = work.cuts.get(inode.id)
-    if cut is None or cut.content != inode.content or cut.length != length:
-        work.missing_cut = NeedCut(inode.id, length)
+def _require_cut(context: OperationContext, inode: Inode, length: int) -> None:
+    intent = context.intents.get(inode.id)
+    if intent is None or intent.content != inode.content or intent.length != length:
+        context.pending_truncate = RetryAfterTruncate(inode.id, length)
 
 
-def absorb_length(work: Work, inode: Inode, hint: LengthHint, *, exact: bool) -> None:
+def absorb_length(context: OperationContext, inode: Inode, hint: LengthHint, *, exact: bool) -> None:
     """Lets a file in chunks grow to what a writer reports, or to what the chains hold.
 
-    Raises: NeedLength where the chains must be asked.
+    Raises: RetryAfterMeasure where the chains must be asked.
     """
     if not exact and hint.truncate_version == inode.truncate_version:
         require_length(inode, hint.length)
         inode.length = max(inode.length, hint.length)
         return
-    measured = work.measured.get(inode.id)
+    measured = context.measured.get(inode.id)
     known = (inode.content, inode.truncate_version)
     if measured is None or (measured.content, measured.truncate_version) != known:
-        raise NeedLength(inode)
+        raise RetryAfterMeasure(inode)
     inode.length = max(inode.length, measured.length)
 
 
@@ -119,23 +119,23 @@ def absorb_inline(inode: Inode, data: bytes, hint: LengthHint, *, base: int) -> 
         inode.length = max(inode.length, min(hint.length, length_max(inode.layout)))
 
 
-def reserve_spare(work: Work, inode: Inode, *, base: int) -> Spare:
+def reserve_spare(context: OperationContext, inode: Inode, *, base: int) -> Spare:
     """A content for the bytes of an inline file that is to leave its inode. It is born as garbage (L6).
 
     Raises: Conflict if the caller would write the bytes of an older state there.
     """
     _require_inline(inode, base)
-    return work.reserve_content(inode)
+    return context.reserve_content(inode)
 
 
-def leave_inline(work: Work, inode: Inode, *, base: int, spare: Spare | None) -> None:
+def leave_inline(context: OperationContext, inode: Inode, *, base: int, spare: Spare | None) -> None:
     """From here on the file is in chunks: those of `spare`, which hold its bytes, or none if it has no bytes.
 
     Raises: Conflict if the inode has changed since, or the spare has been given up; InvalidArgument.
     """
     _require_inline(inode, base)
     if spare is not None:
-        if not work.claim_spare(inode, content=spare.content, reserved_ms=spare.reserved_ms):
+        if not context.claim_spare(inode, content=spare.content, reserved_ms=spare.reserved_ms):
             raise Overtaken("the content was reserved too long ago: reserve another one", inode=inode.id)
         inode.content = spare.content
     elif inode.inline_data:

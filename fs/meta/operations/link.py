@@ -4,43 +4,43 @@ from typing import Final
 
 from ...errors import InvalidArgument, NotFound, PermissionDenied
 from ...wire.pb.meta_pb2 import DIRECTORY, LinkRequest
+from ..context import OperationContext
 from ..permissions import READ, WRITE, require
 from ..replies import AnyInodeReply
 from ..resolve import locate
 from ..schema import Entry
-from ..work import Work
 from .make import free_place
 
 LINKS_MAX: Final = 65_535  # what tools expect of st_nlink
 EMLINK: Final = 31
 
 
-def link(work: Work, request: LinkRequest) -> AnyInodeReply:
+def link(context: OperationContext, request: LinkRequest) -> AnyInodeReply:
     """One more name for an inode that is not a directory and has a name.
 
     Reads with conflict: the inode, the new parent, the new entry. Writes: the entry, the inode.
     Raises: PermissionDenied (EPERM for a directory), AlreadyExists, NotFound, InvalidArgument (EMLINK).
     """
-    source = locate(work, request.source, follow=request.follow)
+    source = locate(context, request.source, follow=request.follow)
     if source.entry is None:
         raise NotFound("no such file or directory", name=source.name)
     if source.directory is not None:
-        work.guard(source.directory.id, source.name)
-    inode = work.take(source.entry.inode)
-    if source.directory is None and work.user.uid != inode.uid:
+        context.add_read_conflict(source.directory.id, source.name)
+    inode = context.get_for_update(source.entry.inode)
+    if source.directory is None and context.user.uid != inode.uid:
         # By number the caller has not shown a name of it. As Linux with protected_hardlinks: what one may change.
-        require(work.user, inode, READ | WRITE)
+        require(context.user, inode, READ | WRITE)
     if inode.type == DIRECTORY:
         raise PermissionDenied("directories have one name", errno=1, inode=inode.id)
     if not inode.link_count:
         raise NotFound("the file has been removed", inode=inode.id)
     if inode.link_count >= LINKS_MAX:
         raise InvalidArgument("the file has too many names", errno=EMLINK)
-    directory, name = free_place(work, request.target)
+    directory, name = free_place(context, request.target)
     inode.link_count += 1
-    work.change(inode)
-    work.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=work.scene.inodes.take()))
-    return work.reply(inode)
+    context.change(inode)
+    context.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=context.shared.inodes.take()))
+    return context.reply(inode)
 
 
 __all__ = ["LINKS_MAX", "link"]

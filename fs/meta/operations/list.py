@@ -11,8 +11,9 @@ from itertools import accumulate, repeat
 from typing import Final, cast
 
 from ...errors import InvalidArgument, NotFound
-from ...wire.encoded import Prefixes
 from ...wire.pb.meta_pb2 import DIRECTORY, ListReply, ListRequest
+from ...wire.preserialized import Prefixes
+from ..context import OperationContext
 from ..permissions import EXECUTE, READ, require
 from ..replies import INLINE_DATA_TAG, StoredReply
 from ..resolve import NAME_BYTES_MAX
@@ -25,13 +26,12 @@ from ..schema import (
     inode_key,
     unpack_found,
 )
-from ..work import Work
 
 LIMIT_MAX: Final = 8192
 PAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # stored inodes, after which a page ends: half a lane frame
 
 
-def list_directory(work: Work, request: ListRequest) -> StoredReply[ListReply]:
+def list_directory(context: OperationContext, request: ListRequest) -> StoredReply[ListReply]:
     """A page of entries, as of one moment. "." and ".." are the client's.
 
     Attributes come without the bytes of small files, and with `change` as stored, without `first_change`: a client that
@@ -41,18 +41,18 @@ def list_directory(work: Work, request: ListRequest) -> StoredReply[ListReply]:
     """
     if len(request.after) > NAME_BYTES_MAX:
         raise InvalidArgument("not the name of an entry")
-    directory = work.directory(request.inode)
-    require(work.user, directory, READ | (EXECUTE if request.with_inodes else 0))
-    limit = min(request.limit or work.scene.config.list_limit, LIMIT_MAX)
+    directory = context.directory(request.inode)
+    require(context.user, directory, READ | (EXECUTE if request.with_inodes else 0))
+    limit = min(request.limit or context.shared.config.list_limit, LIMIT_MAX)
     begin, end = _range(directory.id, request)
-    entries = [value for _, value in work.txn.snapshot_range(begin, end, limit=limit + 1)]
+    entries = [value for _, value in context.txn.snapshot_range(begin, end, limit=limit + 1)]
     found = [unpack_found(entry) for entry in entries[:limit]]
-    inodes = _attributes(work, found) if request.with_inodes else None
+    inodes = _attributes(context, found) if request.with_inodes else None
     count = len(found) if inodes is None else len(inodes)
     rest = ListReply(
         more=count < len(entries),
         parent=directory.parent or directory.id,
-        next_cookie=work.scene.inodes.upcoming,
+        next_cookie=context.shared.inodes.upcoming,
     )
     encoded = _dentries(entries[:count], inodes)
     encoded.append(rest.SerializeToString())
@@ -67,9 +67,9 @@ def _range(directory: int, request: ListRequest) -> tuple[bytes, bytes]:
     return entry_range(directory, after=request.after)
 
 
-def _attributes(work: Work, found: Sequence[tuple[int, int]]) -> list[bytes]:
+def _attributes(context: OperationContext, found: Sequence[tuple[int, int]]) -> list[bytes]:
     """Inodes in their wire form, as a listing shows them; fewer than were found if they are large."""
-    stored = work.txn.snapshot_get_many([inode_key(number) for number, _ in found])
+    stored = context.txn.snapshot_get_many([inode_key(number) for number, _ in found])
     if None in stored:
         raise NotFound("no such inode", inode=found[stored.index(None)][0])
     shown = cast("list[bytes]", list(stored))
@@ -78,7 +78,7 @@ def _attributes(work: Work, found: Sequence[tuple[int, int]]) -> list[bytes]:
         del shown[max(1, bisect_right(ends, PAGE_BYTES_MAX)) :]
     directories = {index for index, (_, kind) in enumerate(found[: len(shown)]) if kind == DIRECTORY}
     for index in directories.union(_with_data(shown, ends)):
-        shown[index] = _shown(work, shown[index])
+        shown[index] = _shown(context, shown[index])
     return shown
 
 
@@ -92,12 +92,12 @@ def _with_data(stored: Sequence[bytes], ends: Sequence[int]) -> Iterator[int]:
         at = joined.find(INLINE_DATA_TAG, ends[index])
 
 
-def _shown(work: Work, stored: bytes) -> bytes:
+def _shown(context: OperationContext, stored: bytes) -> bytes:
     """The attributes of a stored inode, as a listing shows them. The tag may be there by chance: that does no harm."""
     inode = decode_inode(stored)
     if inode.is_inline:
         inode.ClearField("inline_data")
-    return encode_inode(work.visible(inode))
+    return encode_inode(context.visible(inode))
 
 
 _ATTRIBUTES: Final = Prefixes(b'"')  # field 4 of `Dentry`

@@ -3,18 +3,18 @@
 from ...errors import InvalidArgument, NotADirectory, NotFound
 from ...ids import ROOT_INODE
 from ...wire.pb.meta_pb2 import DIRECTORY, RealPathReply, RealPathRequest
+from ..context import OperationContext
 from ..permissions import EXECUTE, require
 from ..resolve import ENAMETOOLONG, PATH_BYTES_MAX
-from ..work import Work
 
 
-def real_path(work: Work, request: RealPathRequest) -> RealPathReply:
+def real_path(context: OperationContext, request: RealPathRequest) -> RealPathReply:
     """The absolute path of a directory. Files may have many names, and do not know them.
 
     Raises: NotFound if it or an ancestor has been removed; NotADirectory; InvalidArgument (ENAMETOOLONG);
     PermissionDenied if the caller may not search one of its ancestors, whose names this would tell.
     """
-    inode = work.load(request.inode or ROOT_INODE)
+    inode = context.load(request.inode or ROOT_INODE)
     if inode.type != DIRECTORY:
         raise NotADirectory("only directories know their path", inode=inode.id)
     names: list[bytes] = []
@@ -26,8 +26,8 @@ def real_path(work: Work, request: RealPathRequest) -> RealPathReply:
         size_bytes += len(inode.name) + 1
         if size_bytes > PATH_BYTES_MAX:
             raise InvalidArgument("the path is too long", errno=ENAMETOOLONG)
-        inode = work.directory(inode.parent)
-        require(work.user, inode, EXECUTE)
+        inode = context.directory(inode.parent)
+        require(context.user, inode, EXECUTE)
     return RealPathReply(path=b"/" + b"/".join(reversed(names)))
 
 

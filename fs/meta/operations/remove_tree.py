@@ -11,16 +11,16 @@ from ...kv import Engine, Transaction
 from ...wire.pb.common_pb2 import Empty
 from ...wire.pb.meta_pb2 import DIRECTORY, RemoveTreeRequest
 from .. import schema
+from ..context import OperationContext, RetryAfterCheck
 from ..permissions import EXECUTE, READ, WRITE, User, require, require_removal
 from ..resolve import EBUSY, locate
-from ..work import NeedCheck, Work
 from .detach import drop, victim
 
 DIRECTORIES_MAX: Final = 10_000  # looked at before a tree is removed for a user who is not root
 PAGE: Final = 64  # entries looked at, a fraction of a millisecond, before others have a turn
 
 
-def remove_tree(work: Work, request: RemoveTreeRequest) -> Empty:
+def remove_tree(context: OperationContext, request: RemoveTreeRequest) -> Empty:
     """Takes the name of a tree away; what lies below is out of reach from then on.
 
     A user who is not root must be permitted to remove every entry; directories that are being filled
@@ -28,15 +28,15 @@ def remove_tree(work: Work, request: RemoveTreeRequest) -> Empty:
     other names outside lose the links from the tree when the collector comes to them.
     Raises: NotFound, PermissionDenied, InvalidArgument for the root (EBUSY); Unsupported for a tree too large to check.
     """
-    place = locate(work, request.path, follow=False)
+    place = locate(context, request.path, follow=False)
     if place.directory is None:
         if place.entry is not None and place.entry.inode == ROOT_INODE:
             raise InvalidArgument("the root cannot be removed", errno=EBUSY)
         raise InvalidArgument("a name is needed to remove a tree")
-    inode = victim(work, place)
-    if inode.type == DIRECTORY and work.user.uid != 0 and inode.id not in work.checked:
-        raise NeedCheck(inode.id)
-    drop(work, place, inode)
+    inode = victim(context, place)
+    if inode.type == DIRECTORY and context.user.uid != 0 and inode.id not in context.checked:
+        raise RetryAfterCheck(inode.id)
+    drop(context, place, inode)
     return Empty()
 
 

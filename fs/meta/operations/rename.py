@@ -6,17 +6,17 @@ from ...errors import AlreadyExists, InvalidArgument, IsADirectory, NotADirector
 from ...ids import ROOT_INODE
 from ...wire.pb.meta_pb2 import DIRECTORY, Inode, Path, RenameReply, RenameRequest
 from .. import schema
+from ..context import OperationContext
 from ..permissions import EXECUTE, WRITE, require, require_removal
 from ..replies import FIRST, INLINE_DATA_TAG, SECOND, StoredReply
 from ..resolve import EBUSY, ELOOP, Place, locate
 from ..schema import Entry
-from ..work import Work
 from .detach import drop, require_empty
 
 ANCESTORS_MAX: Final = 16_384  # deeper trees than this cannot be moved
 
 
-def rename(work: Work, request: RenameRequest) -> RenameReply | StoredReply[RenameReply]:
+def rename(context: OperationContext, request: RenameRequest) -> RenameReply | StoredReply[RenameReply]:
     """Gives what the source names the target's name, replacing what had it; or exchanges the two.
 
     Reads with conflict: both parents, both entries, both inodes; if a directory moves to another one, every
@@ -26,37 +26,37 @@ def rename(work: Work, request: RenameRequest) -> RenameReply | StoredReply[Rena
     """
     if request.no_replace and request.exchange:
         raise InvalidArgument("no_replace and exchange exclude each other")
-    source = _place(work, request.source)
-    target = _place(work, request.target)
-    moved = _existing(work, source)
-    replaced = _occupant(work, target)
+    source = _place(context, request.source)
+    target = _place(context, request.target)
+    moved = _existing(context, source)
+    replaced = _occupant(context, target)
     if replaced is not None and request.no_replace:
         raise AlreadyExists("the name exists already", name=target.name)
     if replaced is None and request.exchange:
         raise NotFound("no such file or directory", name=target.name)
     if (source.as_directory or target.as_directory) and moved.type != DIRECTORY:
         raise NotADirectory("not a directory", name=source.name)
-    _require_move(work, source, moved, into=target)
+    _require_move(context, source, moved, into=target)
     if request.exchange:
         assert replaced is not None, "checked above"
-        _require_move(work, target, replaced, into=source)
-        return _exchange(work, source, moved, target, replaced)
+        _require_move(context, target, replaced, into=source)
+        return _exchange(context, source, moved, target, replaced)
     if replaced is not None:
-        require_removal(work.user, _parent(target), replaced)
+        require_removal(context.user, _parent(target), replaced)
         if replaced.id == moved.id:
-            return _reply(work, moved)
-        _require_replaceable(work, moved, replaced)
-    return _move(work, source, moved, target, replaced)
+            return _reply(context, moved)
+        _require_replaceable(context, moved, replaced)
+    return _move(context, source, moved, target, replaced)
 
 
-def _place(work: Work, path: Path) -> Place:
-    place = locate(work, path, follow=False)
+def _place(context: OperationContext, path: Path) -> Place:
+    place = locate(context, path, follow=False)
     if place.directory is None:
         raise InvalidArgument("this name cannot be moved or replaced", errno=EBUSY, name=place.name)
     if not place.directory.link_count:
         raise NotFound("the directory has been removed", inode=place.directory.id)
-    work.txn.add_read_conflict(schema.inode_key(place.directory.id))
-    require(work.user, place.directory, WRITE | EXECUTE)
+    context.txn.add_read_conflict(schema.inode_key(place.directory.id))
+    require(context.user, place.directory, WRITE | EXECUTE)
     return place
 
 
@@ -70,28 +70,28 @@ def _entry(place: Place) -> Entry:
     return place.entry
 
 
-def _existing(work: Work, place: Place) -> Inode:
-    inode = _occupant(work, place)
+def _existing(context: OperationContext, place: Place) -> Inode:
+    inode = _occupant(context, place)
     if inode is None:
         raise NotFound("no such file or directory", name=place.name)
     return inode
 
 
-def _occupant(work: Work, place: Place) -> Inode | None:
-    work.guard(_parent(place).id, place.name)
-    return None if place.entry is None else work.take(place.entry.inode)
+def _occupant(context: OperationContext, place: Place) -> Inode | None:
+    context.add_read_conflict(_parent(place).id, place.name)
+    return None if place.entry is None else context.get_for_update(place.entry.inode)
 
 
-def _require_move(work: Work, source: Place, inode: Inode, *, into: Place) -> None:
+def _require_move(context: OperationContext, source: Place, inode: Inode, *, into: Place) -> None:
     """Raises unless the inode may leave its directory and go to the other one."""
-    require_removal(work.user, _parent(source), inode)
+    require_removal(context.user, _parent(source), inode)
     if inode.type != DIRECTORY or _parent(source).id == _parent(into).id:
         return
-    require(work.user, inode, WRITE)  # its ".." changes
-    _refuse_loop(work, inode, below=_parent(into))
+    require(context.user, inode, WRITE)  # its ".." changes
+    _refuse_loop(context, inode, below=_parent(into))
 
 
-def _refuse_loop(work: Work, inode: Inode, *, below: Inode) -> None:
+def _refuse_loop(context: OperationContext, inode: Inode, *, below: Inode) -> None:
     """Raises: InvalidArgument if `below` lies inside `inode`. The commit fails if an ancestor moves."""
     ancestor = below
     for _ in range(ANCESTORS_MAX):
@@ -99,68 +99,70 @@ def _refuse_loop(work: Work, inode: Inode, *, below: Inode) -> None:
             raise InvalidArgument("a directory cannot be moved into itself", inode=inode.id)
         if ancestor.id == ROOT_INODE:
             return
-        ancestor = work.take(ancestor.parent)
+        ancestor = context.get_for_update(ancestor.parent)
     raise InvalidArgument("the directory is too deep", errno=ELOOP)
 
 
-def _require_replaceable(work: Work, moved: Inode, replaced: Inode) -> None:
+def _require_replaceable(context: OperationContext, moved: Inode, replaced: Inode) -> None:
     if moved.type == DIRECTORY:
-        require_empty(work, replaced)
+        require_empty(context, replaced)
     elif replaced.type == DIRECTORY:
         raise IsADirectory("is a directory", inode=replaced.id)
 
 
 def _move(
-    work: Work, source: Place, moved: Inode, target: Place, replaced: Inode | None
+    context: OperationContext, source: Place, moved: Inode, target: Place, replaced: Inode | None
 ) -> RenameReply | StoredReply[RenameReply]:
     if replaced is not None:
-        drop(work, target, replaced)
-    work.remove_entry(_parent(source).id, source.name, _entry(source))
+        drop(context, target, replaced)
+    context.remove_entry(_parent(source).id, source.name, _entry(source))
     if moved.type == DIRECTORY and _parent(source).id != _parent(target).id:
-        work.count_subdirectories(_parent(source).id, -1)
-        work.count_subdirectories(_parent(target).id, +1)
+        context.count_subdirectories(_parent(source).id, -1)
+        context.count_subdirectories(_parent(target).id, +1)
     # A name that was there keeps its cookie: a listing in progress must have it once. A new one gets the file's: else
     # the listing would have the file once more.
-    _settle(work, moved, target, _entry(source if replaced is None else target).cookie)
-    return _reply(work, moved, replaced)
+    _settle(context, moved, target, _entry(source if replaced is None else target).cookie)
+    return _reply(context, moved, replaced)
 
 
 def _exchange(
-    work: Work, source: Place, moved: Inode, target: Place, replaced: Inode
+    context: OperationContext, source: Place, moved: Inode, target: Place, replaced: Inode
 ) -> RenameReply | StoredReply[RenameReply]:
     if moved.id == replaced.id:
-        return _reply(work, moved, replaced)
+        return _reply(context, moved, replaced)
     shift = (replaced.type == DIRECTORY) - (moved.type == DIRECTORY)
     if shift and _parent(source).id != _parent(target).id:
-        work.count_subdirectories(_parent(source).id, shift)
-        work.count_subdirectories(_parent(target).id, -shift)
-    _settle(work, moved, target, _entry(target).cookie)
-    _settle(work, replaced, source, _entry(source).cookie)
-    return _reply(work, moved, replaced)
+        context.count_subdirectories(_parent(source).id, shift)
+        context.count_subdirectories(_parent(target).id, -shift)
+    _settle(context, moved, target, _entry(target).cookie)
+    _settle(context, replaced, source, _entry(source).cookie)
+    return _reply(context, moved, replaced)
 
 
-def _reply(work: Work, moved: Inode, replaced: Inode | None = None) -> RenameReply | StoredReply[RenameReply]:
+def _reply(
+    context: OperationContext, moved: Inode, replaced: Inode | None = None
+) -> RenameReply | StoredReply[RenameReply]:
     if moved.type == DIRECTORY or (replaced is not None and replaced.type == DIRECTORY):
         return RenameReply(
-            moved=work.visible(moved), replaced=None if replaced is None else work.visible(replaced)
+            moved=context.visible(moved), replaced=None if replaced is None else context.visible(replaced)
         )
-    stored = work.stored(moved.id)
+    stored = context.stored(moved.id)
     encoded = FIRST[len(stored)] + stored
     if replaced is None:
         return StoredReply(RenameReply, encoded, (moved.id,), has_data=INLINE_DATA_TAG in stored)
-    stored = work.stored(replaced.id)
+    stored = context.stored(replaced.id)
     encoded += SECOND[len(stored)] + stored
     return StoredReply(RenameReply, encoded, (moved.id, replaced.id), has_data=INLINE_DATA_TAG in encoded)
 
 
-def _settle(work: Work, inode: Inode, place: Place, cookie: int) -> None:
+def _settle(context: OperationContext, inode: Inode, place: Place, cookie: int) -> None:
     """Puts the inode under its new name."""
     directory = _parent(place)
     if inode.type == DIRECTORY:
         inode.parent = directory.id
         inode.name = place.name
-    work.change(inode)
-    work.add_entry(directory.id, place.name, Entry(inode.id, inode.type, cookie))
+    context.change(inode)
+    context.add_entry(directory.id, place.name, Entry(inode.id, inode.type, cookie))
 
 
 __all__ = ["ANCESTORS_MAX", "rename"]

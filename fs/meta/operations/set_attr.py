@@ -5,6 +5,7 @@ from typing import Final
 from ...errors import InvalidArgument, IsADirectory, NotADirectory, NotFound
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, SetAttrRequest
 from .. import schema
+from ..context import OperationContext
 from ..permissions import (
     WRITE,
     after_chmod,
@@ -16,81 +17,80 @@ from ..permissions import (
 )
 from ..replies import AnyInodeReply
 from ..resolve import locate
-from ..work import Work
 from .length import set_length
 
 NO_ID: Final = 0xFFFF_FFFF  # (uid_t)-1: "leave it"
 
 
-def set_attr(work: Work, request: SetAttrRequest) -> AnyInodeReply:
+def set_attr(context: OperationContext, request: SetAttrRequest) -> AnyInodeReply:
     """Changes what is set in the request, all or nothing.
 
     Reads with conflict: the inode. Raises: NotFound, PermissionDenied, IsADirectory, InvalidArgument.
     """
-    place = locate(work, request.path, follow=request.follow)
+    place = locate(context, request.path, follow=request.follow)
     if place.entry is None:
         raise NotFound("no such file or directory", name=place.name)
-    inode = work.take(place.entry.inode)
-    work.pause(inode)
+    inode = context.get_for_update(place.entry.inode)
+    context.pause(inode)
     # The length first: it may have to wait for the chains, and it clears set-id bits that a chmod then may
     # set.
     if request.HasField("length"):
-        _length(work, inode, request)
+        _length(context, inode, request)
     if request.clear_set_id and inode.type == REGULAR:
         inode.permissions = without_set_id(inode.permissions)
-    change_attributes(work, inode, request)
+    change_attributes(context, inode, request)
     if request.clear_layout or request.HasField("layout"):
-        _layout(work, inode, request)
-    work.change(inode)
-    return work.reply(inode)
+        _layout(context, inode, request)
+    context.change(inode)
+    return context.reply(inode)
 
 
-def change_attributes(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+def change_attributes(context: OperationContext, inode: Inode, request: SetAttrRequest) -> None:
     """Owner, permissions and times of `inode`, which was taken; the caller stores it. Raises: PermissionDenied."""
-    _owner(work, inode, request)
+    _owner(context, inode, request)
     if request.HasField("permissions"):
-        inode.permissions = after_chmod(work.user, inode, request.permissions)
-    _times(work, inode, request)
+        inode.permissions = after_chmod(context.user, inode, request.permissions)
+    _times(context, inode, request)
 
 
-def _length(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+def _length(context: OperationContext, inode: Inode, request: SetAttrRequest) -> None:
     if inode.type == DIRECTORY:
         raise IsADirectory("is a directory", inode=inode.id)
     if inode.type != REGULAR:
         raise InvalidArgument("only regular files have a length", inode=inode.id)
-    if not work.owns_session(inode.id, request.session):
-        require(work.user, inode, WRITE)
-    set_length(work, inode, request.length)
+    if not context.owns_session(inode.id, request.session):
+        require(context.user, inode, WRITE)
+    set_length(context, inode, request.length)
 
 
-def _owner(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+def _owner(context: OperationContext, inode: Inode, request: SetAttrRequest) -> None:
     uid = request.uid if request.HasField("uid") and request.uid != NO_ID else None
     gid = request.gid if request.HasField("gid") and request.gid != NO_ID else None
     if uid is None and gid is None:
         return
-    require_chown(work.user, inode, uid=uid, gid=gid)
+    require_chown(context.user, inode, uid=uid, gid=gid)
     inode.permissions = after_chown(inode)
     inode.uid = inode.uid if uid is None else uid
     inode.gid = inode.gid if gid is None else gid
 
 
-def _times(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+def _times(context: OperationContext, inode: Inode, request: SetAttrRequest) -> None:
     explicit = request.HasField("atime_ns") or request.HasField("mtime_ns")
     if not explicit and not request.atime_now and not request.mtime_now:
         return
     if explicit:
-        require_owner(work.user, inode)
-    elif work.user.uid != inode.uid and not work.owns_session(inode.id, request.session):
-        require(work.user, inode, WRITE)
+        require_owner(context.user, inode)
+    elif context.user.uid != inode.uid and not context.owns_session(inode.id, request.session):
+        require(context.user, inode, WRITE)
     if request.atime_now or request.HasField("atime_ns"):
-        inode.atime_ns = work.now_ns if request.atime_now else request.atime_ns
+        inode.atime_ns = context.now_ns if request.atime_now else request.atime_ns
     if request.mtime_now or request.HasField("mtime_ns"):
-        inode.mtime_ns = work.now_ns if request.mtime_now else request.mtime_ns
+        inode.mtime_ns = context.now_ns if request.mtime_now else request.mtime_ns
         if inode.type == DIRECTORY:
-            work.txn.delete(schema.time_key(inode.id))  # older than what was set just now
+            context.txn.delete(schema.time_key(inode.id))  # older than what was set just now
 
 
-def _layout(work: Work, inode: Inode, request: SetAttrRequest) -> None:
+def _layout(context: OperationContext, inode: Inode, request: SetAttrRequest) -> None:
     if inode.type == REGULAR:
         raise NotADirectory(
             "the layout of a file is fixed when it is created: set that of its directory, and copy the file there",
@@ -98,12 +98,12 @@ def _layout(work: Work, inode: Inode, request: SetAttrRequest) -> None:
         )
     if inode.type != DIRECTORY:
         raise NotADirectory("only directories hand on a layout", inode=inode.id)
-    require_owner(work.user, inode)
+    require_owner(context.user, inode)
     if request.clear_layout:
         inode.ClearField("layout")
     if request.HasField("layout"):
         before = inode.layout if inode.HasField("layout") else None
-        inode.layout.CopyFrom(work.scene.placer.template(request.layout, before))
+        inode.layout.CopyFrom(context.shared.placer.template(request.layout, before))
 
 
 __all__ = ["change_attributes", "set_attr"]

@@ -2,14 +2,14 @@
 
 from ...errors import InvalidArgument, IsADirectory
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, CloseOne, Inode, InodeReply, SyncRequest
+from ..context import OperationContext
 from ..permissions import WRITE, after_write, require, without_set_id
 from ..replies import AnyInodeReply
-from ..work import Work
 from .length import absorb_inline, absorb_length, leave_inline, require_length, reserve_spare
 from .set_attr import change_attributes
 
 
-def sync(work: Work, request: SyncRequest) -> AnyInodeReply:
+def sync(context: OperationContext, request: SyncRequest) -> AnyInodeReply:
     """Apply what the request reports. `exact` asks the chains for the length.
 
     A request without a report only asks for `durable`; so does every request for a directory.
@@ -18,29 +18,29 @@ def sync(work: Work, request: SyncRequest) -> AnyInodeReply:
     Raises: NotFound; PermissionDenied; InvalidArgument; Conflict if inline bytes were made from an older
     state, or somebody else was faster to leave the inode.
     """
-    inode = work.take(request.inode)
+    inode = context.get_for_update(request.inode)
     if inode.type == DIRECTORY and not reports(request):
         # fsync of a directory: what `durable` asks for happens to the whole reply.
-        return work.reply(inode)
+        return context.reply(inode)
     _require_file(inode)
-    work.pause(inode)
+    context.pause(inode)
     if reports(request):
-        require_writer(work, inode, request.session)
+        require_writer(context, inode, request.session)
     if request.leave_inline:
         spare = request.spare if request.HasField("spare") else None
-        leave_inline(work, inode, base=request.inline_base, spare=spare)
-    changed = absorb(work, inode, request, exact=request.exact)
+        leave_inline(context, inode, base=request.inline_base, spare=spare)
+    changed = absorb(context, inode, request, exact=request.exact)
     if request.HasField("attributes"):
-        change_attributes(work, inode, request.attributes)
+        change_attributes(context, inode, request.attributes)
         changed = True
     if changed:
-        work.change(inode)
+        context.change(inode)
     if request.reserve_spare:
-        return InodeReply(inode=inode, spare=reserve_spare(work, inode, base=request.inline_base))
-    return work.reply(inode)
+        return InodeReply(inode=inode, spare=reserve_spare(context, inode, base=request.inline_base))
+    return context.reply(inode)
 
 
-def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: bool) -> bool:
+def absorb(context: OperationContext, inode: Inode, report: SyncRequest | CloseOne, *, exact: bool) -> bool:
     """Apply a report to the inode. Return whether the inode has changed: the caller then stores it.
 
     A report of bytes is a change even where the length stays: other clients learn from it that bytes have changed.
@@ -50,7 +50,7 @@ def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: b
     if report.has_inline:
         absorb_inline(inode, report.inline_data, report.length, base=report.inline_base)
     elif not inode.is_inline and (exact or report.HasField("length")):
-        absorb_length(work, inode, report.length, exact=exact)
+        absorb_length(context, inode, report.length, exact=exact)
     elif inode.is_inline and report.length.truncate_version == inode.truncate_version:
         # Zeros after the inline bytes: the file was extended without bytes of its own.
         require_length(inode, report.length.length)
@@ -60,15 +60,15 @@ def absorb(work: Work, inode: Inode, report: SyncRequest | CloseOne, *, exact: b
     if report.clear_set_id:
         inode.permissions = without_set_id(inode.permissions)
     elif wrote:
-        inode.permissions = after_write(work.user, inode)
+        inode.permissions = after_write(context.user, inode)
     left = isinstance(report, SyncRequest) and report.leave_inline
     return wrote or left or report.clear_set_id or inode.length != before
 
 
-def require_writer(work: Work, inode: Inode, session: int) -> None:
+def require_writer(context: OperationContext, inode: Inode, session: int) -> None:
     """Raises: PermissionDenied unless the caller has the file open for writing, or might open it."""
-    if not work.owns_session(inode.id, session):
-        require(work.user, inode, WRITE)
+    if not context.owns_session(inode.id, session):
+        require(context.user, inode, WRITE)
 
 
 def reports(request: SyncRequest) -> bool:

@@ -6,8 +6,8 @@ from ...errors import AlreadyExists, InvalidArgument, NotFound, PermissionDenied
 from ...wire.pb.common_pb2 import Empty
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, XattrReply, XattrRequest
 from .. import schema
+from ..context import OperationContext
 from ..permissions import READ, WRITE, require, require_owner
-from ..work import Work
 
 NAME_BYTES_MAX: Final = 255  # Linux XATTR_NAME_MAX
 VALUE_BYTES_MAX: Final = 65_536  # Linux XATTR_SIZE_MAX
@@ -20,66 +20,66 @@ ERANGE: Final = 34
 ENOSPC: Final = 28
 
 
-def get_xattr(work: Work, request: XattrRequest) -> XattrReply:
+def get_xattr(context: OperationContext, request: XattrRequest) -> XattrReply:
     """The value. Raises: NotFound (ENODATA), Unsupported, PermissionDenied."""
-    inode = work.load(request.inode)
+    inode = context.load(request.inode)
     _require_namespace(request.name)
     if request.name.startswith(b"user."):
-        _require_user_attribute(work, inode, READ)
-    if request.name.startswith(b"trusted.") and work.user.uid != 0:
+        _require_user_attribute(context, inode, READ)
+    if request.name.startswith(b"trusted.") and context.user.uid != 0:
         raise NotFound("no such attribute", errno=ENODATA)
-    value = work.txn.snapshot_get(schema.attribute_key(inode.id, request.name))
+    value = context.txn.snapshot_get(schema.attribute_key(inode.id, request.name))
     if value is None:
         raise NotFound("no such attribute", errno=ENODATA)
     return XattrReply(value=value)
 
 
-def set_xattr(work: Work, request: XattrRequest) -> Empty:
+def set_xattr(context: OperationContext, request: XattrRequest) -> Empty:
     """Sets the value; flags as of setxattr(2).
 
     Raises: AlreadyExists, NotFound (ENODATA), Unsupported, PermissionDenied, InvalidArgument (E2BIG, ERANGE).
     """
-    inode = work.take(request.inode)
-    _require_change(work, inode, request.name)
+    inode = context.get_for_update(request.inode)
+    _require_change(context, inode, request.name)
     if len(request.value) > VALUE_BYTES_MAX:
         raise InvalidArgument(f"a value has at most {VALUE_BYTES_MAX} bytes", errno=E2BIG)
     if request.flags not in (0, CREATE, REPLACE):
         raise InvalidArgument("unknown flags")
     key = schema.attribute_key(inode.id, request.name)
-    exists = work.txn.get(key) is not None
+    exists = context.txn.get(key) is not None
     if exists and request.flags == CREATE:
         raise AlreadyExists("the attribute exists already")
     if not exists and request.flags == REPLACE:
         raise NotFound("no such attribute", errno=ENODATA)
     if (
         not exists
-        and len(work.txn.get_range(*schema.attribute_range(inode.id), limit=COUNT_MAX)) == COUNT_MAX
+        and len(context.txn.get_range(*schema.attribute_range(inode.id), limit=COUNT_MAX)) == COUNT_MAX
     ):
         raise InvalidArgument(f"an inode has at most {COUNT_MAX} attributes", errno=ENOSPC)
-    work.txn.put(key, request.value)
-    work.change(inode)
+    context.txn.put(key, request.value)
+    context.change(inode)
     return Empty()
 
 
-def list_xattr(work: Work, request: XattrRequest) -> XattrReply:
+def list_xattr(context: OperationContext, request: XattrRequest) -> XattrReply:
     """The names that the caller may know of."""
-    inode = work.load(request.inode)
-    pairs = work.txn.snapshot_range(*schema.attribute_range(inode.id), limit=COUNT_MAX)
+    inode = context.load(request.inode)
+    pairs = context.txn.snapshot_range(*schema.attribute_range(inode.id), limit=COUNT_MAX)
     names = [schema.split_one(key)[1] for key, _ in pairs]
     return XattrReply(
-        names=[name for name in names if work.user.uid == 0 or not name.startswith(b"trusted.")]
+        names=[name for name in names if context.user.uid == 0 or not name.startswith(b"trusted.")]
     )
 
 
-def remove_xattr(work: Work, request: XattrRequest) -> Empty:
+def remove_xattr(context: OperationContext, request: XattrRequest) -> Empty:
     """Raises: NotFound (ENODATA), Unsupported, PermissionDenied."""
-    inode = work.take(request.inode)
-    _require_change(work, inode, request.name)
+    inode = context.get_for_update(request.inode)
+    _require_change(context, inode, request.name)
     key = schema.attribute_key(inode.id, request.name)
-    if work.txn.get(key) is None:
+    if context.txn.get(key) is None:
         raise NotFound("no such attribute", errno=ENODATA)
-    work.txn.delete(key)
-    work.change(inode)
+    context.txn.delete(key)
+    context.change(inode)
     return Empty()
 
 
@@ -97,23 +97,23 @@ def _require_namespace(name: bytes) -> None:
         raise InvalidArgument("not a name of an attribute")
 
 
-def _require_change(work: Work, inode: Inode, name: bytes) -> None:
+def _require_change(context: OperationContext, inode: Inode, name: bytes) -> None:
     _require_namespace(name)
     if name.startswith(b"user."):
-        _require_user_attribute(work, inode, WRITE)
-    elif work.user.uid != 0:
+        _require_user_attribute(context, inode, WRITE)
+    elif context.user.uid != 0:
         raise PermissionDenied("only root sets such attributes", errno=1)
 
 
-def _require_user_attribute(work: Work, inode: Inode, wanted: int) -> None:
+def _require_user_attribute(context: OperationContext, inode: Inode, wanted: int) -> None:
     """As Linux: they belong to regular files and directories; a sticky directory's to its owner."""
     if inode.type not in (REGULAR, DIRECTORY):
         if wanted == READ:
             raise NotFound("no such attribute", errno=ENODATA)
         raise PermissionDenied("user attributes belong to files and directories", errno=1)
     if wanted == WRITE and inode.type == DIRECTORY and inode.permissions & 0o1000:
-        require_owner(work.user, inode)
-    require(work.user, inode, wanted)
+        require_owner(context.user, inode)
+    require(context.user, inode, wanted)
 
 
 __all__ = ["COUNT_MAX", "VALUE_BYTES_MAX", "get_xattr", "list_xattr", "remove_xattr", "set_xattr"]

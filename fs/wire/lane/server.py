@@ -28,9 +28,9 @@ from .. import errors as wire_errors
 from .. import handshake
 from ..addresses import format_address
 from ..credentials import Identity
-from ..encoded import Encoded, kind_of
-from ..in_progress import InProgress
 from ..methods import Bound, Method, by_lane
+from ..preserialized import Preserialized, kind_of
+from ..slow_requests import PendingRequests
 from .frames import FAILED, FRAME_BYTES_MAX, HEADER, REPLY, keep_alive, socket_name
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class LaneServer:
         self._strangers: dict[_ServerConnection, None] = {}  # in the order of arrival
         self._server: asyncio.AbstractServer | None = None
         self._local: asyncio.AbstractServer | None = None
-        self._in_progress = InProgress()
+        self._pending = PendingRequests()
         self.address = ""
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -72,7 +72,7 @@ class LaneServer:
         bound = self._server.sockets[0].getsockname()[:2]
         self.address = format_address(*bound)
         self._local = await self._listen_locally(socket_name(*bound))
-        self._in_progress.start()
+        self._pending.start()
         return self.address
 
     async def _listen_locally(self, name: str) -> asyncio.AbstractServer | None:
@@ -106,7 +106,7 @@ class LaneServer:
             await asyncio.wait(waited, timeout=grace_s)
         for connection in list(self._connections):
             connection.close()
-        self._in_progress.stop()
+        self._pending.stop()
         self._server = None
 
     def close_idle(self) -> None:
@@ -302,7 +302,7 @@ class _ServerConnection(asyncio.Protocol):
         self._held_bytes += len(payload)
         future = asyncio.ensure_future(result, loop=self._loop)
         self.tasks.add(future)
-        self._server._in_progress.add(future, method.path, message, self._peer())  # noqa: SLF001
+        self._server._pending.add(future, method.path, message, self._peer())  # noqa: SLF001
         future.add_done_callback(partial(self._finished, method, request, len(payload)))
 
     def _finished(
@@ -312,7 +312,7 @@ class _ServerConnection(asyncio.Protocol):
         self.in_flight -= 1
         self._held_bytes -= held
         self.tasks.discard(future)
-        self._server._in_progress.remove(future)  # noqa: SLF001
+        self._server._pending.remove(future)  # noqa: SLF001
         replies: list[bytes] = []
         if future.cancelled():
             _append_error(replies, number, request, Unavailable("the service is stopping"))
@@ -328,7 +328,9 @@ class _ServerConnection(asyncio.Protocol):
             self._resume()
 
 
-def _append_reply(replies: list[bytes], number: int, request: int, message: Message | Encoded[Any]) -> None:
+def _append_reply(
+    replies: list[bytes], number: int, request: int, message: Message | Preserialized[Any]
+) -> None:
     payload = message.SerializeToString()
     if len(payload) > FRAME_BYTES_MAX:
         _append_error(replies, number, request, AssertionError(f"reply of method {number} is too long"))

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from luciola.cli.administration import Unanswered, consent
+from luciola.cli.administration import Unanswered, confirm
 from luciola.cli.chain import _given_up, _loss
 from luciola.cli.files import _long
 from luciola.cli.output import describe_error, print_json, shown
@@ -71,9 +71,9 @@ def test_question_without_a_terminal_is_a_refusal_not_a_wrong_usage(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO())
-    consent("Forget node 204?", yes=True)
+    confirm("Forget node 204?", yes=True)
     with pytest.raises(Unanswered) as refused:
-        consent("Forget node 204?", yes=False)
+        confirm("Forget node 204?", yes=False)
     refused.value.show()
     assert refused.value.exit_code == 2
     said = "luciola: Forget node 204? There is no terminal to ask on: repeat with --yes.\n"

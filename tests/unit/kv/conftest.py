@@ -14,7 +14,7 @@ def engine(request: pytest.FixtureRequest, tmp_path):
     made: Engine
     if request.param == "rocksdb":
         made = RocksEngine(
-            tmp_path / "kv", commits_max=WINDOW, kept=b"abk", create=True
+            tmp_path / "kv", commits_max=WINDOW, cached=b"abk", create=True
         )  # c and others are not kept
     else:
         made = MemoryEngine(commits_max=WINDOW)

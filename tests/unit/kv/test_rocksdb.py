@@ -242,24 +242,24 @@ def verify(directory: Path, acknowledged: int) -> None:
 
 
 def test_values_in_memory_are_few_and_short_and_those_of_the_store(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "KEPT_MAX", 10)
-    engine = RocksEngine(tmp_path, kept=b"k", create=True)
+    monkeypatch.setattr(module, "CACHED_MAX", 10)
+    engine = RocksEngine(tmp_path, cached=b"k", create=True)
     for number in range(25):
         transaction = engine.begin()
         transaction.put(b"k%02d" % number, b"%d" % number)
         transaction.put(b"other%02d" % number, b"")
         transaction.commit()
-        assert len(engine.kept) <= 10
+        assert len(engine.cached) <= 10
     keys = [b"k%02d" % number for number in range(26)]
     assert engine.begin().snapshot_get_many(keys) == [b"%d" % number for number in range(25)] + [None]
-    assert 0 < len(engine.kept) <= 10
-    assert engine.kept.get(b"k24") == b"24"
+    assert 0 < len(engine.cached) <= 10
+    assert engine.cached.get(b"k24") == b"24"
     transaction = engine.begin()
-    transaction.put(b"k24", b"x" * (module.KEPT_BYTES_MAX + 1))
+    transaction.put(b"k24", b"x" * (module.CACHED_BYTES_MAX + 1))
     transaction.put(b"k23", b"new")
     transaction.commit()
-    assert engine.kept.get(b"k24") is None
-    assert engine.begin().snapshot_get_many(keys[23:25]) == [b"new", b"x" * (module.KEPT_BYTES_MAX + 1)]
+    assert engine.cached.get(b"k24") is None
+    assert engine.begin().snapshot_get_many(keys[23:25]) == [b"new", b"x" * (module.CACHED_BYTES_MAX + 1)]
     transaction = engine.begin()
     transaction.delete_range(b"k", b"l")
     transaction.put(b"k00", b"last")

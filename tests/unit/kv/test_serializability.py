@@ -150,7 +150,7 @@ def shared_engine(request, tmp_path_factory):
     engine = (
         MemoryEngine()
         if request.param == "memory"
-        else RocksEngine(tmp_path_factory.mktemp("kv") / "db", kept=b"ab", create=True)
+        else RocksEngine(tmp_path_factory.mktemp("kv") / "db", cached=b"ab", create=True)
     )
     yield engine
     engine.close()

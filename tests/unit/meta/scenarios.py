@@ -39,7 +39,7 @@ def _writing(world):
 
 
 def _session(world, client=1):
-    return next(s for i, s, c in world.parts.writers.of_clients_outside(()) if c == client)
+    return next(s for i, s, c in world.dependencies.writers.of_clients_outside(()) if c == client)
 
 
 def _inline(world):

@@ -358,7 +358,7 @@ class TestWhole:
         status = world.service.status(Empty(), world.identity)
         assert (status.gc_queue, status.write_sessions, status.read_holds) == (1, 1, 1)
         assert status.operations == 2
-        assert status.incarnation == world.parts.incarnation
+        assert status.incarnation == world.dependencies.incarnation
 
     def test_every_method_has_a_handler_and_the_dangerous_ones_a_role(self, world):
         bound = methods.bind(methods.Meta, world.service)

@@ -142,16 +142,16 @@ class TestPruning:
         world.members.known = {9}
         for _ in range(5):
             self.prune(world, TIMEOUT_S)
-        assert (world.parts.writers.count, world.parts.holds.count) == (1, 1)
+        assert (world.dependencies.writers.count, world.dependencies.holds.count) == (1, 1)
 
     def test_unknown_clients_lose_them_after_a_while(self, world):
         inode, session = self.open_(world)
         world.members.known = set()
         self.prune(world, 0)
         self.prune(world, TIMEOUT_S - 1)
-        assert (world.parts.writers.count, world.parts.holds.count) == (1, 1)
+        assert (world.dependencies.writers.count, world.dependencies.holds.count) == (1, 1)
         self.prune(world, 6)
-        assert (world.parts.writers.count, world.parts.holds.count) == (0, 0)
+        assert (world.dependencies.writers.count, world.dependencies.holds.count) == (0, 0)
         settled = world.stat(b"f", client=2)
         assert settled.length == CHUNK + 3
         assert world.read(settled) == bytes(CHUNK) + b"abc"
@@ -169,14 +169,14 @@ class TestPruning:
             self.prune(world, TIMEOUT_S)
         world.members.known = set()
         self.prune(world, 6)
-        assert world.parts.writers.count == 1
+        assert world.dependencies.writers.count == 1
 
     def test_a_client_that_comes_back_is_forgiven(self, world):
         self.open_(world)
         for known in (set(), {9}, set()):
             world.members.known = known
             self.prune(world, TIMEOUT_S - 6)
-        assert world.parts.writers.count == 1
+        assert world.dependencies.writers.count == 1
 
     def test_session_waits_for_its_chains(self, world):
         self.open_(world)
@@ -184,10 +184,10 @@ class TestPruning:
         self.prune(world, 0)
         world.control.down.update(CHAINS)
         self.prune(world, TIMEOUT_S + 1)
-        assert world.parts.writers.count == 1
+        assert world.dependencies.writers.count == 1
         world.control.down.clear()
         self.prune(world, 6)
-        assert world.parts.writers.count == 0
+        assert world.dependencies.writers.count == 0
         assert world.stat(b"f").length == CHUNK + 3
 
     def test_unlinked_file_of_a_dead_client_goes(self, world):
@@ -207,15 +207,15 @@ class TestPruning:
         world.members.known = set()
         self.prune(world, 0)
         self.prune(world, TIMEOUT_S + 1)
-        assert world.parts.writers.count == 0
+        assert world.dependencies.writers.count == 0
 
 
 def test_hold_is_replaced_as_a_whole(world):
     numbers = [world.create(b"%d" % index, write=False).inode.id for index in range(3)]
     world.call("hold", pb.HoldRequest(inodes=[numbers[0], numbers[0], numbers[1]]), client=4)
-    assert world.parts.holds.count == 3
+    assert world.dependencies.holds.count == 3
     world.call("hold", pb.HoldRequest(inodes=[numbers[2]]), client=4)
-    assert world.parts.holds.count == 1
+    assert world.dependencies.holds.count == 1
     for index in range(3):
         world.unlink(b"%d" % index)
     world.clock.advance(100)
@@ -241,7 +241,7 @@ class TestChainsThatAreAway:
         world.control.down.clear()
         world.clock.advance(RETRY_S)
         world.run(world.collector.end_abandoned())
-        assert world.parts.writers.abandoned == []
+        assert world.dependencies.writers.abandoned == []
 
     def test_abandoned_sessions_are_ended_some_at_a_time(self):
         world = World(gc_batch=2)

@@ -8,6 +8,7 @@ from luciola.errors import Error
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
 from luciola.meta import schema
+from luciola.meta.context import OperationContext
 from luciola.meta.operations.create import create
 from luciola.meta.operations.mkdir import mkdir
 from luciola.meta.operations.rename import rename
@@ -16,7 +17,6 @@ from luciola.meta.operations.set_attr import set_attr
 from luciola.meta.operations.unlink import unlink
 from luciola.meta.permissions import User
 from luciola.meta.replies import StoredReply
-from luciola.meta.work import Work
 from luciola.wire.pb import meta_pb2 as pb
 
 from .scenarios import SCENARIOS, SEQUENCE
@@ -33,9 +33,11 @@ READY = [scenario for scenario in MEETING if scenario.name != "truncate" and "xa
 
 def attempt(world, operation, request):
     """One transaction of an operation, carried out but not committed."""
-    work = Work(world.parts.scene, world.engine.begin(), User(0, 0, ()), 1, world.clock.unix_ns(), session=99)
-    operation(work, request)
-    return work.txn
+    context = OperationContext(
+        world.dependencies.shared, world.engine.begin(), User(0, 0, ()), 1, world.clock.unix_ns(), session=99
+    )
+    operation(context, request)
+    return context.txn
 
 
 def path(text, at=1):

@@ -22,9 +22,9 @@ from hypothesis.stateful import (
 )
 
 from luciola.errors import AlreadyExists, Conflict, Error, InvalidArgument
-from luciola.wire.encoded import Encoded
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller
+from luciola.wire.preserialized import Preserialized
 
 from .fakes import Fakes, FakeWorld, serve_fakes
 from .world import CHUNK, World
@@ -161,7 +161,7 @@ class Both(RuleBasedStateMachine):
     def outcome(self, world: World, method: str, request: Any) -> Any:
         try:
             reply = world.run(getattr(world.service, method)(request, world.identity))
-            return reply.message() if isinstance(reply, Encoded) else reply
+            return reply.message() if isinstance(reply, Preserialized) else reply
         except Error as error:
             return error
 

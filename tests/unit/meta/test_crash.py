@@ -92,9 +92,9 @@ def test_crash_at_every_commit_and_call(scenario):
 @pytest.fixture(autouse=True)
 def crashing_calls(monkeypatch):
     """Storage calls at which the process ends; the call itself is not carried out."""
-    from luciola.meta.control_memory import MemoryControl
+    from luciola.meta.fake_control import FakeControl
 
-    class CrashingControl(MemoryControl):
+    class CrashingControl(FakeControl):
         crash_at: int | None = None
 
         def _call(self, chain):
@@ -102,7 +102,7 @@ def crashing_calls(monkeypatch):
                 raise Crash
             super()._call(chain)
 
-    monkeypatch.setattr("meta.world.MemoryControl", CrashingControl)
+    monkeypatch.setattr("meta.world.FakeControl", CrashingControl)
 
 
 def test_crash_in_the_middle_of_removing_a_large_content(world):
@@ -134,7 +134,7 @@ def test_truncation_that_was_cut_short_is_completed_without_its_client(world):
         world.set_attr(b"f", length=5)
     world.control.crash_at = None
     world.crash()
-    assert inode.id in world.parts.truncations
+    assert inode.id in world.dependencies.truncations
     world.collect()
     cut = world.stat(b"f")
     assert (cut.length, cut.truncate_version) == (5, 1)
@@ -215,8 +215,8 @@ def test_more_ids_than_one_range(world):
 
 
 def test_create_waits_for_ids_when_there_are_none(world):
-    world.parts.scene.inodes._next = world.parts.scene.inodes._end  # all taken
-    world.parts.scene.inodes._reserve.clear()
+    world.dependencies.shared.inodes._next = world.dependencies.shared.inodes._end  # all taken
+    world.dependencies.shared.inodes._reserve.clear()
     assert world.create(b"f").created
 
 
@@ -325,7 +325,7 @@ def test_durable_sync_survives_power_loss():
     )
     lose_power(world)
     assert world.read(world.lookup(b"f")) == b"abc"
-    assert world.parts.writers.count == 1
+    assert world.dependencies.writers.count == 1
     world.close()
 
 
@@ -404,7 +404,7 @@ class TestNumbersOfChanges:
             for advance in (0, 60, 60, 60):
                 world.clock.advance(advance)
                 world.collect()
-            assert world.parts.writers.count == 0
+            assert world.dependencies.writers.count == 0
 
         assert is_counted(lambda: world.set_attr(b"f", length=5))
         assert is_counted(end_session)
@@ -438,7 +438,7 @@ def test_every_reply_survives_power_loss_if_so_configured():
 
 def test_store_of_another_cluster_is_refused(world):
     from luciola.errors import ConfigError
-    from luciola.meta.parts import format_store
+    from luciola.meta.bootstrap import format_store
 
     with refused(ConfigError):
         world.run(format_store(world.engine, cluster_id="other", clock=world.clock, create=False))

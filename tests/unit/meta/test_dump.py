@@ -13,9 +13,9 @@ from luciola.kv import MemoryEngine
 from luciola.kv.rocksdb import RocksEngine
 from luciola.meta import schema
 from luciola.meta.__main__ import collect_once
+from luciola.meta.bootstrap import raise_generation
 from luciola.meta.dump import BATCH_RECORDS, DUMPS_MAX, SLICE_RECORDS
 from luciola.meta.load import RECORDS_MAX
-from luciola.meta.parts import raise_generation
 from luciola.meta.quarantine import REMOVALS_MAX
 from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
 from luciola.wire.pb import meta_pb2 as pb
@@ -30,7 +30,7 @@ NAMES = (b"plain", b"new\nline", b"\xff\xfe", b'"quoted"\\', "grün".encode(), b
 @pytest.fixture(params=["from memory to rocksdb", "from rocksdb to memory"])
 def engines(request, tmp_path):
     """An engine that is dumped, and one of another kind that is loaded."""
-    rocksdb = RocksEngine(tmp_path, kept=schema.INODES, create=True)
+    rocksdb = RocksEngine(tmp_path, cached=schema.INODES, create=True)
     pair = [MemoryEngine(), rocksdb]
     yield pair if request.param == "from memory to rocksdb" else pair[::-1]
     rocksdb.close()
@@ -155,7 +155,7 @@ def test_loaded_namespace_is_dumped_as_the_same_text(engines, seed):
     check_store(other)
     again = text(records(other))
     assert again.splitlines()[1:-1] == written.splitlines()[1:-1]
-    assert other.parts.census.count == found[-1].trailer.inodes
+    assert other.dependencies.inode_counter.count == found[-1].trailer.inodes
 
 
 def test_dump_is_of_one_moment_and_lets_requests_go_on(world):
@@ -303,12 +303,12 @@ def test_removed_trees_and_open_files_are_loaded_to_be_collected(world):
     other = successor(world)
     load(other, records(world))
     assert other.names() == [b"kept"]
-    assert other.run(other.parts.lengths.measure(inode)).length == CHUNK
+    assert other.run(other.dependencies.lengths.measure(inode)).length == CHUNK
     other.clock.advance(10)
     other.collect()
     other.clock.advance(10)
     other.collect()
-    assert other.run(other.parts.lengths.measure(inode)).length == 0
+    assert other.run(other.dependencies.lengths.measure(inode)).length == 0
     assert len(other.keys(b"I")) == 2
     check_store(other)
 
@@ -341,7 +341,7 @@ def test_namespace_serves_nobody_before_the_load_is_finished(world):
 def test_operation_under_way_does_not_get_into_the_namespace_that_is_loaded(world):
     other = successor(world)
     found = records(world)
-    allocator = other.parts.scene.inodes
+    allocator = other.dependencies.shared.inodes
     allocator._reserve, allocator._next, allocator._end = [], 0, 0
 
     async def race():
@@ -586,10 +586,10 @@ def test_nothing_is_collected_during_a_load(world):
     found[0].header.next_inode = max(found[0].header.next_inode, 21)
     put(other, begun, [found[1], pb.DumpRecord(inode=orphan)])
     other.clock.advance(10)
-    assert other.run(collect_once(other.collector, other.parts)) == 0
+    assert other.run(collect_once(other.collector, other.dependencies)) == 0
     assert len(other.keys(b"I")) == 2
     finish(other, begun, pb.DumpTrailer(inodes=2))
-    assert other.run(collect_once(other.collector, other.parts)) > 0
+    assert other.run(collect_once(other.collector, other.dependencies)) > 0
 
 
 def test_load_waits_for_chain_tables(world):

@@ -34,7 +34,7 @@ def outcome(scenario: Scenario, plan=None):
     check_store(world)
     seen = dump(world)
     queues = tuple(len(world.keys(kind)) for kind in (b"S", b"O", b"G", b"P", b"R"))
-    holds = world.parts.holds.count
+    holds = world.dependencies.holds.count
     world.clock.advance(5)
     world.collect()
     check_store(world)

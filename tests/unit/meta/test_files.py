@@ -31,43 +31,43 @@ class TestOpen:
         world.open(b"f")
         world.open(b"f")
         world.open(b"f", client=2)
-        assert world.parts.holds.count == 3
+        assert world.dependencies.holds.count == 3
         world.close_one(number, read_hold=True)
         world.close_one(number, read_hold=True, client=2)
-        assert world.parts.holds.count == 1
-        assert number in world.parts.holds
+        assert world.dependencies.holds.count == 1
+        assert number in world.dependencies.holds
         world.close_one(number, read_hold=True)
-        assert number not in world.parts.holds
+        assert number not in world.dependencies.holds
         world.close_one(number, read_hold=True)
-        assert world.parts.holds.count == 0
+        assert world.dependencies.holds.count == 0
 
     def test_requests_sent_twice_count_once(self, world):
         number = world.create(b"f", write=False).inode.id
         for _ in range(2):
             world.open(b"f", sequence=900)
         world.open(b"f", sequence=901)
-        assert world.parts.holds.count == 2
+        assert world.dependencies.holds.count == 2
         for _ in range(2):
             world.close_one(number, read_hold=True, sequence=902)
-        assert world.parts.holds.count == 1
+        assert world.dependencies.holds.count == 1
 
     def test_writing_records_a_session(self, world):
         number = world.create(b"f", write=False).inode.id
         session = world.open(b"f", write=True, client=7).session
         (key,) = world.keys(b"S")
         assert schema.split_two(key) == (number, session)
-        assert world.parts.writers.count == 1
+        assert world.dependencies.writers.count == 1
         assert not world.close_one(number, session, client=7)[1].code
         assert world.keys(b"S") == []
-        assert world.parts.writers.count == 0
+        assert world.dependencies.writers.count == 0
 
     def test_create_for_reading_and_writing(self, world):
         reply = world.create(b"f", read=True)
         assert reply.session
-        assert reply.inode.id in world.parts.holds
+        assert reply.inode.id in world.dependencies.holds
         world.close_one(reply.inode.id, reply.session, read_hold=True)
-        assert world.parts.holds.count == 0
-        assert world.parts.writers.count == 0
+        assert world.dependencies.holds.count == 0
+        assert world.dependencies.writers.count == 0
 
     def test_errors(self, world):
         world.mkdir(b"d")
@@ -87,7 +87,7 @@ class TestOpen:
                 world.open(b"f", user=ALICE, **how)
         assert world.open(b"d").inode.type == pb.DIRECTORY
         assert world.open(b"fifo", write=True).session == 0
-        assert world.parts.holds.count == 2
+        assert world.dependencies.holds.count == 2
 
     def test_session_of_another_client_is_no_permission(self, world):
         world.set_attr(b"", permissions=0o777)
@@ -96,7 +96,7 @@ class TestOpen:
             world.sync(reply.inode.id, reply.session, length=9, user=BOB, client=6)
         _, error = world.close_one(reply.inode.id, reply.session, user=BOB, client=6, length=9)
         assert error.code == "permission_denied"
-        assert world.parts.writers.count == 1
+        assert world.dependencies.writers.count == 1
         world.set_attr(b"f", permissions=0o444, user=ALICE)
         assert world.sync(reply.inode.id, reply.session, mtime_ns=5, user=ALICE, client=5).mtime_ns == 5
 
@@ -125,12 +125,12 @@ class TestLimits:
         monkeypatch.setattr("luciola.meta.execution.SESSIONS_MAX", 2)
         for number in range(2):
             world.create(b"%d" % number, client=9)
-        assert world.parts.writers.count_of(9) == 2
+        assert world.dependencies.writers.count_of(9) == 2
         world.members.known = set()
         world.collect()
         world.clock.advance(TIMEOUT_S + 1)
         world.collect()
-        assert world.parts.writers.count_of(9) == 0
+        assert world.dependencies.writers.count_of(9) == 0
         assert world.create(b"again", client=9).session
 
     def test_a_client_has_so_many_files_open_for_reading_and_no_more(self, world, monkeypatch):
@@ -283,7 +283,7 @@ class TestInline:
         assert (inode.inode.length, inode.inode.mtime_ns) == (5, 77)
         assert inode.inode.change == reply.inode.change + 1
         assert world.read(world.lookup(b"f")) == b"hello"
-        assert world.parts.writers.count == 0
+        assert world.dependencies.writers.count == 0
         listed = world.list(with_inodes=True).entries[0].attributes
         assert (listed.is_inline, listed.inline_data) == (True, b"")
 
@@ -297,7 +297,7 @@ class TestInline:
             reply.inode.id, reply.session, has_inline=True, inline_data=b"two", inline_base=base
         )
         assert (error.code, error.retryable) == ("conflict", True)
-        assert world.parts.writers.count == 1  # the session stays, so that its owner can merge
+        assert world.dependencies.writers.count == 1  # the session stays, so that its owner can merge
         assert world.read(world.lookup(b"f")) == b"one"
 
     def test_too_many_bytes(self, world):
@@ -636,7 +636,7 @@ class TestLength:
         result, error = world.close_one(inode.id, other.session, client=2)
         assert not error.code
         assert result.inode.length == 0
-        assert world.parts.writers.count == 1
+        assert world.dependencies.writers.count == 1
         with refused(Unavailable):
             world.open(b"f", write=True, client=2)
         assert session
@@ -695,7 +695,7 @@ class TestLength:
 
     def test_exact_answers_are_shared_by_callers_that_came_before_the_question(self, world):
         inode, _ = world.chunked(b"f", b"x", close=False)
-        lengths = world.parts.lengths
+        lengths = world.dependencies.lengths
 
         async def ask_six_times():
             return await asyncio.gather(*(lengths.exact(inode) for _ in range(6)))
@@ -712,11 +712,11 @@ class TestLength:
         world.control.down.update(CHAINS)
         world.close_one(inode.id, session, measure=True)
         world.run(world.collector.round())
-        assert world.parts.writers.count == 1, "the chains do not answer"
+        assert world.dependencies.writers.count == 1, "the chains do not answer"
         world.control.down.clear()
         world.clock.advance(RETRY_S)
         world.run(world.collector.round())
-        assert world.parts.writers.count == 0
+        assert world.dependencies.writers.count == 0
         assert world.keys(b"S") == []
         assert world.stat(b"f").length == 1000
 
@@ -726,7 +726,7 @@ class TestLength:
         plain = pb.CloseOne(inode=inode.id, session=session)
         world.call("close", pb.CloseRequest(closes=[measured, plain]))
         world.collect()
-        assert world.parts.writers.abandoned == []
+        assert world.dependencies.writers.abandoned == []
         assert world.keys(b"S") == []
 
     def test_old_sessions_that_their_client_does_not_name_end(self, world):
@@ -754,7 +754,7 @@ class TestLength:
         world.create(b"f", write=False)
         world.open(b"f")
         world.hold(keep_holds=True)
-        assert world.parts.holds.count == 1
+        assert world.dependencies.holds.count == 1
 
     def test_silent_chain(self, world):
         world.chunked(b"f", b"x" * 10, close=False)
@@ -876,7 +876,7 @@ class TestTruncate:
         assert (reply.inode.length, reply.inode.truncate_version) == (0, 1)
         assert world.control.contents() == set()
         assert world.keys(b"P") == []
-        assert world.parts.writers.count == 2
+        assert world.dependencies.writers.count == 2
 
     def test_permissions(self, world):
         world.set_attr(b"", permissions=0o777)
@@ -895,9 +895,9 @@ class TestTruncate:
         with refused(Unavailable):
             world.set_attr(b"f", length=1)
         assert len(world.keys(b"P")) == 1
-        assert inode.id in world.parts.truncations
+        assert inode.id in world.dependencies.truncations
         world.control.down.clear()
-        world.run(world.parts.truncations.resume())
+        world.run(world.dependencies.truncations.resume())
         assert world.keys(b"P") == []
         cut = world.stat(b"f")
         assert (cut.length, cut.truncate_version) == (1, 1)
@@ -1020,13 +1020,13 @@ class TestUnlinkedButOpen:
         world.open(b"f", client=2)
         world.unlink(b"f")
         world.clock.advance(100)
-        before = world.parts.incarnation
+        before = world.dependencies.incarnation
         world.crash()
         world.collect()
         assert world.stat(b"", at=inode.id).id
         world.clock.advance(0.5)
         reply = world.call("hold", pb.HoldRequest(inodes=[inode.id], incarnation=before), client=2)
-        assert reply.incarnation == world.parts.incarnation != before
+        assert reply.incarnation == world.dependencies.incarnation != before
         world.clock.advance(100)
         world.collect()
         assert world.read(world.stat(b"", at=inode.id)) == DATA
@@ -1040,7 +1040,7 @@ class TestUnlinkedButOpen:
         inode, session = world.chunked(b"f", b"abc", close=False)
         world.unlink(b"f")
         world.crash()
-        assert world.parts.writers.count == 1
+        assert world.dependencies.writers.count == 1
         world.clock.advance(100)
         world.collect()
         assert world.stat(b"", at=inode.id).id
@@ -1077,7 +1077,7 @@ class TestCloseMany:
         )
         reply = world.call("close", request)
         assert [error.code for error in reply.errors] == ["", "not_found", ""]
-        assert world.parts.writers.count == 0
+        assert world.dependencies.writers.count == 0
 
     def test_too_many(self, world):
         with refused(InvalidArgument):
@@ -1099,16 +1099,16 @@ class TestCloseWithoutNews:
             assert not result.HasField("inode")
         assert world.keys(b"R") == records
         assert world.keys(b"S") == []
-        assert world.parts.holds.count == 0
+        assert world.dependencies.holds.count == 0
 
     def test_needs_no_permission_but_the_session(self, world):
         world.set_attr(b"", permissions=0o777)
         reply = world.create(b"f", user=ALICE, client=5, permissions=0o444)
         assert world.close_one(reply.inode.id, reply.session, user=BOB, client=6)[1].code == "not_found"
-        assert world.parts.writers.count == 1
+        assert world.dependencies.writers.count == 1
         for _ in range(2):
             assert not world.close_one(reply.inode.id, reply.session, user=ALICE, client=5)[1].code
-        assert world.parts.writers.count == 0
+        assert world.dependencies.writers.count == 0
 
     def test_of_an_inode_that_is_no_more(self, world):
         result, error = world.close_one(12345, 5)

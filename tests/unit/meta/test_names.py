@@ -34,7 +34,7 @@ class TestCreate:
 
     def test_read_only_create_has_no_session(self, world):
         assert world.create(b"f", write=False).session == 0
-        assert world.parts.writers.count == 0
+        assert world.dependencies.writers.count == 0
 
     def test_existing_file_is_opened(self, world):
         first = world.create(b"f")

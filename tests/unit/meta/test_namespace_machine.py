@@ -34,7 +34,7 @@ class Namespace(RuleBasedStateMachine):
     def __init__(self, directory: Path | None = None) -> None:
         super().__init__()
         self.directory = directory
-        inner = MemoryEngine() if directory is None else RocksEngine(directory, kept=INODES, create=True)
+        inner = MemoryEngine() if directory is None else RocksEngine(directory, cached=INODES, create=True)
         self.engine = FaultyEngine(inner, lambda _: Fault.NONE)
         self.world = World(self.engine)
         self.model = Model()
@@ -231,7 +231,7 @@ class Namespace(RuleBasedStateMachine):
         if self.directory is not None:
             self.engine.close()
             self.engine = FaultyEngine(
-                RocksEngine(self.directory, kept=INODES, create=True), self.engine.plan
+                RocksEngine(self.directory, cached=INODES, create=True), self.engine.plan
             )
             self.world.engine = self.engine
         self.world.crash()

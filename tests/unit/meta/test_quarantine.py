@@ -4,8 +4,8 @@ import pytest
 
 from luciola.errors import InvalidArgument
 from luciola.meta import schema
+from luciola.meta.bootstrap import raise_generation
 from luciola.meta.layout import chains_of
-from luciola.meta.parts import raise_generation
 from luciola.meta.quarantine import CONTENTS_MAX
 from luciola.wire.pb import meta_pb2 as pb
 

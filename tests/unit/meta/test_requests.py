@@ -95,7 +95,7 @@ class TestVoid:
             send(world, request_of(pb.OpenRequest, sequence=3, path=pb.Path(at=inode), read=True))
         with refused(InvalidArgument):
             send(world, request_of(pb.HoldRequest, sequence=4, inodes=[inode]))
-        assert world.parts.holds.count == 0
+        assert world.dependencies.holds.count == 0
 
     def test_mark_above_its_own_request_is_refused(self, world):
         with refused(InvalidArgument):

@@ -56,7 +56,7 @@ def test_values_come_back(number, kind):
     assert schema.decode_session(schema.encode_session(number, 7)) == (number, 7)
     assert schema.decode_time(schema.encode_time(-number)) == -number
     assert schema.decode_next(schema.encode_next(number)) == number
-    assert schema.decode_cut(schema.encode_cut(number, 3)) == (number, 3)
+    assert schema.decode_intent(schema.encode_intent(number, 3)) == (number, 3)
     assert schema.decode_record(schema.encode_record(number, kind, b"reply")) == (number, kind, b"reply")
     assert schema.decode_count(schema.encode_count(kind)) == kind
     assert schema.decode_count(None) == 0
@@ -89,7 +89,7 @@ def test_format_page_draws_every_kind_of_key():
         "R": schema.record_key(0x0102, 0x0304),
         "O": schema.orphan_key(0x0102, 0x0304),
         "G": schema.garbage_key(0x0102, 0x0304),
-        "P": schema.cut_key(0x0102),
+        "P": schema.intent_key(0x0102),
         "X": schema.attribute_key(0x0102, b"user.a"),
         "A": schema.allocator_key(b"i"),
     }

@@ -15,7 +15,7 @@ from luciola.errors import Unavailable
 from luciola.ids import ChainId
 from luciola.meta.cluster import Cluster
 from luciola.meta.control import GrpcControl
-from luciola.meta.control_memory import MemoryControl
+from luciola.meta.fake_control import FakeControl
 from luciola.meta.storage import ChunkRange, LastChunk, StorageControl
 from luciola.storage.engine import Engine
 from luciola.storage.service import StorageService
@@ -41,10 +41,10 @@ class Side(Protocol):
 
 
 class Fake:
-    """`MemoryControl`."""
+    """`FakeControl`."""
 
     def __init__(self) -> None:
-        self.control = MemoryControl()
+        self.control = FakeControl()
 
     def put(self, content: int, index: int, length: int) -> None:
         self.control.write(CHAIN, content, index=index, data=bytes(length))

@@ -12,14 +12,14 @@ from luciola.config import MetaConfig
 from luciola.errors import Error
 from luciola.kv import Engine, MemoryEngine
 from luciola.meta import schema
-from luciola.meta.control_memory import MemoryControl
+from luciola.meta.bootstrap import build
+from luciola.meta.fake_control import FakeControl
 from luciola.meta.layout import Placer, chains_of
-from luciola.meta.parts import build
 from luciola.wire import TRUSTED, Identity
-from luciola.wire.encoded import Encoded
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller, Claims
 from luciola.wire.pb.mgmtd_pb2 import ChainTable
+from luciola.wire.preserialized import Preserialized
 
 CHAINS = tuple(range(100, 108))
 CHUNK = 64 * 1024
@@ -67,7 +67,7 @@ class World:
         OPENED.append(self)
         self.clock = PatientClock()
         self.engine = engine or MemoryEngine()
-        self.control = MemoryControl()
+        self.control = FakeControl()
         self.members = KnownClients()
         self.config = MetaConfig(**{"chunk_bytes": CHUNK, "stripe": 4, "gc_delay_ms": 1000} | config)  # type: ignore[arg-type]
         self.identity = Identity(TRUSTED, 0, 0, ())
@@ -79,7 +79,7 @@ class World:
         placer = Placer(self.config, seed=1)
         placer.set_tables([ChainTable(id=1, version=1, chains=CHAINS, replicas=1)])
         self.placer = placer
-        self.service, self.collector, self.parts = self.run(
+        self.service, self.collector, self.dependencies = self.run(
             build(
                 self.engine,
                 self.control,
@@ -92,7 +92,7 @@ class World:
             )
         )
 
-        self.run(self.parts.census.take(self.engine))
+        self.run(self.dependencies.inode_counter.count_all(self.engine))
 
     crash = start
 
@@ -129,7 +129,7 @@ class World:
             sequence = 0
         request.caller.CopyFrom(self.caller(user, client, groups=groups, sequence=sequence))
         reply = self.run(getattr(self.service, name)(request, identity or self.identity))
-        return reply.message() if isinstance(reply, Encoded) else reply
+        return reply.message() if isinstance(reply, Preserialized) else reply
 
     def create(
         self,
@@ -327,7 +327,7 @@ class World:
     def collect(self, rounds: int = 50) -> None:
         """Lets the collector do all that is due."""
         for _ in range(rounds):
-            self.run(self.parts.truncations.resume())
+            self.run(self.dependencies.truncations.resume())
             if not self.run(self.collector.round()):
                 return
         raise AssertionError("the collector does not come to an end")
@@ -438,7 +438,9 @@ def check_store(world: World) -> None:
         for key in world.keys(kind):
             assert schema.split_one(key)[0] in inodes, key
     stored = {schema.split_two(key) for key in world.keys(b"S")}
-    mirrored = {(inode, session) for inode, session, _ in world.parts.writers.of_clients_outside(frozenset())}
+    mirrored = {
+        (inode, session) for inode, session, _ in world.dependencies.writers.of_clients_outside(frozenset())
+    }
     assert stored == mirrored
     assert world.call("stat_fs", pb.StatFsRequest()).inode_count == len(inodes)
     known = {inode.content for inode in inodes.values() if inode.content}
@@ -446,6 +448,6 @@ def check_store(world: World) -> None:
     assert not known & waiting, "content in use waits to be removed"
     assert world.control.contents() <= known | waiting, "chunks that nobody will ever remove"
     for number, inode in inodes.items():
-        if inode.content and not inode.is_inline and number not in world.parts.writers:
-            end = world.run(world.parts.lengths.measure(inode)).length
+        if inode.content and not inode.is_inline and number not in world.dependencies.writers:
+            end = world.run(world.dependencies.lengths.measure(inode)).length
             assert end <= inode.length, f"L4: inode {number} has chunks beyond its length"

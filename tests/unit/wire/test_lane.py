@@ -21,7 +21,7 @@ from luciola.errors import (
     Unavailable,
     Unsupported,
 )
-from luciola.wire import handshake, in_progress, methods
+from luciola.wire import handshake, methods, slow_requests
 from luciola.wire.addresses import format_address, parse_address
 from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
 from luciola.wire.lane import LaneServer, frames
@@ -286,8 +286,8 @@ def test_replies_overtake_a_request_that_waits():
 
 
 def test_request_that_takes_long_is_named_until_it_is_answered(caplog, monkeypatch):
-    monkeypatch.setattr(in_progress, "LOOK_S", 0.001)
-    monkeypatch.setattr(in_progress, "SLOW_S", 0.0)
+    monkeypatch.setattr(slow_requests, "LOOK_S", 0.001)
+    monkeypatch.setattr(slow_requests, "SLOW_S", 0.0)
     with serving() as (server, service):
         raw = shake(server)
         raw.sendall(frame(methods.Meta.list.lane, ListRequest(inode=3).SerializeToString()))
@@ -300,7 +300,7 @@ def test_request_that_takes_long_is_named_until_it_is_answered(caplog, monkeypat
         reply_of(raw)
         raw.sendall(frame(methods.Meta.lookup.lane, LOOKUP.SerializeToString()))
         reply_of(raw)
-        assert not server._in_progress._waiting
+        assert not server._pending._waiting
         raw.close()
 
 

@@ -13,7 +13,7 @@ from . import schema
 PAGE: Final = 512  # a millisecond of the event loop
 
 
-class Census:
+class InodeCounter:
     """The number of inodes."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Census:
         self._is_done = False
         self._round = 0
 
-    async def take(self, engine: Engine) -> None:
+    async def count_all(self, engine: Engine) -> None:
         """Counts all inodes; requests go on meanwhile. Called again, it counts from the start."""
         self.count = self._cursor = 0
         self._is_done = False
@@ -49,4 +49,4 @@ class Census:
             self.count -= 1
 
 
-__all__ = ["Census"]
+__all__ = ["InodeCounter"]

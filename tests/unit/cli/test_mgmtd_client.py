@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from luciola.cli import cli
 from luciola.cli.datadir import DataDir, Shape
-from luciola.cli.manager import Manager
+from luciola.cli.mgmtd_client import MgmtdClient
 from luciola.errors import Error, NotFound, Timeout, Unavailable
 from luciola.wire import SERVICE, Cluster, RpcClients, RpcServer, methods, mint
 from luciola.wire.credentials import create_secret
@@ -51,7 +51,7 @@ def run(mgmtd, test):
         address = await server.start()
         try:
             async with RpcClients(mint(SECRET, role=SERVICE)) as clients:
-                await test(Manager(address, clients), address)
+                await test(MgmtdClient(address, clients), address)
         finally:
             await server.stop(grace_s=0.5)
 
@@ -88,7 +88,7 @@ def test_counters_are_those_of_a_storage_node():
 def test_status_of_a_cluster_whose_manager_hangs_is_still_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("luciola.cli.manager.CALL_S", 0.5)
+    monkeypatch.setattr("luciola.cli.mgmtd_client.CALL_S", 0.5)
     data = DataDir(tmp_path / "data")
     data.create()
     create_secret(data.secret)

@@ -5,19 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from luciola.hidden import hidden_beside
+from luciola.tempname import temp_beside
 
 
 @pytest.mark.parametrize("name", [b"f", b"x" * 255, "ü".encode() * 127, "日本".encode() * 42, b"\xff" * 255])
 def test_a_hidden_name_can_be_given_wherever_the_name_can(tmp_path: Path, name: bytes) -> None:
     path = os.path.join(str(tmp_path), os.fsdecode(name))
-    hidden = hidden_beside(path)
+    hidden = temp_beside(path)
     Path(hidden).touch()
     os.replace(hidden, path)
     assert os.listdir(os.fsencode(tmp_path)) == [name]
 
 
 def test_a_hidden_name_lies_beside_and_is_new_each_time() -> None:
-    names = {hidden_beside("/deep/f") for _ in range(9)}
+    names = {temp_beside("/deep/f") for _ in range(9)}
     assert len(names) == 9
     assert all(name.startswith("/deep/.f.") for name in names)

@@ -3,10 +3,10 @@ import logging
 
 import pytest
 
-from luciola.wire import in_progress
-from luciola.wire.in_progress import LINES_MAX, SLOW_S, InProgress
+from luciola.wire import slow_requests
 from luciola.wire.pb.meta_pb2 import Path, StatRequest, SyncRequest
 from luciola.wire.pb.mgmtd_pb2 import GetRoutingRequest
+from luciola.wire.slow_requests import LINES_MAX, SLOW_S, PendingRequests
 
 PEER = ("127.0.0.1", 4000)
 
@@ -44,7 +44,7 @@ def waiting(*requests):
 
     def run(with_them):
         async def main():
-            gate, them = asyncio.Event(), InProgress()
+            gate, them = asyncio.Event(), PendingRequests()
             tasks = [asyncio.ensure_future(outer(gate)) for _ in requests]
             for task, request in zip(tasks, requests, strict=True):
                 them.add(task, "/luciola.Meta/Sync", request, PEER)
@@ -102,20 +102,20 @@ def test_lines_of_one_look_are_bounded(lines):
 
 
 def test_server_looks_by_itself_and_says_when_it_could_not(lines, monkeypatch):
-    monkeypatch.setattr(in_progress, "LOOK_S", 0.001)
-    monkeypatch.setattr(in_progress, "SLOW_S", 0.0)
+    monkeypatch.setattr(slow_requests, "LOOK_S", 0.001)
+    monkeypatch.setattr(slow_requests, "SLOW_S", 0.0)
 
     async def main():
-        them, gate = InProgress(), asyncio.Event()
+        them, gate = PendingRequests(), asyncio.Event()
         task = asyncio.ensure_future(inner(gate))
         them.add(task, "/luciola.Meta/Sync", SyncRequest(inode=21), PEER)
         bell = Bell(4)
-        in_progress.log.addHandler(bell)
+        slow_requests.log.addHandler(bell)
         them.start()
         async with asyncio.timeout(60):
             await bell.rung.wait()
         them.stop()
-        in_progress.log.removeHandler(bell)
+        slow_requests.log.removeHandler(bell)
         gate.set()
         await task
 

@@ -22,7 +22,7 @@ STYLES = {
 }
 
 
-class View:
+class LiveTable:
     """Draws a supervisor whenever it changes."""
 
     def __init__(self, *, enabled: bool) -> None:
@@ -82,4 +82,4 @@ class View:
         self._shown = states
 
 
-__all__ = ["View"]
+__all__ = ["LiveTable"]

@@ -8,7 +8,7 @@ from .layout import CHUNK_COUNT_MAX
 from .storage import ChunkRange, LastChunk, Space
 
 
-class MemoryControl:
+class FakeControl:
     """Chunks of all chains. `write` stands for what clients do through the data plane."""
 
     def __init__(self, *, capacity_bytes: int = 1 << 40) -> None:
@@ -101,4 +101,4 @@ class MemoryControl:
             raise Unavailable(f"chain {chain} is not served", chain=chain)
 
 
-__all__ = ["MemoryControl"]
+__all__ = ["FakeControl"]

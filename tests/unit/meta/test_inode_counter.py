@@ -1,19 +1,19 @@
 import asyncio
 
 from luciola.kv import MemoryEngine
-from luciola.meta import census
-from luciola.meta.census import Census
+from luciola.meta import inode_counter
+from luciola.meta.inode_counter import InodeCounter
 from luciola.wire.pb import meta_pb2 as pb
 
 from .world import World
 
 
 def test_counts_while_inodes_come_and_go(world, monkeypatch):
-    monkeypatch.setattr(census, "PAGE", 4)
+    monkeypatch.setattr(inode_counter, "PAGE", 4)
     for number in range(20):
         world.mkdir(b"%02d" % number)
-    count = Census()
-    counting = count.take(world.engine)
+    count = InodeCounter()
+    counting = count.count_all(world.engine)
     counting.send(None)  # the root and three directories are counted
     low, high = world.stat(b"00").id, world.stat(b"15").id
     world.rmdir(b"00")
@@ -36,13 +36,13 @@ def test_counts_while_inodes_come_and_go(world, monkeypatch):
 
 
 def test_count_that_begins_anew_ends_the_one_before(world, monkeypatch):
-    monkeypatch.setattr(census, "PAGE", 4)
+    monkeypatch.setattr(inode_counter, "PAGE", 4)
     for number in range(20):
         world.mkdir(b"%02d" % number)
-    count = Census()
+    count = InodeCounter()
 
     async def both():
-        await asyncio.gather(count.take(world.engine), count.take(world.engine))
+        await asyncio.gather(count.count_all(world.engine), count.take(world.engine))
 
     world.run(both())
     assert count.count == 21

@@ -1,11 +1,11 @@
-"""Files for the eyes of one user: secrets, addresses, state."""
+"""Replace a file as a whole, readable by its owner alone: secrets, addresses, state."""
 
 import os
 from pathlib import Path
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replaces `path` by `text`, readable by its owner alone: a reader sees the old file or the new one, whole.
+    """Replace `path` by `text`, readable by its owner alone: a reader sees all of the old file or all of the new one.
 
     Raises: OSError (a full disk among others); the old file is then as it was.
     """

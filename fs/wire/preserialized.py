@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 Reply = TypeVar("Reply", bound=Message)
 
 
-class Encoded(Generic[Reply]):
+class Preserialized(Generic[Reply]):
     """The bytes of a reply, which carriers pass on as they are."""
 
     __slots__ = ("_bytes", "kind")
@@ -42,7 +42,7 @@ def _varint(number: int) -> bytes:
 
 def kind_of(reply: object) -> type[object]:
     """The class of a reply, also of one that is encoded."""
-    return reply.kind if isinstance(reply, Encoded) else type(reply)
+    return reply.kind if isinstance(reply, Preserialized) else type(reply)
 
 
-__all__ = ["Encoded", "Prefixes", "kind_of"]
+__all__ = ["Prefixes", "Preserialized", "kind_of"]

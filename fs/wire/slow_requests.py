@@ -31,7 +31,7 @@ class Waiting:
         return self.since_s + SLOW_S + getattr(self.request, "wait_ms", 0) / 1000
 
 
-class InProgress:
+class PendingRequests:
     """The requests of one server. `start` in its event loop, `stop` before that ends."""
 
     def __init__(self) -> None:
@@ -100,4 +100,4 @@ def _calls(future: "asyncio.Future[Any]") -> Iterator[str]:
         coroutine = coroutine.cr_await
 
 
-__all__ = ["InProgress"]
+__all__ = ["PendingRequests"]

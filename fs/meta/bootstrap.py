@@ -11,10 +11,11 @@ from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, Inode
 from . import schema
 from .allocator import CONTENTS, INODES, Allocator
-from .census import Census
 from .collector import Collector, Membership
+from .context import DIRECTORY_LINKS, SharedState
 from .dump import Dumps
-from .execution import Parts
+from .execution import Dependencies
+from .inode_counter import InodeCounter
 from .layout import Placer
 from .lengths import Lengths
 from .load import Load
@@ -26,7 +27,6 @@ from .service import MetaService
 from .sessions import Holds, Writers
 from .storage import Chunks, StorageControl
 from .truncation import Truncations
-from .work import DIRECTORY_LINKS, Scene
 
 FIRST_GENERATION: Final = 1
 
@@ -110,7 +110,7 @@ async def build(  # noqa: PLR0913, the seams of the service
     session_timeout_s: float,
     placer: Placer | None = None,
     create: bool = True,
-) -> tuple[MetaService, Collector, Parts]:
+) -> tuple[MetaService, Collector, Dependencies]:
     """A service and its collector over `engine`, ready to answer. `create`: an empty store is a new cluster's."""
     await format_store(engine, cluster_id=cluster_id, clock=clock, create=create)
     placer = placer or Placer(config)
@@ -122,7 +122,7 @@ async def build(  # noqa: PLR0913, the seams of the service
     writers = Writers()
     holds = Holds()
     requests = Requests()
-    census = Census()
+    inode_counter = InodeCounter()
     inodes = Allocator(engine, INODES, clock)
     contents = Allocator(engine, CONTENTS, clock)
     quarantine = Quarantine(engine, clock, contents=contents, chunks=chunks)
@@ -134,27 +134,27 @@ async def build(  # noqa: PLR0913, the seams of the service
         contents=contents,
         removal_clock=removal_clock,
         quarantine=quarantine,
-        census=census,
+        inode_counter=inode_counter,
     )
     load.resume()
-    scene = Scene(config, placer, inodes, contents, removal_clock, truncations)
+    shared = SharedState(config, placer, inodes, contents, removal_clock, truncations)
     truncations.load()
     writers.load(engine)
     requests.load(engine, now_s=clock.monotonic())
     await inodes.refill()
     await contents.refill()
-    parts = Parts(
+    dependencies = Dependencies(
         engine=engine,
         clock=clock,
         config=config,
-        scene=scene,
+        shared=shared,
         control=control,
         lengths=lengths,
         truncations=truncations,
         writers=writers,
         holds=holds,
         requests=requests,
-        census=census,
+        inode_counter=inode_counter,
         quarantine=quarantine,
         dumps=Dumps(engine, clock, lengths),
         load=load,
@@ -169,12 +169,12 @@ async def build(  # noqa: PLR0913, the seams of the service
         writers=writers,
         holds=holds,
         requests=requests,
-        census=census,
+        inode_counter=inode_counter,
         removal_clock=removal_clock,
         membership=membership,
         session_timeout_s=session_timeout_s,
     )
-    return MetaService(parts), collector, parts
+    return MetaService(dependencies), collector, dependencies
 
 
 __all__ = ["build", "format_store", "raise_generation"]

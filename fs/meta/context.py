@@ -1,14 +1,14 @@
 """One attempt at one operation: its transaction, its caller, and what must happen after the commit.
 
-Operations are functions of a `Work` and a request that never wait. Where one cannot go on until something
-outside the store has happened, it raises a `Need`; the service satisfies it and runs the operation again
-from the start:
+Operations are functions of an `OperationContext` and a request that never wait. Where one cannot continue until
+something outside the store has happened, it raises a `RetryLater`; `execution.Execution` sees to that, and runs the
+operation again from the start:
 
-    NeedIds      ids must be reserved
-    NeedLength   the chains must be asked how long a file is
-    NeedCut      chunks must be removed from the chains before the operation commits
-    NeedPause    a truncation of this inode is in progress
-    NeedCheck    a tree must be walked, which takes longer than others may wait
+    RetryAfterRefill     ids must be reserved (allocator)
+    RetryAfterMeasure    the chains must be asked for the length of a file
+    RetryAfterTruncate   chunks must be removed from the chains before the operation commits
+    RetryAfterWait       a truncation of this inode is in progress
+    RetryAfterCheck      a tree must be walked, which takes longer than other requests may wait
 """
 
 from collections.abc import Container
@@ -21,12 +21,12 @@ from ..ids import ROOT_INODE
 from ..kv import Transaction
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, InodeReply, Spare
 from . import schema
-from .allocator import FIRST_ID, Allocator, NeedIds
+from .allocator import FIRST_ID, Allocator
 from .layout import Placer
 from .permissions import User
 from .removal_clock import RemovalClock
 from .replies import AnyInodeReply, of_inode
-from .schema import Cut, Entry
+from .schema import Entry, TruncateIntent
 from .sessions import SESSIONS_MAX
 
 DIRECTORY_LINKS: Final = 2  # its name, and its own "."
@@ -34,7 +34,7 @@ NS_PER_MS: Final = 1_000_000
 EMFILE: Final = 24
 
 
-class Need(Exception):
+class RetryLater(Exception):
     """The operation cannot go on before something has happened outside the store."""
 
     def __init__(self, inode: int) -> None:
@@ -42,7 +42,7 @@ class Need(Exception):
         self.inode = inode
 
 
-class NeedLength(Need):
+class RetryAfterMeasure(RetryLater):
     """The chains must be asked how long this file is, with the content that this operation gives it."""
 
     def __init__(self, file: Inode) -> None:
@@ -50,11 +50,11 @@ class NeedLength(Need):
         self.file = file
 
 
-class NeedPause(Need):
+class RetryAfterWait(RetryLater):
     """A truncation of this file is in progress."""
 
 
-class NeedCut(Need):
+class RetryAfterTruncate(RetryLater):
     """Chunks of this file beyond `length` must be removed first."""
 
     def __init__(self, inode: int, length: int) -> None:
@@ -62,7 +62,7 @@ class NeedCut(Need):
         self.length = length
 
 
-class NeedCheck(Need):
+class RetryAfterCheck(RetryLater):
     """The user must be permitted to remove all that is below this directory."""
 
 
@@ -75,7 +75,7 @@ class Measured(NamedTuple):
 
 
 @dataclass(slots=True)
-class Scene:
+class SharedState:
     """What operations find around them and share."""
 
     config: MetaConfig
@@ -83,14 +83,14 @@ class Scene:
     inodes: Allocator
     contents: Allocator
     removal_clock: RemovalClock
-    cutting: Container[int] = ()  # inodes with a truncation in progress
+    truncating: Container[int] = ()  # inodes with a truncation in progress
 
 
 @dataclass(slots=True)
-class Work:
+class OperationContext:
     """One attempt. `now_ns` and `session` are the same in every attempt at one operation."""
 
-    scene: Scene
+    shared: SharedState
     txn: Transaction
     user: User
     client: int
@@ -98,13 +98,13 @@ class Work:
     session: int = 0  # for a file that is opened for writing
     sessions_max: bool = False  # the client has as many of them open as it may
     measured: dict[int, Measured] = field(default_factory=dict)
-    cuts: dict[int, Cut] = field(default_factory=dict)  # carried out by this operation
+    intents: dict[int, TruncateIntent] = field(default_factory=dict)  # carried out by this operation
     opened: list[tuple[int, int]] = field(default_factory=list)  # (inode, session): after the commit
     closed: list[tuple[int, int]] = field(default_factory=list)
     abandoned: list[tuple[int, int]] = field(default_factory=list)
     checked: Container[int] = ()  # directories below which the user may remove everything
     made: int = 0  # new inodes
-    missing_cut: NeedCut | None = None  # this attempt must not commit before chunks were removed
+    pending_truncate: RetryAfterTruncate | None = None  # chunks must be removed before this attempt commits
     last_directory: Inode | None = None  # that was looked up; nobody changes it
     touched: int = 0  # the directory whose entry time was stored last
     older: set[int] = field(default_factory=set)  # inodes that are stored with a `change` of an earlier boot
@@ -127,7 +127,7 @@ class Work:
             raise NotFound("no such inode", inode=inode)
         return self._known(value)
 
-    def take(self, inode: int) -> Inode:
+    def get_for_update(self, inode: int) -> Inode:
         """The inode as stored, to be changed: the commit fails if somebody else changes it.
 
         Raises: NotFound.
@@ -140,8 +140,8 @@ class Work:
     def _known(self, value: bytes) -> Inode:
         """The inode with a `change` that no client can know of a state which was lost with power."""
         inode = schema.decode_inode(value)
-        if inode.change < self.scene.removal_clock.first_change:
-            inode.change = self.scene.removal_clock.first_change
+        if inode.change < self.shared.removal_clock.first_change:
+            inode.change = self.shared.removal_clock.first_change
             self.older.add(inode.id)
         return inode
 
@@ -161,12 +161,12 @@ class Work:
         value = self.txn.get(schema.entry_key(directory, name))
         return None if value is None else schema.decode_entry(value)
 
-    def glance(self, directory: int, name: bytes) -> Entry | None:
+    def peek(self, directory: int, name: bytes) -> Entry | None:
         """As `entry`, but it may change before the commit."""
         value = self.txn.snapshot_get(schema.entry_key(directory, name))
         return None if value is None else schema.decode_entry(value)
 
-    def guard(self, directory: int, name: bytes) -> None:
+    def add_read_conflict(self, directory: int, name: bytes) -> None:
         """The commit fails if what was glanced at has changed."""
         self.txn.add_read_conflict(schema.entry_key(directory, name))
 
@@ -192,7 +192,7 @@ class Work:
         stored = self.txn.snapshot_get(schema.inode_key(inode))
         assert stored is not None, "it was found, or has been stored"
         if inode in self.older:  # of a field that is there twice the last one counts
-            stored += Inode(change=self.scene.removal_clock.first_change).SerializeToString()
+            stored += Inode(change=self.shared.removal_clock.first_change).SerializeToString()
         return stored
 
     def others_write(self, inode: int) -> bool:
@@ -212,9 +212,9 @@ class Work:
         return value is not None and schema.decode_session(value).client == self.client
 
     def pause(self, inode: Inode) -> None:
-        """Raises: NeedPause while a truncation other than this operation's own is in progress."""
-        if inode.id in self.scene.cutting and inode.id not in self.cuts:
-            raise NeedPause(inode.id)
+        """Raises: RetryAfterWait while a truncation other than this operation's own is in progress."""
+        if inode.id in self.shared.truncating and inode.id not in self.intents:
+            raise RetryAfterWait(inode.id)
 
     # Writing.
 
@@ -270,8 +270,8 @@ class Work:
 
     def reserve_content(self, inode: Inode) -> Spare:
         """Adds a new content for the bytes of an inline file; it is garbage until the file claims it."""
-        content = self.scene.contents.take()
-        reserved_ms = self.scene.removal_clock.now_ms()
+        content = self.shared.contents.take()
+        reserved_ms = self.shared.removal_clock.now_ms()
         self.txn.put(
             schema.garbage_key(reserved_ms, content), schema.encode_spare(inode, content, self.now_ms)
         )
@@ -292,13 +292,13 @@ class Work:
     def leave_orphan(self, inode: Inode) -> None:
         """Leaves an inode that has lost its last name to the collector."""
         assert not inode.link_count, "it has a name"
-        self.txn.put(schema.orphan_key(self.scene.removal_clock.now_ms(), inode.id), b"")
+        self.txn.put(schema.orphan_key(self.shared.removal_clock.now_ms(), inode.id), b"")
 
     def discard_content(self, inode: Inode, *, length: int) -> None:
         """Leaves the chunks of the inode's content, all below `length`, to the collector."""
         assert inode.type == REGULAR, "only regular files have content"
         self.txn.put(
-            schema.garbage_key(self.scene.removal_clock.now_ms(), inode.content),
+            schema.garbage_key(self.shared.removal_clock.now_ms(), inode.content),
             schema.encode_garbage(inode, self.now_ms, length=length),
         )
 
@@ -317,13 +317,12 @@ __all__ = [
     "DIRECTORY_LINKS",
     "NS_PER_MS",
     "Measured",
-    "Need",
-    "NeedCheck",
-    "NeedCut",
-    "NeedIds",
-    "NeedLength",
-    "NeedPause",
-    "Scene",
-    "Work",
+    "OperationContext",
+    "RetryAfterCheck",
+    "RetryAfterMeasure",
+    "RetryAfterTruncate",
+    "RetryAfterWait",
+    "RetryLater",
+    "SharedState",
     "complete_directory",
 ]

@@ -25,7 +25,7 @@ LIST_S = 60.0
 CALL_S = 10.0  # everything asked here is answered from memory, but the machine may be overloaded
 
 
-class Manager:
+class MgmtdClient:
     """An administrator's connection to a cluster."""
 
     def __init__(self, address: str, clients: RpcClients) -> None:
@@ -34,7 +34,7 @@ class Manager:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, cluster: Cluster) -> AsyncIterator["Manager"]:
+    async def connect(cls, cluster: Cluster) -> AsyncIterator["MgmtdClient"]:
         """A connection to the cluster, as a member of it."""
         async with RpcClients(mint(cluster.secret(), role=SERVICE)) as clients:
             yield cls(cluster.mgmtd_grpc, clients)
@@ -218,4 +218,4 @@ def _state(chain: pb.Chain) -> str:
     return "syncing" if pb.SYNCING in states else "degraded"
 
 
-__all__ = ["Manager", "address_of", "describe_chain", "describe_chains", "node_address", "serving_node"]
+__all__ = ["MgmtdClient", "address_of", "describe_chain", "describe_chains", "node_address", "serving_node"]
