@@ -3,7 +3,9 @@
     schema       keys and values in the key-value store (drawn in docs/formats.md)
     layout       which chain holds which chunk of a file
     permissions  who may do what
-    context      one attempt at one operation: its transaction, its caller, its effects
+    verbs        one row a verb: its method, its function, how it is run and recorded
+    context      one request, and one attempt at it: its transaction, its caller, its effects
+    retry        why an attempt ends without an outcome
     resolve      from a path to an inode
     operations/  one verb a file: functions of a transaction, without waiting
     sessions     who has which file open: writers (stored), readers (in memory)
@@ -14,13 +16,13 @@
     removal_*    clock: the age of what was removed; queue: its records, each read once
     dump         all of the namespace as of one moment
     load*        load: an empty namespace filled from a dump; checks: what each record must be
-    inode_counter  how many inodes there are
+    inode_counter how many inodes there are
     allocator    inode and content ids, never used twice
     cluster      routing, heartbeats and clients, from the cluster manager
     execution    one request, over all attempts at it; its record
     replies      what is in replies
     service      the handlers of `service Meta`
-    bootstrap    puts a service together over a store
+    dependencies what a service is made of; bootstrap puts it together over a store
     control      storage nodes over gRPC; fake_control, their fake
 
 Everything durable is in the key-value store. In memory there is only what can be made again: read holds

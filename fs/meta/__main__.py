@@ -25,7 +25,7 @@ from .bootstrap import build, format_store, raise_generation
 from .cluster import Cluster, RoutingTable, describe
 from .collector import Collector
 from .control import GrpcControl
-from .execution import Dependencies
+from .dependencies import Dependencies
 from .layout import Placer
 
 log: Final = logging.getLogger("luciola.meta")

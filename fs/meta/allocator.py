@@ -9,6 +9,7 @@ from typing import Final
 from ..clock import Clock
 from ..kv import Durability, Engine, Transaction, run
 from . import schema
+from .retry import RetryAfterRefill
 
 RANGE: Final = 65_536  # at 10,000 creates a second one sync in six seconds
 LOW: Final = RANGE // 2  # when the next range is fetched in the background
@@ -16,14 +17,6 @@ LOW: Final = RANGE // 2  # when the next range is fetched in the background
 INODES: Final = b"i"
 CONTENTS: Final = b"c"
 FIRST_ID: Final = 16  # below are ids with a meaning: 0 none, 1 the root
-
-
-class RetryAfterRefill(Exception):
-    """No reserved id is left; `refill` and try again."""
-
-    def __init__(self, allocator: "Allocator") -> None:
-        super().__init__()
-        self.allocator = allocator
 
 
 class Allocator:
@@ -52,7 +45,7 @@ class Allocator:
         """Return a new id. Raises: RetryAfterRefill."""
         if self._next == self._end:
             if not self._reserve:
-                raise RetryAfterRefill(self)
+                raise RetryAfterRefill(self.refill)
             self._next, self._end = self._reserve.pop(0)
         number = self._next
         self._next += 1
@@ -96,4 +89,4 @@ class Allocator:
             self._reserve.append((first, end))
 
 
-__all__ = ["CONTENTS", "FIRST_ID", "INODES", "LOW", "RANGE", "Allocator", "RetryAfterRefill"]
+__all__ = ["CONTENTS", "FIRST_ID", "INODES", "LOW", "RANGE", "Allocator"]

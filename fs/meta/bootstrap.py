@@ -13,8 +13,8 @@ from . import schema
 from .allocator import CONTENTS, INODES, Allocator
 from .collector import Collector, Membership
 from .context import DIRECTORY_LINKS, SharedState
+from .dependencies import Dependencies
 from .dump import Dumps
-from .execution import Dependencies
 from .inode_counter import InodeCounter
 from .layout import Placer
 from .lengths import Lengths

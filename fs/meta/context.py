@@ -1,19 +1,14 @@
-"""One attempt at one operation: its transaction, its caller, and what must happen after the commit.
+"""One request, and one attempt at it: the transaction, the caller, and what must happen after the commit.
 
-Operations are functions of an `OperationContext` and a request that never wait. Where one cannot continue until
-something outside the store has happened, it raises a `RetryLater`; `execution.Execution` sees to that, and runs the
-operation again from the start:
-
-    RetryAfterRefill     ids must be reserved (allocator)
-    RetryAfterMeasure    the chains must be asked for the length of a file
-    RetryAfterTruncate   chunks must be removed from the chains before the operation commits
-    RetryAfterWait       a truncation of this inode is in progress
-    RetryAfterCheck      a tree must be walked, which takes longer than other requests may wait
+Operations are functions of an `OperationContext` and the request's message that never wait (`retry` says how one that
+would have to wait ends).
 """
 
 from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from google.protobuf.message import Message
 
 from ..config import MetaConfig
 from ..errors import InvalidArgument, NotADirectory, NotFound
@@ -26,6 +21,8 @@ from .layout import Placer
 from .permissions import User
 from .removal_clock import RemovalClock
 from .replies import AnyInodeReply, of_inode
+from .requests import ClientRequests
+from .retry import RetryAfterTruncate, RetryAfterWait
 from .schema import Entry, TruncateIntent
 from .sessions import SESSIONS_MAX
 
@@ -33,37 +30,7 @@ DIRECTORY_LINKS: Final = 2  # its name, and its own "."
 NS_PER_MS: Final = 1_000_000
 EMFILE: Final = 24
 
-
-class RetryLater(Exception):
-    """The operation cannot go on before something has happened outside the store."""
-
-    def __init__(self, inode: int) -> None:
-        super().__init__(inode)
-        self.inode = inode
-
-
-class RetryAfterMeasure(RetryLater):
-    """The chains must be asked how long this file is, with the content that this operation gives it."""
-
-    def __init__(self, file: Inode) -> None:
-        super().__init__(file.id)
-        self.file = file
-
-
-class RetryAfterWait(RetryLater):
-    """A truncation of this file is in progress."""
-
-
-class RetryAfterTruncate(RetryLater):
-    """Chunks of this file beyond `length` must be removed first."""
-
-    def __init__(self, inode: int, length: int) -> None:
-        super().__init__(inode)
-        self.length = length
-
-
-class RetryAfterCheck(RetryLater):
-    """The user must be permitted to remove all that is below this directory."""
+Body_co = TypeVar("Body_co", bound=Message, covariant=True)
 
 
 class Measured(NamedTuple):
@@ -76,7 +43,7 @@ class Measured(NamedTuple):
 
 @dataclass(slots=True)
 class SharedState:
-    """What operations find around them and share."""
+    """What all operations of a service share."""
 
     config: MetaConfig
     placer: Placer
@@ -87,27 +54,68 @@ class SharedState:
 
 
 @dataclass(slots=True)
-class OperationContext:
-    """One attempt. `now_ns` and `session` are the same in every attempt at one operation."""
+class Request(Generic[Body_co]):
+    """One request, over all attempts at it."""
 
-    shared: SharedState
-    txn: Transaction
+    message: Body_co
     user: User
     client: int
-    now_ns: int
+    sequence: int = 0  # 0: the client has not numbered it
+    is_recorded: bool = False  # the reply is recorded with the operation, if the request is numbered
+    client_requests: ClientRequests | None = None  # of a numbered request's client
     session: int = 0  # for a file that is opened for writing
-    sessions_max: bool = False  # the client has as many of them open as it may
     measured: dict[int, Measured] = field(default_factory=dict)
-    intents: dict[int, TruncateIntent] = field(default_factory=dict)  # carried out by this operation
-    opened: list[tuple[int, int]] = field(default_factory=list)  # (inode, session): after the commit
-    closed: list[tuple[int, int]] = field(default_factory=list)
-    abandoned: list[tuple[int, int]] = field(default_factory=list)
-    checked: Container[int] = ()  # directories below which the user may remove everything
-    made: int = 0  # new inodes
-    pending_truncate: RetryAfterTruncate | None = None  # chunks must be removed before this attempt commits
-    last_directory: Inode | None = None  # that was looked up; nobody changes it
-    touched: int = 0  # the directory whose entry time was stored last
-    older: set[int] = field(default_factory=set)  # inodes that are stored with a `change` of an earlier boot
+    intents: dict[int, TruncateIntent] = field(default_factory=dict)  # carried out for this request
+    checked: set[int] = field(default_factory=set)  # directories below which the user may remove everything
+    uncertain: set[int] = field(default_factory=set)  # inodes whose sessions a commit may have changed
+    uncertain_inodes: int = 0  # new inodes of a commit whose outcome was unknown
+
+
+class OperationContext:
+    """One attempt at one operation. The fields after `now_ns` are what the operation asks for after its commit."""
+
+    __slots__ = (
+        "abandoned",
+        "closed",
+        "last_directory",
+        "new_inodes",
+        "now_ns",
+        "older",
+        "opened",
+        "pending_truncate",
+        "request",
+        "sessions_max",
+        "shared",
+        "touched",
+        "txn",
+        "user",
+    )
+
+    def __init__(
+        self,
+        shared: SharedState,
+        txn: Transaction,
+        request: Request[Message],
+        *,
+        now_ns: int,
+        sessions_max: bool = False,
+    ) -> None:
+        self.shared = shared
+        self.txn = txn
+        self.request = request
+        self.user = request.user
+        self.now_ns = now_ns
+        self.sessions_max = sessions_max  # the client has as many files open for writing as it may
+        self.opened: list[tuple[int, int]] = []  # (inode, session)
+        self.closed: list[tuple[int, int]] = []
+        self.abandoned: list[tuple[int, int]] = []
+        self.new_inodes = 0
+        self.pending_truncate: RetryAfterTruncate | None = (
+            None  # must be carried out before this attempt commits
+        )
+        self.last_directory: Inode | None = None  # that was looked up, to be looked at only
+        self.touched = 0  # the directory whose entry time was stored last
+        self.older: set[int] = set()  # inodes that are stored with a `change` of an earlier boot
 
     @property
     def now_ms(self) -> int:
@@ -198,7 +206,7 @@ class OperationContext:
     def others_write(self, inode: int) -> bool:
         """Whether another client has the file open for writing; the commit fails if that changes."""
         pairs = self.txn.get_range(*schema.session_range(inode))
-        return any(schema.decode_session(value).client != self.client for _, value in pairs)
+        return any(schema.decode_session(value).client != self.request.client for _, value in pairs)
 
     def is_written(self, inode: int) -> bool:
         """Whether anybody has the file open for writing; the commit fails if that changes."""
@@ -209,11 +217,11 @@ class OperationContext:
         if not session:
             return False
         value = self.txn.get(schema.session_key(inode, session))
-        return value is not None and schema.decode_session(value).client == self.client
+        return value is not None and schema.decode_session(value).client == self.request.client
 
     def pause(self, inode: Inode) -> None:
         """Raises: RetryAfterWait while a truncation other than this operation's own is in progress."""
-        if inode.id in self.shared.truncating and inode.id not in self.intents:
+        if inode.id in self.shared.truncating and inode.id not in self.request.intents:
             raise RetryAfterWait(inode.id)
 
     # Writing.
@@ -258,15 +266,17 @@ class OperationContext:
 
     def open_session(self, inode: int) -> int:
         """Records that the caller has the file open for writing. Raises: InvalidArgument (EMFILE)."""
-        assert self.session, "the service chose a session before"
+        session = self.request.session
+        assert session, "the service has chosen a session"
         if self.sessions_max:
             raise InvalidArgument(
                 f"this client has {SESSIONS_MAX} files open for writing: close some, or use another client",
                 errno=EMFILE,
             )
-        self.txn.put(schema.session_key(inode, self.session), schema.encode_session(self.client, self.now_ms))
-        self.opened.append((inode, self.session))
-        return self.session
+        value = schema.encode_session(self.request.client, self.now_ms)
+        self.txn.put(schema.session_key(inode, session), value)
+        self.opened.append((inode, session))
+        return session
 
     def reserve_content(self, inode: Inode) -> Spare:
         """Adds a new content for the bytes of an inline file; it is garbage until the file claims it."""
@@ -315,14 +325,11 @@ def complete_directory(inode: Inode, changed: bytes | None, subdirectories: byte
 
 __all__ = [
     "DIRECTORY_LINKS",
+    "EMFILE",
     "NS_PER_MS",
     "Measured",
     "OperationContext",
-    "RetryAfterCheck",
-    "RetryAfterMeasure",
-    "RetryAfterTruncate",
-    "RetryAfterWait",
-    "RetryLater",
+    "Request",
     "SharedState",
     "complete_directory",
 ]

@@ -1,6 +1,6 @@
 """One request, over all attempts at it.
 
-The usual case is one attempt: a plain function, without a task. All else goes on in `_persist`.
+The usual case is one attempt: a plain function, without a task. All else is done in `_persist`.
 
 S1  A request with a sequence number leaves a record in the transaction that carries it out; sent again, also to a
     process that has started since, it gets the same answer and changes nothing. Once its client has settled it, it is
@@ -8,104 +8,64 @@ S1  A request with a sequence number leaves a record in the transaction that car
 S2  `Writers` is what the store holds: it changes after a commit, and is read again after a commit whose outcome was
     unknown.
 S3  A reply is sent after the commit; with `durability = "sync"`, or `durable` in the request, when it is on disk.
-S4  A small file's bytes, which lie in its inode, are told only to a caller who may read it, or has it open.
+S4  A small file's bytes, which are stored in its inode, are sent only to a caller who may read it, or has it open.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from ..clock import Clock
-from ..config import MetaConfig
 from ..errors import Busy, Conflict, Error, InvalidArgument, MaybeCommitted
-from ..kv import Engine, Transaction
+from ..kv import Transaction
 from ..wire import Identity
-from ..wire.pb import common_pb2 as lane
+from ..wire.methods import Answer, Sent
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Caller
+from ..wire.preserialized import Preserialized
 from . import schema
-from .allocator import RetryAfterRefill
-from .context import (
-    Measured,
-    OperationContext,
+from .context import OperationContext, Request
+from .dependencies import Dependencies
+from .operations.length import Overtaken
+from .operations.remove_tree import check_tree
+from .permissions import READ as MAY_READ
+from .permissions import User, may
+from .replies import StoredReply, inodes_of, without_data
+from .requests import ClientRequests
+from .retry import (
     RetryAfterCheck,
     RetryAfterMeasure,
+    RetryAfterRefill,
     RetryAfterTruncate,
     RetryAfterWait,
     RetryLater,
-    SharedState,
 )
-from .dump import Dumps
-from .inode_counter import InodeCounter
-from .lengths import Lengths
-from .load import Load
-from .operations.length import Overtaken
-from .operations.list import list_directory
-from .operations.remove_tree import check_tree
-from .permissions import READ, User, may
-from .quarantine import Quarantine
-from .replies import RECORDED, StoredReply, inodes_of, without_data
-from .requests import ClientRequests, Requests
-from .sessions import SESSIONS_MAX, Holds, Writers
-from .storage import StorageControl
-from .truncation import Truncations
+from .sessions import SESSIONS_MAX
+from .verbs import READ, RECORDED, Length, Verb
 
 log: Final = logging.getLogger("luciola.meta")
 
-R = TypeVar("R", bound=Message | StoredReply[Any])
-Operation = Callable[[OperationContext, Any], R]
+Body = TypeVar("Body", bound=Message)
+Reply = TypeVar("Reply", bound=Message)
+Attempt: TypeAlias = Callable[[Verb[Body, Reply], Request[Body]], Sent[Reply]]
 
-TRIES_MAX: Final = 16  # conflicts of one request before its caller is told
+TRIES_MAX: Final = 16  # conflicts of one request before its caller gets the error
 FIRST_WAIT_S: Final = 0.001
 LONGEST_WAIT_S: Final = 0.2
-UNRECORDED: Final = 0  # in place of a method's number: carried out twice it does no harm
 
 
-@dataclass(slots=True)
-class Call:
-    """One request, over all attempts at it."""
+class _HasCaller(Protocol):
+    """What the requests of all verbs have in common."""
 
-    operation: Callable[[OperationContext, Any], Any]
-    request: Any
-    user: User
-    client: int
-    sequence: int
-    number: int  # of the method on the lane, or UNRECORDED
-    client_requests: ClientRequests | None = None  # of a request with a sequence number
-    session: int = 0
-    measured: dict[int, Measured] = field(default_factory=dict)
-    intents: dict[int, schema.TruncateIntent] = field(default_factory=dict)
-    checked: set[int] = field(default_factory=set)  # trees that the user may remove
-    uncertain: set[int] = field(default_factory=set)  # inodes whose sessions may have changed
-    wants_length: bool = False  # rather no answer than a length that others have outgrown
-    exact: bool = False  # rather a slow answer than such a length
-    made: int = 0  # new inodes of an attempt whose outcome was unknown
+    caller: Caller
 
 
-@dataclass(slots=True)
-class Dependencies:
-    """What the service is made of."""
-
-    engine: Engine
-    clock: Clock
-    config: MetaConfig
-    shared: SharedState
-    control: StorageControl
-    lengths: Lengths
-    truncations: Truncations
-    writers: Writers
-    holds: Holds
-    requests: Requests
-    inode_counter: InodeCounter
-    quarantine: Quarantine
-    dumps: Dumps
-    load: Load
-    incarnation: int
+def caller_of(message: Message) -> Caller:
+    """Return who sends a request of a verb."""
+    return cast("_HasCaller", message).caller
 
 
 class Execution:
@@ -130,233 +90,250 @@ class Execution:
         """Raises: InvalidArgument for a request that its client has given up."""
         return self._requests.admit(caller, self._clock) if caller.sequence else None
 
-    def read(self, operation: Operation[R], request: Any, identity: Identity) -> R | Awaitable[R]:
-        caller: Caller = request.caller
-        call = Call(operation, request, User(*identity.user(caller)), caller.client, 0, UNRECORDED)
-        self.admit(caller)
-        self.count += 1
-        call.wants_length = operation is not list_directory  # which shows what is stored rather than nothing
-        call.exact = isinstance(request, pb.OpenRequest) or (
-            isinstance(request, pb.StatRequest) and request.exact
-        )
-        try:
-            reply: R = self._look(call)
-        except (RetryAfterWait, Conflict):
-            return self._persist(call, self._look)
-        return self._lengthened(call, reply)
-
-    def write(
-        self, operation: Operation[R], request: Any, identity: Identity, number: int
-    ) -> R | Awaitable[R]:
-        caller: Caller = request.caller
+    def run(self, verb: Verb[Body, Reply], message: Body, identity: Identity) -> Answer[Reply]:
+        """Carry out a request. Raises: what the operation raises, Conflict or Busy after `TRIES_MAX` attempts."""
+        caller = caller_of(message)
         user = User(*identity.user(caller))
         admitted = self.admit(caller)
-        call = Call(operation, request, user, caller.client, caller.sequence, number, admitted)
-        if number in (lane.META_CREATE, lane.META_OPEN):
-            call.wants_length = call.exact = True
-            if request.write:
-                call.session = self._random.getrandbits(63) | 1
         self.count += 1
+        mode = verb.mode_of(message)
+        if mode is READ:
+            return self._run_read(verb, Request(message, user, caller.client))
+        request = Request(message, user, caller.client, caller.sequence, mode is RECORDED, admitted)
+        if verb.opens_session(message):
+            request.session = self._random.getrandbits(63) | 1
+        return self._run_write(verb, request)
+
+    def _run_read(self, verb: Verb[Body, Reply], request: Request[Body]) -> Answer[Reply]:
         try:
-            reply: R = self._attempt(call)
+            reply = self._look(verb, request)
+        except (RetryAfterWait, Conflict):
+            return self._persist(verb, request, self._look)
+        return self._lengthened(verb, request, reply)
+
+    def _run_write(self, verb: Verb[Body, Reply], request: Request[Body]) -> Answer[Reply]:
+        try:
+            reply = self._attempt(verb, request)
         except Overtaken:
             raise
-        except (RetryAfterRefill, RetryLater, Conflict, MaybeCommitted) as reason:
-            return self._persist(call, self._attempt, reason)
+        except (RetryLater, Conflict, MaybeCommitted) as reason:
+            return self._persist(verb, request, self._attempt, reason)
         if self._shared.inodes.is_low or self._shared.contents.is_low:
             self._refill()
-        longer = self._lengthened(call, reply)
+        longer = self._lengthened(verb, request, reply)
         return self.on_disk(longer) if self._durable else longer
 
-    def _look(self, call: Call) -> Any:
+    def _look(self, verb: Verb[Body, Reply], request: Request[Body]) -> Sent[Reply]:
         self._require_open()
-        context = OperationContext(self._shared, self._engine.begin(), call.user, call.client, self._now_ns())
-        return call.operation(context, call.request)
+        context = OperationContext(self._shared, self._engine.begin(), request, now_ns=self._now_ns())
+        reply = verb.operation(context, request.message)
+        assert context.txn.is_read_only, f"{verb.method.path} is a reading verb"
+        return reply
 
-    def _attempt(self, call: Call) -> Any:
-        """One transaction. Raises a `Need`, Conflict or MaybeCommitted if it has to be done again."""
+    def _attempt(self, verb: Verb[Body, Reply], request: Request[Body]) -> Sent[Reply]:
+        """One transaction. Raises: RetryLater, Conflict, MaybeCommitted if it must be done again."""
         self._require_open()
         txn = self._engine.begin()
         try:
-            return self._attempt_in(txn, call)
+            return self._attempt_in(txn, verb, request)
         finally:
             txn.cancel()  # the reason for another attempt holds the frames of this one
 
-    def _attempt_in(self, txn: Transaction, call: Call) -> Any:
-        requests = call.client_requests
-        if requests is not None:
-            requests.check(call.sequence)
-            slot = requests.find(call.sequence)
-            record = None if slot is None else _find_record(txn, call, slot)
-            if record is not None:
-                return self._answer_again(call, record)
+    def _attempt_in(self, txn: Transaction, verb: Verb[Body, Reply], request: Request[Body]) -> Sent[Reply]:
+        record = _find_record(txn, request)
+        if record is not None:
+            return self._answer_again(verb, request, record)
         context = OperationContext(
             self._shared,
             txn,
-            call.user,
-            call.client,
-            self._now_ns(),
-            call.session,
+            request,
+            now_ns=self._now_ns(),
             # Once chunks were removed for it, the operation is not refused any more.
-            bool(call.session) and not call.intents and self._writers.count_of(call.client) >= SESSIONS_MAX,
-            call.measured,
-            call.intents,
-            checked=call.checked,
+            sessions_max=bool(request.session)
+            and not request.intents
+            and self._writers.count_of(request.client) >= SESSIONS_MAX,
         )
-        reply = call.operation(context, call.request)
+        reply = verb.operation(context, request.message)
         if context.pending_truncate is not None:
             raise context.pending_truncate
-        dropped = () if requests is None or not call.number else _record(txn, call, requests, reply)
+        dropped = _record(txn, verb, request, reply) if request.is_recorded else ()
         try:
             txn.commit()
         except MaybeCommitted:
-            call.uncertain.update(inode for inode, _ in (*context.opened, *context.closed))
-            call.made = context.made
+            request.uncertain.update(inode for inode, _ in (*context.opened, *context.closed))
+            request.uncertain_inodes = context.new_inodes
             raise
-        if dropped and requests is not None:
-            requests.dropped(dropped)
+        self._committed(context, dropped)
+        return reply
+
+    def _committed(self, context: OperationContext, dropped: Sequence[int]) -> None:
+        """What is in memory follows what was stored (S2)."""
+        client = context.request.client
+        if dropped and context.request.client_requests is not None:
+            context.request.client_requests.dropped(dropped)
         for inode, session in context.opened:
-            self._writers.add(inode, session, call.client)
+            self._writers.add(inode, session, client)
         for inode, session in context.closed:
             self._writers.remove(inode, session)
         for inode, session in context.abandoned:
             self._writers.abandon(inode, session)
-        if context.made:
-            self._inode_counter.added(context.made)
-        return reply
+        if context.new_inodes:
+            self._inode_counter.added(context.new_inodes)
 
-    def _answer_again(self, call: Call, record: schema.Record) -> Any:
+    def _answer_again(self, verb: Verb[Body, Reply], request: Request[Body], record: schema.Record) -> Reply:
         """The answer that this request got before; inodes as they are now, where they still exist."""
-        if record.method != call.number:
+        if record.method != verb.method.lane or not request.is_recorded:
             raise InvalidArgument("this sequence number was used for another request")
-        self._inode_counter.added(call.made)
-        reply = RECORDED[record.method].FromString(record.reply)
-        context = OperationContext(self._shared, self._engine.begin(), call.user, call.client, self._now_ns())
+        self._inode_counter.added(request.uncertain_inodes)
+        reply = verb.method.reply.FromString(record.reply)
+        context = OperationContext(self._shared, self._engine.begin(), request, now_ns=self._now_ns())
         for inode in inodes_of(reply):
             now = context.find(inode.id)
             if now is not None:
                 inode.CopyFrom(context.visible(now))
         return reply
 
-    async def _persist(self, call: Call, attempt: Callable[[Call], R], reason: Exception | None = None) -> R:
-        """Goes on until the operation is carried out or refused."""
+    async def _persist(
+        self,
+        verb: Verb[Body, Reply],
+        request: Request[Body],
+        attempt: Attempt[Body, Reply],
+        reason: Exception | None = None,
+    ) -> Sent[Reply]:
+        """Try again until the operation is carried out or refused."""
         try:
-            reply = await self._try_again(call, attempt, reason)
+            reply = await self._try_again(verb, request, attempt, reason)
         finally:
-            for inode in call.uncertain:
+            for inode in request.uncertain:
                 self._writers.reload(self._engine, inode)
         if self._durable:
             await self._engine.sync()
-        longer = self._lengthened(call, reply)
+        longer = self._lengthened(verb, request, reply)
         return await longer if isinstance(longer, Awaitable) else longer
 
-    async def _try_again(self, call: Call, attempt: Callable[[Call], R], reason: Exception | None) -> R:
+    async def _try_again(
+        self,
+        verb: Verb[Body, Reply],
+        request: Request[Body],
+        attempt: Attempt[Body, Reply],
+        reason: Exception | None,
+    ) -> Sent[Reply]:
         for tries in range(1, TRIES_MAX + 1):
             if isinstance(reason, RetryAfterTruncate):
-                reason, reply = await self._attempt_after_cut(call, attempt, reason)
+                reason, reply = await self._attempt_after_truncate(verb, request, attempt, reason)
                 if reply is not None:
                     return reply
                 continue
             if reason is not None:
-                await self._satisfy(call, reason, tries)
+                await self._satisfy(request, reason, tries)
             try:
-                return attempt(call)
+                return attempt(verb, request)
             except Overtaken:
                 raise
-            except (RetryAfterRefill, RetryLater, Conflict, MaybeCommitted) as again:
+            except (RetryLater, Conflict, MaybeCommitted) as again:
                 reason = again
         if isinstance(reason, Error):
             raise reason
-        raise Busy("the file is changing all the time")
+        raise Busy(f"the file changed during each of {TRIES_MAX} attempts; try again")
 
-    async def _attempt_after_cut(
-        self, call: Call, attempt: Callable[[Call], R], need: RetryAfterTruncate
-    ) -> tuple[Exception | None, R | None]:
-        """Removes chunks, then tries while nobody else may touch the file; why it failed, or the reply."""
-        async with self._dependencies.truncations.truncate(need.inode, need.length) as intent:
+    async def _attempt_after_truncate(
+        self,
+        verb: Verb[Body, Reply],
+        request: Request[Body],
+        attempt: Attempt[Body, Reply],
+        reason: RetryAfterTruncate,
+    ) -> tuple[Exception | None, Sent[Reply] | None]:
+        """Remove chunks, then try while no other request may touch the file; why it failed, or the reply."""
+        async with self._dependencies.truncations.truncate(reason.inode, reason.length) as intent:
             if intent is not None:
-                call.intents[need.inode] = intent
+                request.intents[reason.inode] = intent
             try:
                 for tries in range(1, TRIES_MAX + 1):
                     try:
-                        return None, attempt(call)
+                        return None, attempt(verb, request)
                     except Overtaken:
                         raise
                     except (Conflict, MaybeCommitted) as again:
                         if tries == TRIES_MAX:
                             raise
-                        await self._satisfy(call, again, tries)
-                    except (RetryAfterRefill, RetryLater) as again:
+                        await self._satisfy(request, again, tries)
+                    except RetryLater as again:
                         return again, None
             finally:
-                call.intents.pop(need.inode, None)
+                request.intents.pop(reason.inode, None)
         raise AssertionError("the loop returns or raises")
 
-    async def _satisfy(self, call: Call, reason: Exception, tries: int) -> None:
+    async def _satisfy(self, request: Request[Message], reason: Exception, tries: int) -> None:
         match reason:
             case RetryAfterRefill():
-                await reason.allocator.refill()
+                await reason.refill()
             case RetryAfterMeasure():
-                call.measured[reason.inode] = await self._dependencies.lengths.measure(reason.file)
+                request.measured[reason.file.id] = await self._dependencies.lengths.measure(reason.file)
             case RetryAfterWait():
                 await self._dependencies.truncations.wait(reason.inode)
             case RetryAfterCheck():
-                await check_tree(self._engine, call.user, reason.inode)
-                call.checked.add(reason.inode)
+                await check_tree(self._engine, request.user, reason.inode)
+                request.checked.add(reason.inode)
             case _:
+                assert isinstance(reason, (Conflict, MaybeCommitted)), "every RetryLater has its case"
                 longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries)
                 await self._clock.sleep(self._random.uniform(longest_s / 2, longest_s))
 
     # After the operation.
 
-    def _lengthened(self, call: Call, reply: R) -> R | Coroutine[Any, Any, R]:
+    def _lengthened(
+        self, verb: Verb[Body, Reply], request: Request[Body], reply: Sent[Reply]
+    ) -> Answer[Reply]:
         """Mark files that other clients are writing, and give those in chunks the length that the chains report."""
-        user, writers = call.user, self._writers
+        user, writers = request.user, self._writers
         if isinstance(reply, StoredReply):  # nearly always this is what its caller gets
-            is_written = writers.count and writers.have_other(reply.inodes, call.client)
+            is_written = writers.count and writers.have_other(reply.inodes, request.client)
             if not is_written and not (user.uid and reply.has_data):
                 return reply
-            reply = cast("R", reply.message())
+            reply = cast("Reply", reply.message())
+        assert isinstance(reply, Message), f"{verb.method.path} replies with a message or a StoredReply"
         if user.uid:
-            self._withhold(call, reply)
+            self._withhold(request, reply)
         if not writers.count:
             return reply
-        written = [inode for inode in inodes_of(reply) if writers.has_other(inode.id, call.client)]
+        written = [inode for inode in inodes_of(reply) if writers.has_other(inode.id, request.client)]
         for inode in written:
             inode.others_write = True
         chunked = [inode for inode in written if inode.type == pb.REGULAR and not inode.is_inline]
-        return self._ask_lengths(call, reply, chunked) if chunked else reply
+        if not chunked:
+            return reply
+        return self._ask_lengths(verb.length_of(request.message), reply, chunked)
 
-    async def _ask_lengths(self, call: Call, reply: R, written: Sequence[pb.Inode]) -> R:
-        ask = self._dependencies.lengths.exact if call.exact else self._dependencies.lengths.recent
-        lengths = await asyncio.gather(*(ask(inode) for inode in written), return_exceptions=True)
-        for inode, length in zip(written, lengths, strict=True):
+    async def _ask_lengths(self, wanted: Length, reply: Reply, written: Sequence[pb.Inode]) -> Reply:
+        lengths = self._dependencies.lengths
+        ask = lengths.exact if wanted is Length.EXACT else lengths.recent
+        found = await asyncio.gather(*(ask(inode) for inode in written), return_exceptions=True)
+        for inode, length in zip(written, found, strict=True):
             if isinstance(length, int):
                 inode.length = max(inode.length, length)
-            elif not isinstance(length, Error) or call.wants_length:
+            elif not isinstance(length, Error) or wanted is not Length.BEST_EFFORT:
                 raise length
         return reply
 
-    def _withhold(self, call: Call, reply: object) -> None:
-        """S4: takes out the bytes of small files that the caller may not read. Listings bring none."""
+    def _withhold(self, request: Request[Message], reply: object) -> None:
+        """S4: take out the bytes of small files that the caller may not read. Listings bring none."""
         for inode in inodes_of(reply):
-            if inode.inline_data and not may(call.user, inode, READ) and not self._has_open(call, inode.id):
+            is_readable = not inode.inline_data or may(request.user, inode, MAY_READ)
+            if not is_readable and not self._has_open(request.client, inode.id):
                 inode.ClearField("inline_data")
                 inode.bytes_withheld = True
 
-    def _has_open(self, call: Call, inode: int) -> bool:
-        return self._dependencies.holds.has(inode, call.client) or self._writers.has(inode, call.client)
+    def _has_open(self, client: int, inode: int) -> bool:
+        return self._dependencies.holds.has(inode, client) or self._writers.has(inode, client)
 
-    def on_disk(self, reply: Any) -> Awaitable[Any]:
-        async def wait() -> Any:
-            answered = reply if isinstance(reply, (Message, StoredReply)) else await reply
-            await self._engine.sync()
-            return answered
-
-        return wait()
+    async def on_disk(self, reply: Answer[Reply]) -> Sent[Reply]:
+        """Return the reply when all that was committed until it was known survives power loss."""
+        answered = reply if isinstance(reply, (Message, Preserialized)) else await reply
+        await self._engine.sync()
+        return answered
 
     def _now_ns(self) -> int:
-        """Grows with every attempt, so that times and `change` of directories do."""
+        """Return the time; it grows with every attempt, so that times and `change` of directories do."""
         now_ns = self._clock.unix_ns()
         if now_ns <= self._last_ns:
             now_ns = self._last_ns + 1
@@ -364,7 +341,7 @@ class Execution:
         return now_ns
 
     def _refill(self) -> None:
-        """Fetches ids in the background, before they are missed."""
+        """Reserve ids in the background, before the last one is handed out."""
         if self._background:
             return
 
@@ -373,30 +350,41 @@ class Execution:
                 await self._shared.inodes.refill()
                 await self._shared.contents.refill()
             except Error as error:
-                log.warning("ids cannot be reserved now: %s", error)
+                log.warning("reserving ids failed: %s; the next request that needs one tries again", error)
 
         task = asyncio.ensure_future(fetch())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
 
-def _find_record(txn: Transaction, call: Call, slot: int) -> schema.Record | None:
-    value = txn.get(schema.record_key(call.client, slot))
+def _find_record(txn: Transaction, request: Request[Message]) -> schema.Record | None:
+    """The record of an earlier attempt that was committed. Raises: InvalidArgument if the request is void."""
+    requests = request.client_requests
+    if requests is None:
+        return None
+    requests.check(request.sequence)
+    slot = requests.find(request.sequence)
+    value = None if slot is None else txn.get(schema.record_key(request.client, slot))
     if value is None:
         return None
     record = schema.decode_record(value)
     # After an attempt that failed, an older answer is there still.
-    return record if record.sequence == call.sequence else None
+    return record if record.sequence == request.sequence else None
 
 
-def _record(txn: Transaction, call: Call, requests: ClientRequests, reply: Any) -> Sequence[int]:
+def _record(
+    txn: Transaction, verb: Verb[Body, Reply], request: Request[Body], reply: Sent[Reply]
+) -> Sequence[int]:
     """Store the answer in the operation's transaction. Return the client's slots that it deletes."""
-    key = schema.record_key(call.client, requests.take(call.sequence))
-    txn.put(key, schema.encode_record(call.sequence, call.number, without_data(reply)))
+    requests = request.client_requests
+    if requests is None:
+        return ()
+    key = schema.record_key(request.client, requests.take(request.sequence))
+    txn.put(key, schema.encode_record(request.sequence, verb.method.lane, without_data(reply)))
     dropped = requests.surplus()
     for slot in dropped:
-        txn.delete(schema.record_key(call.client, slot))
+        txn.delete(schema.record_key(request.client, slot))
     return dropped
 
 
-__all__ = ["UNRECORDED", "Call", "Dependencies", "Execution", "Operation"]
+__all__ = ["Execution", "caller_of"]

@@ -24,7 +24,7 @@ from ..kv import Durability, Engine, Transaction, run
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, DumpHeader, DumpRecord, DumpTrailer, Inode, LoadState
 from . import schema
-from .allocator import FIRST_ID, Allocator, RetryAfterRefill
+from .allocator import FIRST_ID, Allocator
 from .context import DIRECTORY_LINKS
 from .dump import FORMAT, kind_of
 from .inode_counter import InodeCounter
@@ -32,6 +32,7 @@ from .layout import Placer
 from .load_checks import RecordChecks
 from .quarantine import CONTENT_MAX, Quarantine
 from .removal_clock import RemovalClock
+from .retry import RetryAfterRefill
 
 log: Final = logging.getLogger("luciola.meta")
 

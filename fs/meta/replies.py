@@ -1,43 +1,23 @@
-"""What is in replies: the types that are recorded, and the inodes they carry.
+"""Replies that carry inodes, as they are sent and as they are recorded.
 
 Most replies bring inodes as they are stored. Those are put together from the stored bytes (`StoredReply`), once for the
 record of the request and for its caller. Only where something in them is not for this caller, or not what is stored,
 are they taken apart (`execution.Execution`).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from ..errors import CorruptData
-from ..wire.pb import common_pb2 as lane
+from ..wire.methods import Sent
 from ..wire.pb import meta_pb2 as pb
-from ..wire.pb.common_pb2 import Empty
 from ..wire.preserialized import Prefixes, Preserialized
 
 Reply = TypeVar("Reply", bound=Message)
 
 INLINE_DATA_TAG: Final = b"\x82\x01"  # before Inode.inline_data, wherever a stored inode has some
-
-# By the method's number on the lane.
-RECORDED: Final[dict[int, type[Message]]] = {
-    lane.META_CREATE: pb.InodeReply,
-    lane.META_OPEN: pb.InodeReply,
-    lane.META_CLOSE: pb.CloseReply,
-    lane.META_SYNC: pb.InodeReply,
-    lane.META_MKNOD: pb.InodeReply,
-    lane.META_MKDIR: pb.InodeReply,
-    lane.META_SYMLINK: pb.InodeReply,
-    lane.META_LINK: pb.InodeReply,
-    lane.META_UNLINK: pb.InodeReply,
-    lane.META_RMDIR: Empty,
-    lane.META_RENAME: pb.RenameReply,
-    lane.META_SET_ATTR: pb.InodeReply,
-    lane.META_REMOVE_TREE: Empty,
-    lane.META_SET_XATTR: Empty,
-    lane.META_REMOVE_XATTR: Empty,
-}
 
 
 class StoredReply(Preserialized[Reply]):
@@ -81,29 +61,28 @@ def of_inode(
     return StoredReply(pb.InodeReply, encoded, (inode,), has_data=INLINE_DATA_TAG in stored)
 
 
-_INODES: Final[dict[type, Callable[[Any], Sequence[pb.Inode]]]] = {
-    pb.InodeReply: lambda reply: (reply.inode,),
-    pb.CloseReply: lambda reply: [each.inode for each in reply.results if each.HasField("inode")],
-    pb.RenameReply: lambda reply: (
-        (reply.moved, reply.replaced) if reply.HasField("replaced") else (reply.moved,)
-    ),
-    pb.ListReply: lambda reply: [each.attributes for each in reply.entries if each.HasField("attributes")],
-}
-
-
 def inodes_of(reply: object) -> Sequence[pb.Inode]:
-    """The inodes in a reply; none in one that is encoded."""
-    find = _INODES.get(type(reply))
-    return () if find is None else find(reply)
+    """Return the inodes in a reply; none in one that is preserialized."""
+    match reply:
+        case pb.InodeReply():
+            return (reply.inode,)
+        case pb.RenameReply():
+            return (reply.moved, reply.replaced) if reply.HasField("replaced") else (reply.moved,)
+        case pb.CloseReply():
+            return [each.inode for each in reply.results if each.HasField("inode")]
+        case pb.ListReply():
+            return [each.attributes for each in reply.entries if each.HasField("attributes")]
+        case _:
+            return ()
 
 
-def without_data(reply: Message | StoredReply[Any]) -> bytes:
+def without_data(reply: Sent[Reply]) -> bytes:
     """The reply as it is recorded: inline data is in the inode, and may be large."""
     if isinstance(reply, StoredReply):
         if not reply.has_data:
             return reply.SerializeToString()
         kept: Message = reply.message()
-    elif any(inode.inline_data for inode in inodes_of(reply)):
+    elif isinstance(reply, Message) and any(inode.inline_data for inode in inodes_of(reply)):
         kept = type(reply)()
         kept.CopyFrom(reply)
     else:
@@ -116,7 +95,6 @@ def without_data(reply: Message | StoredReply[Any]) -> bytes:
 __all__ = [
     "FIRST",
     "INLINE_DATA_TAG",
-    "RECORDED",
     "SECOND",
     "AnyInodeReply",
     "StoredReply",

@@ -1,48 +1,33 @@
-"""The handlers of `service Meta`: which operation answers which request, and what they are about besides.
+"""The handlers of `service Meta`.
 
-names, attributes, open files   operations/, run by `execution.Execution`
+names, attributes, open files   the rows of `verbs`, run by `execution.Execution`
 read holds                      counted here, when the reply is known
 the whole                       space, scans for fsck, dumps and loads, numbers
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 from google.protobuf.message import Message
 
 from ..errors import InvalidArgument
 from ..kv import Pair
 from ..wire import Identity
-from ..wire.pb import common_pb2 as lane
+from ..wire.methods import Answer, Meta, Sent
 from ..wire.pb import meta_pb2 as pb
-from ..wire.pb.common_pb2 import Empty
+from ..wire.pb.common_pb2 import Caller, Empty
+from ..wire.preserialized import Preserialized
 from . import schema
 from .context import EMFILE, NS_PER_MS
-from .execution import UNRECORDED, Dependencies, Execution
-from .operations.close import close, reports
-from .operations.create import create
-from .operations.link import link
-from .operations.list import list_directory
-from .operations.lookup import lookup
-from .operations.mkdir import mkdir
-from .operations.mknod import mknod
-from .operations.open import open_path
-from .operations.real_path import real_path
-from .operations.remove_tree import remove_tree
-from .operations.rename import rename
-from .operations.rmdir import rmdir
-from .operations.set_attr import set_attr
-from .operations.stat import stat
-from .operations.symlink import symlink
-from .operations.sync import reports as sync_reports
-from .operations.sync import sync
-from .operations.unlink import unlink
-from .operations.xattr import get_xattr, list_xattr, remove_xattr, set_xattr
+from .dependencies import Dependencies
+from .execution import Execution
 from .permissions import READ, User, may
 from .replies import StoredReply
 from .sessions import SESSIONS_MAX
 from .storage import Space
+from .verbs import VERBS, verb_of
 
 SPACE_FRESH_S: Final = 1.0
 # Inodes that one client may have open for reading: 100 MiB of memory here. The kernel allows a process as many files.
@@ -52,9 +37,17 @@ HOLDS_BREATH: Final = 128  # holds looked at, about a millisecond, before others
 SCAN_PAGE: Final = 1024
 COUNTED_MAX: Final = 10_000  # five milliseconds
 
+CREATE: Final = verb_of(Meta.create)
+OPEN: Final = verb_of(Meta.open)
+CLOSE: Final = verb_of(Meta.close)
+SYNC: Final = verb_of(Meta.sync)
+
 
 class MetaService:
-    """Answers requests. `bootstrap.build` puts one together."""
+    """Answers requests. `bootstrap.build` puts one together.
+
+    It has a handler for each row of `verbs`: the ones below, which do more than run the verb, and derived ones.
+    """
 
     def __init__(self, dependencies: Dependencies) -> None:
         self._dependencies = dependencies
@@ -64,98 +57,38 @@ class MetaService:
         self._writers = dependencies.writers
         self._holds = dependencies.holds
         self._space: tuple[float, Space] | None = None
+        for verb in VERBS:
+            if not hasattr(type(self), verb.method.attribute):
+                setattr(self, verb.method.attribute, partial(self._execution.run, verb))
 
-    # Reading.
+    # Open files: what a verb does besides its transaction.
 
-    def lookup(self, request: pb.LookupRequest, identity: Identity) -> Any:
-        return self._execution.read(lookup, request, identity)
-
-    def stat(self, request: pb.StatRequest, identity: Identity) -> Any:
-        return self._execution.read(stat, request, identity)
-
-    def list(self, request: pb.ListRequest, identity: Identity) -> Any:
-        return self._execution.read(list_directory, request, identity)
-
-    def real_path(self, request: pb.RealPathRequest, identity: Identity) -> Any:
-        return self._execution.read(real_path, request, identity)
-
-    def get_xattr(self, request: pb.XattrRequest, identity: Identity) -> Any:
-        return self._execution.read(get_xattr, request, identity)
-
-    def list_xattr(self, request: pb.XattrRequest, identity: Identity) -> Any:
-        return self._execution.read(list_xattr, request, identity)
-
-    # Names.
-
-    def create(self, request: pb.CreateRequest, identity: Identity) -> Any:
+    def create(self, request: pb.CreateRequest, identity: Identity) -> Answer[pb.InodeReply]:
+        """Run the verb, and count a file that is opened for reading."""
         self._limit_holds(request)
-        reply = self._execution.write(create, request, identity, lane.META_CREATE)
+        reply = self._execution.run(CREATE, request, identity)
         return self._held(reply, request) if request.read else reply
 
-    def mknod(self, request: pb.MknodRequest, identity: Identity) -> Any:
-        return self._execution.write(mknod, request, identity, lane.META_MKNOD)
-
-    def mkdir(self, request: pb.MkdirRequest, identity: Identity) -> Any:
-        return self._execution.write(mkdir, request, identity, lane.META_MKDIR)
-
-    def symlink(self, request: pb.SymlinkRequest, identity: Identity) -> Any:
-        return self._execution.write(symlink, request, identity, lane.META_SYMLINK)
-
-    def link(self, request: pb.LinkRequest, identity: Identity) -> Any:
-        return self._execution.write(link, request, identity, lane.META_LINK)
-
-    def unlink(self, request: pb.UnlinkRequest, identity: Identity) -> Any:
-        return self._execution.write(unlink, request, identity, lane.META_UNLINK)
-
-    def rmdir(self, request: pb.RmdirRequest, identity: Identity) -> Any:
-        return self._execution.write(rmdir, request, identity, lane.META_RMDIR)
-
-    def rename(self, request: pb.RenameRequest, identity: Identity) -> Any:
-        return self._execution.write(rename, request, identity, lane.META_RENAME)
-
-    def remove_tree(self, request: pb.RemoveTreeRequest, identity: Identity) -> Any:
-        return self._execution.write(remove_tree, request, identity, lane.META_REMOVE_TREE)
-
-    # Attributes.
-
-    def set_attr(self, request: pb.SetAttrRequest, identity: Identity) -> Any:
-        return self._execution.write(set_attr, request, identity, lane.META_SET_ATTR)
-
-    def set_xattr(self, request: pb.XattrRequest, identity: Identity) -> Any:
-        return self._execution.write(set_xattr, request, identity, lane.META_SET_XATTR)
-
-    def remove_xattr(self, request: pb.XattrRequest, identity: Identity) -> Any:
-        return self._execution.write(remove_xattr, request, identity, lane.META_REMOVE_XATTR)
-
-    # Open files.
-
-    def open(self, request: pb.OpenRequest, identity: Identity) -> Any:
+    def open(self, request: pb.OpenRequest, identity: Identity) -> Answer[pb.InodeReply]:
+        """As `create`."""
         self._limit_holds(request)
-        if request.write or request.truncate:
-            reply = self._execution.write(open_path, request, identity, lane.META_OPEN)
-        else:
-            reply = self._execution.read(open_path, request, identity)
+        reply = self._execution.run(OPEN, request, identity)
         return self._held(reply, request) if request.read else reply
 
-    def close(self, request: pb.CloseRequest, identity: Identity) -> Any:
-        caller = request.caller
-        if any(reports(one) for one in request.closes):
-            reply = self._execution.write(close, request, identity, lane.META_CLOSE)
-        elif any(one.session for one in request.closes):
-            reply = self._execution.write(close, request, identity, UNRECORDED)
-        else:
-            reply = self._execution.read(close, request, identity)
+    def close(self, request: pb.CloseRequest, identity: Identity) -> Answer[pb.CloseReply]:
+        """Run the verb, and release read holds."""
+        reply = self._execution.run(CLOSE, request, identity)
         released = [one.inode for one in request.closes if one.read_hold]
         if released:
-            self._holds.release(caller.client, released, caller.sequence)
+            self._holds.release(request.caller.client, released, request.caller.sequence)
         return reply
 
-    def sync(self, request: pb.SyncRequest, identity: Identity) -> Any:
-        number = lane.META_SYNC if sync_reports(request) else UNRECORDED
-        reply = self._execution.write(sync, request, identity, number)
+    def sync(self, request: pb.SyncRequest, identity: Identity) -> Answer[pb.InodeReply]:
+        """Run the verb; with `durable`, reply when all is on disk."""
+        reply = self._execution.run(SYNC, request, identity)
         return self._execution.on_disk(reply) if request.durable else reply
 
-    def hold(self, request: pb.HoldRequest, identity: Identity) -> Any:
+    def hold(self, request: pb.HoldRequest, identity: Identity) -> Answer[pb.HoldReply]:
         """Replace all that the client holds, and compare its write sessions. Raises: InvalidArgument for too many."""
         self._dependencies.load.require_open()
         user = User(*identity.user(request.caller))
@@ -207,7 +140,12 @@ class MetaService:
 
     # The whole.
 
-    def stat_fs(self, request: pb.StatFsRequest, identity: Identity) -> Any:  # noqa: ARG002, a handler
+    def stat_fs(
+        self,
+        request: pb.StatFsRequest,  # noqa: ARG002, a handler
+        identity: Identity,  # noqa: ARG002, a handler
+    ) -> Answer[pb.StatFsReply]:
+        """Space of the storage nodes, as of at most `SPACE_FRESH_S` ago."""
         known = self._space
         if known is not None and self._clock.monotonic() - known[0] <= SPACE_FRESH_S:
             return self._filled(known[1])
@@ -328,21 +266,27 @@ class MetaService:
 
     # After the operation.
 
-    def _held(self, reply: Any, request: Any) -> Any:
-        """Counts a file opened for reading, once the reply is there."""
-        if isinstance(reply, (Message, StoredReply)):
-            self._count_hold(reply, request)
+    def _held(
+        self, reply: Answer[pb.InodeReply], request: pb.CreateRequest | pb.OpenRequest
+    ) -> Answer[pb.InodeReply]:
+        """Count a file that was opened for reading, once the reply is there."""
+        if isinstance(reply, (Message, Preserialized)):
+            self._count_hold(reply, request.caller)
             return reply
-        return self._held_later(reply, request)
+        return self._held_later(reply, request.caller)
 
-    async def _held_later(self, reply: Awaitable[Any], request: Any) -> Any:
+    async def _held_later(self, reply: Awaitable[Sent[pb.InodeReply]], caller: Caller) -> Sent[pb.InodeReply]:
         answered = await reply
-        self._count_hold(answered, request)
+        self._count_hold(answered, caller)
         return answered
 
-    def _count_hold(self, reply: Any, request: Any) -> None:
-        inode = reply.inodes[0] if isinstance(reply, StoredReply) else reply.inode.id
-        self._holds.acquire(request.caller.client, inode, request.caller.sequence)
+    def _count_hold(self, reply: Sent[pb.InodeReply], caller: Caller) -> None:
+        if isinstance(reply, StoredReply):
+            inode = reply.inodes[0]
+        else:
+            assert isinstance(reply, pb.InodeReply), "an open replies with an inode"
+            inode = reply.inode.id
+        self._holds.acquire(caller.client, inode, caller.sequence)
 
     # The whole.
 

@@ -2,7 +2,7 @@
 
 A service is an object with a method of the same name in snake case for each entry of its class here:
 
-    def lookup(self, request: LookupRequest, identity: Identity) -> InodeReply | Awaitable[InodeReply]
+    def lookup(self, request: LookupRequest, identity: Identity) -> Answer[InodeReply]
     def scan_inodes(self, request: ScanRequest, identity: Identity) -> AsyncIterator[Inode]     (streams)
 
 A plain function that answers at once costs the lane no task; one that may have to wait returns an awaitable
@@ -10,7 +10,7 @@ A plain function that answers at once costs the lane no task; one that may have 
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
 
@@ -19,10 +19,17 @@ from google.protobuf.message import Message
 from .credentials import ADMIN, CLIENT, SERVICE, Identity
 from .pb import common_pb2, meta_pb2, mgmtd_pb2, storage_pb2
 from .pb.common_pb2 import Claims, Empty
+from .preserialized import Preserialized
 
 Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
-Handler: TypeAlias = Callable[[Any, Identity], Any]
+
+Sent: TypeAlias = Reply | Preserialized[Reply]
+"""A reply, or its bytes."""
+Answer: TypeAlias = Sent[Reply] | Awaitable[Sent[Reply]]
+"""What a handler returns: a reply at once, or later."""
+Handler: TypeAlias = Callable[[Any, Identity], Answer[Message] | AsyncIterator[Message]]
+"""Serves one method: its request, and who sends it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +218,13 @@ def by_lane(bound: Iterable[Bound]) -> dict[int, Bound]:
 
 __all__ = [
     "ALL",
+    "Answer",
     "Bound",
     "Handler",
     "Meta",
     "Method",
     "Mgmtd",
+    "Sent",
     "Storage",
     "bind",
     "by_lane",

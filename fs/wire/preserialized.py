@@ -1,6 +1,6 @@
-"""Replies that are put together in their wire form, from parts that were stored in it."""
+"""Replies that are serialized already: joined from stored bytes that have the wire form."""
 
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeGuard, TypeVar
 
 from google.protobuf.message import Message
 
@@ -8,7 +8,7 @@ Reply = TypeVar("Reply", bound=Message)
 
 
 class Preserialized(Generic[Reply]):
-    """The bytes of a reply, which carriers pass on as they are."""
+    """The bytes of a reply of one kind, which lane and gRPC send as they are."""
 
     __slots__ = ("_bytes", "kind")
 
@@ -20,7 +20,7 @@ class Preserialized(Generic[Reply]):
         return self._bytes
 
     def message(self) -> Reply:
-        """The reply taken apart. Raises: DecodeError."""
+        """Parse the reply. Raises: DecodeError."""
         return self.kind.FromString(self._bytes)
 
 
@@ -40,9 +40,9 @@ def _varint(number: int) -> bytes:
     return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
 
 
-def kind_of(reply: object) -> type[object]:
-    """The class of a reply, also of one that is encoded."""
-    return reply.kind if isinstance(reply, Preserialized) else type(reply)
+def is_reply(reply: object, kind: type[Reply]) -> TypeGuard[Reply | Preserialized[Reply]]:
+    """Whether `reply` is a message of this kind, or the bytes of one."""
+    return (reply.kind if isinstance(reply, Preserialized) else type(reply)) is kind
 
 
-__all__ = ["Prefixes", "Preserialized", "kind_of"]
+__all__ = ["Prefixes", "Preserialized", "is_reply"]

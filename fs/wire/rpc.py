@@ -20,7 +20,7 @@ from .addresses import format_address, parse_address
 from .credentials import Identity, Token, verify
 from .lane import DEFAULT_TIMEOUT_S
 from .methods import Bound, Method, Reply, Request
-from .preserialized import kind_of
+from .preserialized import is_reply
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ class _Doorman(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic 
 
 
 def _refusal(error: Error) -> Any:
-    async def refuse(_: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> NoReturn:
+    async def refuse(_: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> NoReturn:
         await _abort(context, error)
 
     return refuse
@@ -132,12 +132,12 @@ def _refusal(error: Error) -> Any:
 def _unary(entry: Bound, identity: Identity) -> Any:
     method = entry.method
 
-    async def serve(payload: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> bytes:
+    async def serve(payload: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
         try:
             result = entry.handler(_parse(method, payload), identity)
             if inspect.isawaitable(result):
                 result = await result
-            assert kind_of(result) is method.reply, f"{method.path} replies with {method.reply.__name__}"
+            assert is_reply(result, method.reply), f"{method.path} replies with {method.reply.__name__}"
         except Exception as error:  # noqa: BLE001 (the top of a request: whatever it is goes to the caller)
             await _abort(context, error)
         return bytes(result.SerializeToString())
@@ -148,9 +148,14 @@ def _unary(entry: Bound, identity: Identity) -> Any:
 def _stream(entry: Bound, identity: Identity) -> Any:
     method = entry.method
 
-    async def serve(payload: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[bytes]:
+    async def serve(
+        payload: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]"
+    ) -> AsyncIterator[bytes]:
         try:
-            async for item in entry.handler(_parse(method, payload), identity):
+            items = entry.handler(_parse(method, payload), identity)
+            assert isinstance(items, AsyncIterator), f"{method.path} is a stream"
+            async for item in items:
+                assert type(item) is method.reply, f"{method.path} streams {method.reply.__name__}"
                 yield bytes(item.SerializeToString())
         except Exception as error:  # noqa: BLE001 (as above)
             await _abort(context, error)
@@ -166,7 +171,7 @@ def _parse(method: Method[Any, Any], payload: bytes) -> Message:
     return message
 
 
-async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception) -> NoReturn:
+async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: Exception) -> NoReturn:
     if isinstance(error, Error):
         message = wire_errors.encode(error)
     else:
@@ -218,7 +223,7 @@ class RpcClients:
         """The reply of the service at `address`. Raises: Timeout, Unavailable, or what the service raised."""
         assert not method.streams, f"{method.path} is a stream"
         _check(method, request)
-        invoke: Any = self._channel(address).unary_unary(
+        invoke = self._channel(address).unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
@@ -240,7 +245,7 @@ class RpcClients:
         """The replies of a streaming method, as they come. Raises as `call`."""
         assert method.streams, f"{method.path} is not a stream"
         _check(method, request)
-        invoke: Any = self._channel(address).unary_stream(
+        invoke = self._channel(address).unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
@@ -294,7 +299,7 @@ class RpcClient:
         """The service's reply. Raises: Timeout, Unavailable, or what the service raised."""
         assert not method.streams, f"{method.path} is a stream"
         _check(method, request)
-        invoke: Any = self._channel.unary_unary(
+        invoke = self._channel.unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
@@ -311,7 +316,7 @@ class RpcClient:
         """The replies of a streaming method, as they come. Raises as `call`."""
         assert method.streams, f"{method.path} is not a stream"
         _check(method, request)
-        invoke: Any = self._channel.unary_stream(
+        invoke = self._channel.unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
@@ -322,7 +327,7 @@ class RpcClient:
         except grpc.RpcError as error:
             raise _error(error, self.address, timeout_s) from error
         finally:
-            call.cancel()
+            call.cancel()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Closes the channel."""

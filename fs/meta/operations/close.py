@@ -83,7 +83,7 @@ def _end_session(context: OperationContext, one: CloseOne) -> None:
     value = context.txn.get(key)
     if value is None:  # it has been closed before, or its client was taken for dead
         return
-    if schema.decode_session(value).client != context.client:
+    if schema.decode_session(value).client != context.request.client:
         raise NotFound("not this client's session", inode=one.inode)
     context.txn.delete(key)
     context.closed.append((one.inode, one.session))

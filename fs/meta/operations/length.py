@@ -23,9 +23,10 @@ from typing import Final
 from ...errors import Conflict, InvalidArgument
 from ...wire.pb.meta_pb2 import Inode, LengthHint, Spare
 from .. import schema
-from ..context import OperationContext, RetryAfterMeasure, RetryAfterTruncate
+from ..context import OperationContext
 from ..layout import length_max
 from ..permissions import after_write
+from ..retry import RetryAfterMeasure, RetryAfterTruncate
 
 EFBIG: Final = 27
 
@@ -49,7 +50,7 @@ def set_length(context: OperationContext, inode: Inode, length: int) -> None:
         _replace_content(context, inode)
     elif length < inode.length or context.is_written(inode.id):
         _require_cut(context, inode, length)
-    if inode.id in context.intents:
+    if inode.id in context.request.intents:
         context.txn.delete(schema.intent_key(inode.id))
     inode.length = length
     inode.truncate_version += 1
@@ -83,7 +84,7 @@ def _discard(context: OperationContext, inode: Inode, *, length: int) -> None:
 
 
 def _require_cut(context: OperationContext, inode: Inode, length: int) -> None:
-    intent = context.intents.get(inode.id)
+    intent = context.request.intents.get(inode.id)
     if intent is None or intent.content != inode.content or intent.length != length:
         context.pending_truncate = RetryAfterTruncate(inode.id, length)
 
@@ -97,7 +98,7 @@ def absorb_length(context: OperationContext, inode: Inode, hint: LengthHint, *, 
         require_length(inode, hint.length)
         inode.length = max(inode.length, hint.length)
         return
-    measured = context.measured.get(inode.id)
+    measured = context.request.measured.get(inode.id)
     known = (inode.content, inode.truncate_version)
     if measured is None or (measured.content, measured.truncate_version) != known:
         raise RetryAfterMeasure(inode)

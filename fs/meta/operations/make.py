@@ -82,7 +82,7 @@ def new_directory(
 def attach(context: OperationContext, directory: Inode, name: bytes, inode: Inode) -> None:
     """Stores a new inode and gives it its name."""
     context.put(inode)
-    context.made += 1
+    context.new_inodes += 1
     context.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=inode.id))
     if inode.type == DIRECTORY:
         context.count_subdirectories(directory.id, +1)

@@ -11,9 +11,10 @@ from ...kv import Engine, Transaction
 from ...wire.pb.common_pb2 import Empty
 from ...wire.pb.meta_pb2 import DIRECTORY, RemoveTreeRequest
 from .. import schema
-from ..context import OperationContext, RetryAfterCheck
+from ..context import OperationContext
 from ..permissions import EXECUTE, READ, WRITE, User, require, require_removal
 from ..resolve import EBUSY, locate
+from ..retry import RetryAfterCheck
 from .detach import drop, victim
 
 DIRECTORIES_MAX: Final = 10_000  # looked at before a tree is removed for a user who is not root
@@ -34,7 +35,7 @@ def remove_tree(context: OperationContext, request: RemoveTreeRequest) -> Empty:
             raise InvalidArgument("the root cannot be removed", errno=EBUSY)
         raise InvalidArgument("a name is needed to remove a tree")
     inode = victim(context, place)
-    if inode.type == DIRECTORY and context.user.uid != 0 and inode.id not in context.checked:
+    if inode.type == DIRECTORY and context.user.uid != 0 and inode.id not in context.request.checked:
         raise RetryAfterCheck(inode.id)
     drop(context, place, inode)
     return Empty()

@@ -29,7 +29,7 @@ from .. import handshake
 from ..addresses import format_address
 from ..credentials import Identity
 from ..methods import Bound, Method, by_lane
-from ..preserialized import Preserialized, kind_of
+from ..preserialized import Preserialized, is_reply
 from ..slow_requests import PendingRequests
 from .frames import FAILED, FRAME_BYTES_MAX, HEADER, REPLY, keep_alive, socket_name
 
@@ -291,7 +291,7 @@ class _ServerConnection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 (the top of a request: whatever it is goes to the caller)
             _append_error(replies, number, request, error)
             return
-        if kind_of(result) is method.reply:
+        if is_reply(result, method.reply):
             _append_reply(replies, number, request, result)
             return
         if not inspect.isawaitable(result):
@@ -318,11 +318,11 @@ class _ServerConnection(asyncio.Protocol):
             _append_error(replies, number, request, Unavailable("the service is stopping"))
         elif (error := future.exception()) is not None:
             _append_error(replies, number, request, error)
-        elif kind_of(reply := future.result()) is not method.reply:
+        elif is_reply(reply := future.result(), method.reply):
+            _append_reply(replies, number, request, reply)
+        else:
             mistake = AssertionError(f"{method.path} replied with {type(reply).__name__}")
             _append_error(replies, number, request, mistake)
-        else:
-            _append_reply(replies, number, request, reply)
         self._flush(replies)
         if self._paused and self.in_flight <= IN_FLIGHT_MAX // 2 and self._held_bytes <= HELD_BYTES_MAX // 2:
             self._resume()

@@ -8,7 +8,7 @@ from luciola.errors import Error
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
 from luciola.meta import schema
-from luciola.meta.context import OperationContext
+from luciola.meta.context import OperationContext, Request
 from luciola.meta.operations.create import create
 from luciola.meta.operations.mkdir import mkdir
 from luciola.meta.operations.rename import rename
@@ -33,8 +33,9 @@ READY = [scenario for scenario in MEETING if scenario.name != "truncate" and "xa
 
 def attempt(world, operation, request):
     """One transaction of an operation, carried out but not committed."""
+    asked = Request(request, User(0, 0, ()), 1, session=99)
     context = OperationContext(
-        world.dependencies.shared, world.engine.begin(), User(0, 0, ()), 1, world.clock.unix_ns(), session=99
+        world.dependencies.shared, world.engine.begin(), asked, now_ns=world.clock.unix_ns()
     )
     operation(context, request)
     return context.txn
