@@ -11,7 +11,7 @@ INTERRUPTED = 130  # what a shell shows of a program that SIGINT ended
 
 
 def main() -> NoReturn:
-    """Loads the command line and runs it."""
+    """Load the command line and run it."""
     # A shell starts what runs in its background with SIGINT ignored, and that stays so.
     waits = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if waits:

@@ -1,7 +1,7 @@
 """Time as a dependency: services take a `Clock`, tests hand them one they turn by hand.
 
 Promises between machines (leases, timeouts of sessions, moments from which a request is void) are measured on the boot
-clock, which goes on while a machine is suspended. CLOCK_MONOTONIC stands still then, and a promise would last longer
+clock, which runs while a machine is suspended. CLOCK_MONOTONIC stands still then, and a promise would last longer
 here than where it was made. Waits of one process (`sleep`, the event loop) may stand still: they end later, never
 earlier, and what is decided after them looks at the boot clock.
 """
@@ -73,7 +73,7 @@ class ManualClock:
         return 1_700_000_000_000_000_000 + int(self._now_s * 1e9)
 
     def advance(self, duration_s: float) -> None:
-        """Moves time forward and wakes whoever has slept long enough."""
+        """Move time forward and wake the sleepers whose time has come."""
         assert duration_s >= 0, "time does not go back"
         self._now_s += duration_s
         due = [future for at, future in self._sleepers if at <= self._now_s]

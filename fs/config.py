@@ -112,7 +112,7 @@ class MountConfig:
     read_ahead_bytes: int = 4 * MIB  # by the kernel: four requests in flight for a sequential reader
     consistency: str = "close-to-open"  # or "strict": no kernel page cache
     allow_other: bool = True
-    grace_ms: int = 10_000  # after an unmount, how long programs that still use the mount may go on
+    grace_ms: int = 10_000  # after an unmount, how long programs that still use the mount may continue
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
 
 
 def rdma_options(config: StorageConfig | ClientConfig) -> RdmaOptions:
-    """What the native module is told about RDMA."""
+    """Return the RDMA options as the native module takes them."""
     index = config.rdma_gid_index
     return {
         "transport": config.transport,
@@ -199,7 +199,7 @@ def rdma_options(config: StorageConfig | ClientConfig) -> RdmaOptions:
 
 
 def load(path: Path) -> ClusterConfig:
-    """The configuration in the TOML file at `path`.
+    """Return the configuration in the TOML file at `path`.
 
     Raises: ConfigError naming the file, and the key by its full path.
     """
@@ -211,7 +211,7 @@ def load(path: Path) -> ClusterConfig:
 
 
 def read_text(path: Path) -> str:
-    """The text of a configuration file, unread. Raises: ConfigError."""
+    """Return the text of a configuration file, unread. Raises: ConfigError."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -223,7 +223,7 @@ def read_text(path: Path) -> str:
 
 
 def loads(text: str) -> ClusterConfig:
-    """The configuration in TOML `text`. Raises: ConfigError."""
+    """Return the configuration in TOML `text`. Raises: ConfigError."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -232,7 +232,7 @@ def loads(text: str) -> ClusterConfig:
 
 
 def from_table(cls: type[T], table: dict[str, Any], *, where: str) -> T:
-    """An instance of dataclass `cls` from a TOML table; `where` is the table's path for messages."""
+    """Return an instance of dataclass `cls` from a TOML table; `where` is the table's path for messages."""
     assert is_dataclass(cls), "configuration is made of dataclasses"
     hints = typing.get_type_hints(cls)
     known = {entry.name for entry in fields(cls)}

@@ -190,7 +190,7 @@ CLASSES: dict[str, type[Error]] = {
 
 
 def from_code(code: str, message: str, *, errno: int = 0, **fields: str) -> Error:
-    """The error with that wire form; a code that this version does not know becomes a plain `Error`."""
+    """Return the error with that wire form; a code that this version does not know becomes a plain `Error`."""
     cls = CLASSES.get(code, Error)
     return cls(message or os.strerror(errno or cls.default_errno), errno=errno or None, **fields)
 

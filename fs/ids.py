@@ -18,7 +18,7 @@ ROOT_INODE: Final = InodeId(1)
 
 
 def new_incarnation() -> int:
-    """A name for one run of a process; a later run on the same machine gets a larger one."""
+    """Return a name for one run of a process; a later run on the same machine gets a larger one."""
     return time.time_ns()
 
 

@@ -27,7 +27,7 @@ def rotate_output(*, limit: int = LOG_BYTES_MAX, interval_s: float = CHECK_S) ->
 def _watch(path: str, limit: int, interval_s: float) -> None:
     while True:
         time.sleep(interval_s)
-        with contextlib.suppress(OSError):  # a full disk: the old file goes on
+        with contextlib.suppress(OSError):  # a full disk: the old file stays in use
             follow(path, limit)
 
 

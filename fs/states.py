@@ -4,7 +4,7 @@ import enum
 
 
 class Public(enum.IntEnum):
-    """What everybody is told of a replica: `PublicState`."""
+    """What is published of a replica: `PublicState`."""
 
     SERVING = 1
     LASTSRV = 2

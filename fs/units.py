@@ -13,7 +13,7 @@ _POWER: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
 def parse_bytes(text: str) -> int:
-    """The number of bytes in `text`: "64K", "1.5 GiB", "4096". Units are powers of 1024.
+    """Return the number of bytes in `text`: "64K", "1.5 GiB", "4096". Units are powers of 1024.
 
     Raises: ValueError, with what is accepted, for anything else.
     """

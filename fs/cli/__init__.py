@@ -85,7 +85,7 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs the command line, and turns operating errors into one line and an exit code."""
+    """Run the command line, and turn operating errors into one line and an exit code."""
     try:
         code = cli.main(args=arguments, prog_name="luciola", standalone_mode=False)
     except click.exceptions.Exit as stop:

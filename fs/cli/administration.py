@@ -41,7 +41,7 @@ class ClusterTarget:
         return Cluster("", "", named["manager"], str(self.secret_file))
 
     def ask(self, what: Callable[[MgmtdClient], Coroutine[Any, Any, R]]) -> R:
-        """The answer of the cluster's manager."""
+        """Return the answer of the cluster's manager."""
 
         async def connected() -> R:
             async with MgmtdClient.connect(self.cluster()) as manager:
@@ -51,7 +51,7 @@ class ClusterTarget:
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --data, --manager and --secret-file to a command, which takes their values for a `ClusterTarget`."""
+    """Add --data, --manager and --secret-file to a command, which takes their values for a `ClusterTarget`."""
     for option in (secret_option(where="--manager"), manager_option, data_option(required=False)):
         command = option(command)
     return command

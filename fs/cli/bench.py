@@ -1,4 +1,4 @@
-"""`luciola bench DIR`: how fast is this directory, whatever file system it is on."""
+"""`luciola bench DIR`: how fast is this directory, on any file system."""
 
 import mmap
 import os

@@ -44,7 +44,7 @@ def list_chains(
 ) -> None:
     """Show chains with their version, and the state of every replica, head first.
 
-    STATE is what everybody is told of a replica, REPORTED what its node says of it.
+    STATE is what mgmtd publishes of a replica, REPORTED what its node reports.
 
     \b
     Example:
@@ -118,7 +118,7 @@ def rotate(
         }
         losses = [_loss(each, given_up[each["id"]], disabled) for each in before if each["id"] in given_up]
         if losses:
-            confirm("\n".join([*losses, "Go on?"]), yes=yes)
+            confirm("\n".join([*losses, "Continue?"]), yes=yes)
     action = Action.ROTATE_LASTSRV if last_serving else Action.ROTATE_PREFERRED
 
     async def rotate_all(ask: MgmtdClient) -> list[dict[str, Any]]:
@@ -192,7 +192,7 @@ def remove(
     if target not in {each["target"] for each in before["targets"]}:
         raise NotFound(f"chain {number} has no replica {target}")
     left = len(before["targets"]) - 1
-    confirm(f"Chain {number} keeps {left} of {left + 1} replicas. Go on?", yes=yes)
+    confirm(f"Chain {number} keeps {left} of {left + 1} replicas. Continue?", yes=yes)
     changed = cluster.ask(lambda ask: ask.update_chain(number, Action.REMOVE, target=target))
     _show([describe_chain(changed)], as_json=as_json)
 
@@ -206,7 +206,7 @@ def _chosen(found: list[dict[str, Any]], numbers: tuple[int, ...]) -> list[dict[
 
 
 def _given_up(chain: dict[str, Any], connected: set[int]) -> int:
-    """The replica without which the chain gets on.
+    """Return the replica without which the chain gets on.
 
     Where one is present, though it may lack writes, it waits for the absent ones, so the first of these is given up.
     Otherwise a replica whose data are gone goes before an absent one, which may return with its data.
@@ -220,7 +220,7 @@ def _given_up(chain: dict[str, Any], connected: set[int]) -> int:
 
 
 def _loss(chain: dict[str, Any], target: int, disabled: set[int]) -> str:
-    """What is lost if the replica is given up."""
+    """Return what is lost if the replica is given up."""
     given_up = next((each for each in chain["targets"] if each["target"] == target), None)
     if given_up is None:
         raise NotFound(f"chain {chain['id']} has no replica {target}")

@@ -68,7 +68,7 @@ class ChunkEnds:
         )
 
     def end(self, content: int, chunk_bytes: int) -> int:
-        """Where the chunks of the content of a file end, in bytes; 0 if it has none."""
+        """Return where the chunks of the content of a file end, in bytes; 0 if it has none."""
         row = self._base.execute("SELECT last, bytes FROM content WHERE id = ?", (content,)).fetchone()
         if row is None:
             return 0
@@ -76,7 +76,7 @@ class ChunkEnds:
         return int(row[0]) * chunk_bytes + int(row[1])
 
     def unowned(self) -> Unowned:
-        """What `end` was not asked for."""
+        """Return what `end` was not asked for."""
         row = self._base.execute("SELECT COUNT(*), TOTAL(chunks) FROM content WHERE NOT owned").fetchone()
         return Unowned(int(row[0]), int(row[1]))
 

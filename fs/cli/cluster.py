@@ -44,7 +44,7 @@ NOTE: Final = "note"
 READY: Final = "ready"
 FAILED: Final = "failed"
 REASON_BYTES_MAX: Final = 4096  # one write to a pipe
-PATIENCE_S: Final = 2.0  # of a person who is told nothing
+PATIENCE_S: Final = 2.0  # after which a command says what it waits for
 
 
 @click.command()
@@ -67,7 +67,7 @@ PATIENCE_S: Final = 2.0  # of a person who is told nothing
 @click.option(
     "--accept-metadata-loss",
     is_flag=True,
-    help="Go on with a metadata store that is older than the cluster, or with an empty one. Asks first.",
+    help="Continue with a metadata store that is older than the cluster, or with an empty one. Asks first.",
 )
 @click.option(
     "--rebuild-mgmtd",
@@ -75,7 +75,7 @@ PATIENCE_S: Final = 2.0  # of a person who is told nothing
     help="Make a new store for mgmtd of what the storage nodes remember. Asks first.",
 )
 @yes_option
-@click.option("--detach", is_flag=True, help="Return when everything is usable; the cluster goes on running.")
+@click.option("--detach", is_flag=True, help="Return when everything is usable; the cluster keeps running.")
 @click.option("--ready-fd", type=int, hidden=True, help="Where a detached supervisor reports.")
 def up(
     data_path: Path,
@@ -159,7 +159,7 @@ def down(data_path: Path) -> None:
 
 
 def _end_supervisor(data: DataDir) -> None:
-    """Asks the supervisor to stop everything. One that has just begun writes its id into the lock in a moment."""
+    """Ask the supervisor to stop everything. One that has just begun writes its id into the lock in a moment."""
     deadline = time.monotonic() + PATIENCE_S
     while data.is_supervised() and not data.signal_supervisor(signal.SIGTERM):
         if time.monotonic() > deadline:
@@ -171,19 +171,19 @@ def _end_supervisor(data: DataDir) -> None:
 
 
 def _await_stop(data: DataDir) -> None:
-    """Returns when the supervisor is gone; says on standard error what it is waiting for."""
+    """Return when the supervisor is gone; print on standard error what it is waiting for."""
     began = time.monotonic()
-    told = False
+    is_printed = False
     while data.is_supervised():
         waited_s = time.monotonic() - began
         if waited_s > DOWN_S:
             raise Timeout(f"the cluster has not stopped within {DOWN_S:.0f} s; see {data.root / 'log'}")
-        if waited_s > PATIENCE_S and not told:
-            told = True
+        if waited_s > PATIENCE_S and not is_printed:
+            is_printed = True
             left = [each for each in read_state(data).get("services", []) if each["pid"]]
             mounts = [each["id"] for each in left if each["kind"] == "mount"]
             what = f"programs that use {', '.join(mounts)}" if mounts else f"{len(left)} services"
-            click.echo(f"luciola: waiting for {what}; then they are cut off", err=True)
+            click.echo(f"luciola: waiting for {what}; they will be disconnected", err=True)
         time.sleep(0.05)
 
 
@@ -245,17 +245,17 @@ def status(data_path: Path, as_json: bool) -> None:
 async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
     async with MgmtdClient.connect(shape.cluster) as manager:
         routing = await manager.routing()
-        return routing, await manager.spaces(routing), await manager.load_under_way(routing)
+        return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
 
 
 def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:
-    """What an administrator has to know or do."""
+    """Return what an administrator has to know or do."""
     known = {node.id for node in routing.nodes if node.kind == mgmtd_pb2.NODE_STORAGE}
     return describe_trouble(routing, known | set(storage_nodes(shape)))
 
 
 def _reported(service: dict[str, Any], routing: mgmtd_pb2.Routing) -> dict[str, Any]:
-    """A process that runs is of no use until mgmtd has heard of it: that very one, not the one before it."""
+    """Show a running process as starting until mgmtd has a heartbeat of it, not only of the one before it."""
     if service["state"] != "running" or service["kind"] not in ("meta", "storage"):
         return service
     node = next((each for each in routing.nodes if str(each.id) == service["id"]), None)
@@ -330,7 +330,7 @@ def _report(descriptor: int | None, word: str, text: str = "") -> None:
 
 
 def _detach(data: DataDir, arguments: list[str]) -> None:
-    """Runs this command again in the background and returns when it reports that everything is usable."""
+    """Run this command again in the background and return when it reports that everything is usable."""
     data.create()
     reader, writer = os.pipe()
     log = data.log("supervisor")

@@ -56,7 +56,7 @@ class Findings:
             self.omitted += 1
 
     def seen_again(self, later: "Findings") -> "Findings":
-        """What both rounds found, as the later one saw it. What was only counted cannot be compared."""
+        """Return what both rounds found, as the later one saw it. What was only counted cannot be compared."""
         both = {key: problem for key, problem in later.problems.items() if key in self.problems}
         return Findings(both, min(self.omitted, later.omitted))
 
@@ -162,14 +162,14 @@ class Placement:
 
 
 def describe_owner(names: Inventory, owner: Owner | None) -> str:
-    """The file that a content belongs to, as people call it."""
+    """Return the file that a content belongs to, as people call it."""
     if owner is None:
         return "no file"
     return shown(names.path_of(owner.inode), terminal=True) if owner.inode else "a removed file"
 
 
 def check_chunk(chain: int, name: ChunkName, held: Held, nodes: Iterable[int]) -> Problem | None:
-    """The serving replicas of one chunk against one another. `held`: of `nodes`, those that have a record."""
+    """Return the serving replicas of one chunk against one another. `held`: of `nodes`, those that have a record."""
     records = {node: held.get(node) for node in sorted(nodes)}
     pending = [node for node, record in records.items() if record is not None and record.pending]
     label = f"chunk {name[1]} of content {name[0]} on chain {chain}"

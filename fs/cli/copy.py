@@ -96,7 +96,7 @@ class Tally:
             self.skipped.append(what)
 
     def describe(self) -> dict[str, Any]:
-        """All but the lock."""
+        """Return all but the lock."""
         return {name: value for name, value in vars(self).items() if name != "lock"}
 
 
@@ -203,7 +203,7 @@ def signals_as_exceptions() -> Iterator[None]:
     ending = [
         number
         for number in (signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) is signal.SIG_DFL  # another one is somebody's wish, nohup's for instance
+        if signal.getsignal(number) is signal.SIG_DFL  # another handler was asked for, by nohup for instance
     ]
     for number in ending:
         signal.signal(number, _end)
@@ -320,7 +320,7 @@ class Copier:
         self._stopping = threading.Event()
 
     def copy(self, source: str, target: str) -> None:
-        """Copy `source` to the name `target`, whatever it is."""
+        """Copy `source`, of any type, to the name `target`."""
         with ThreadPoolExecutor(WORKERS, thread_name_prefix="copy") as workers:
             try:
                 self._copy(source, target, self._source.lstat(source), workers)
@@ -460,7 +460,7 @@ class Copier:
 
 
 def _skip_hole(reader: Any, offset: int) -> int:
-    """Where the next data of a local file begin, its end if there are none; the reader is there then."""
+    """Return where the next data of a local file begin, its end if there are none; the reader is there then."""
     if not isinstance(reader, io.FileIO):
         return offset
     try:
@@ -472,7 +472,7 @@ def _skip_hole(reader: Any, offset: int) -> int:
 
 
 def _data_in(block: memoryview) -> Sequence[tuple[int, int]]:
-    """The ranges of `block` that are not zero, in steps of a block of zeros."""
+    """Return the ranges of `block` that are not zero, in steps of a block of zeros."""
     ranges: list[tuple[int, int]] = []
     for begin in range(0, len(block), len(ZEROS)):
         end = min(begin + len(ZEROS), len(block))

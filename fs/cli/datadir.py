@@ -1,4 +1,4 @@
-"""The directory of a cluster that lives on one machine: what lies where, and who may see it.
+"""The directory of a cluster on one machine: which file is where, and who may read it.
 
 DATA/                 0700
   secret              0600  the cluster secret
@@ -73,7 +73,7 @@ class DataDir:
         return self.root / "log" / f"{name}.log"
 
     def create(self) -> None:
-        """Makes the directories, closed to other users."""
+        """Make the directories, closed to other users."""
         if self.root.exists() and not self.root.is_dir():
             raise InvalidArgument("not a directory", path=str(self.root))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,7 +88,7 @@ class DataDir:
         self.root.chmod(0o700)
 
     def read_shape(self) -> Shape:
-        """The cluster's shape.
+        """Return the cluster's shape.
 
         Raises: NotFound with advice when there is no cluster here; InvalidArgument when the file is damaged.
         """
@@ -109,7 +109,7 @@ class DataDir:
         return Shape(cluster, nodes, replicas, has_stores)
 
     def storage_records(self) -> list[str | None]:
-        """The cluster that each storage directory here belongs to: what is left where cluster.json was lost.
+        """Return the cluster that each storage directory here belongs to: what is left where cluster.json was lost.
 
         None for one that is empty; nothing at all if all are: disks that wait for their cluster.
         Raises: InvalidArgument when one is damaged.
@@ -126,7 +126,7 @@ class DataDir:
         return found if any(found) else []
 
     def write_shape(self, shape: Shape) -> None:
-        """Writes cluster.json: what every process is told (`wire.Cluster`), and what only `up` needs."""
+        """Write cluster.json: what every process reads (`wire.Cluster`), and what only `up` needs."""
         record = asdict(shape.cluster) | {
             "storage_nodes": shape.storage_nodes,
             "replicas": shape.replicas,
@@ -136,7 +136,7 @@ class DataDir:
 
     @contextlib.contextmanager
     def supervised(self) -> Iterator[None]:
-        """Holds the supervisor's lock. Raises: Busy when another supervisor runs."""
+        """Hold the supervisor's lock. Raises: Busy when another supervisor runs."""
         descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -153,14 +153,14 @@ class DataDir:
             os.close(descriptor)
 
     def signal_supervisor(self, number: signal.Signals) -> bool:
-        """Signals the process that holds the lock. False if none does, or it has not written its id there yet."""
+        """Signal the process that holds the lock. False if none does, or it has not written its id there yet."""
         with contextlib.suppress(FileNotFoundError):
             text = self.lock.read_text().strip()
             return text.isdecimal() and self._signal_holder(int(text), number)
         return False
 
     def _signal_holder(self, pid: int, number: signal.Signals) -> bool:
-        """Signals that process if it has the lock open: an id of an earlier supervisor may be another's by now."""
+        """Signal that process if it has the lock open: an id of an earlier supervisor may be another's by now."""
         try:
             process = os.pidfd_open(pid)
         except (OSError, OverflowError):
@@ -177,7 +177,7 @@ class DataDir:
         return True
 
     def is_supervised(self) -> bool:
-        """Whether a supervisor holds the lock."""
+        """Return whether a supervisor holds the lock."""
         try:
             descriptor = os.open(self.lock, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -192,7 +192,7 @@ class DataDir:
 
 
 def _has_open(pid: int, path: Path) -> bool:
-    """Whether that process has that file open."""
+    """Return whether that process has that file open."""
     wanted = path.stat()
     with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as descriptors:  # it may just end
         for descriptor in descriptors:
@@ -203,7 +203,7 @@ def _has_open(pid: int, path: Path) -> bool:
 
 
 def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | None) -> Shape:
-    """The shape to start with: the recorded one, or a new one. Ports that are taken are replaced.
+    """Return the shape to start with: the recorded one, or a new one. Ports that are taken are replaced.
 
     Raises: InvalidArgument when the options contradict what the cluster was created as.
     """
@@ -273,9 +273,9 @@ def _check_recorded(shape: Shape, *, storage_nodes: int | None, replicas: int | 
 
 
 def free_ports(count: int) -> list[int]:
-    """Loopback ports nobody listens on now.
+    """Return loopback ports on which no program listens now.
 
-    They lie below those that the kernel gives to connections by itself: one of these could take the port of a
+    They are below those that the kernel gives to connections by itself: one of these could take the port of a
     service while that is being restarted (a client that calls it may even connect to itself).
     """
     found: list[int] = []
@@ -288,7 +288,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def is_free(address: str) -> bool:
-    """Whether one could listen on `address`, "host:port"."""
+    """Return whether one could listen on `address`, "host:port"."""
     host, _, port = address.rpartition(":")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -300,7 +300,7 @@ def is_free(address: str) -> bool:
 
 
 def running_shape(root: Path) -> Shape:
-    """The cluster of a data directory, which runs or is starting.
+    """Return the cluster of a data directory, which runs or is starting.
 
     Raises: as `read_shape`; Unavailable at once if it is stopped, instead of waiting for an answer.
     """

@@ -95,7 +95,7 @@ def _encode_inode(record: pb.DumpRecord) -> Fields:
 
 
 def _encode_layout(layout: pb.Layout) -> Fields:
-    """The fields that are set."""
+    """Return the fields that are set."""
     fields: Fields = {field.name: value for field, value in layout.ListFields()}
     if "seed" in fields:
         fields["seed"] = f"{layout.seed:016x}"
@@ -200,7 +200,7 @@ def _next_kind(line: int, fields: Fields) -> str:
 
 
 def _decode(line: bytes) -> tuple[Fields, pb.DumpRecord]:
-    """The fields of a line and the record that they are. Raises: InvalidArgument."""
+    """Return the fields of a line and the record that they are. Raises: InvalidArgument."""
     if not line.endswith(b"\n"):
         if len(line) > LINE_BYTES_MAX:
             raise InvalidArgument(f"longer than {LINE_BYTES_MAX} bytes")
@@ -265,7 +265,7 @@ class _Fields:
         return (-1 if sign else 1) * (int(seconds) * NS_PER_S + int(rest))
 
     def written(self, name: str, base: int) -> int:
-        """A number that is written as a string."""
+        """Return a number that is written as a string."""
         text = self.string(name)
         if not DIGITS[base].fullmatch(text):
             raise InvalidArgument(f"{name!r} must be digits, as a string")

@@ -275,7 +275,7 @@ def du(
 
 
 def _usage(fs: "FileSystem", path: str, found: list[dict[str, Any]], *, seen: set[int]) -> tuple[int, int]:
-    """Appends the totals of every directory below `path`, deepest first, and returns its own."""
+    """Append the totals of every directory below `path`, deepest first, and return its own."""
     info = fs.lstat(path)
     if not modes.S_ISDIR(info.st_mode):
         fresh = info.st_ino not in seen

@@ -42,7 +42,9 @@ SETTLED_S: Final = 5.0  # after that two rounds are enough: a large cluster is n
 SCAN_S: Final = 3600.0  # of all inodes: 10^7 take some minutes
 BATCH: Final = 1024  # rows put into the inventory at a time
 SHOWN_MAX: Final = 50
-QUARANTINE_HOURS: Final = 24.0  # a day in which somebody misses a file, or notices the wrong metadata
+QUARANTINE_HOURS: Final = (
+    24.0  # a day in which a user misses a file, or an operator notices the wrong metadata
+)
 QUARANTINE_HOURS_MAX: Final = 24.0 * 366
 HOUR_MS: Final = 3_600_000
 # Without a file are, in a sound cluster, the chunks of a few interrupted operations. More are refused.
@@ -147,7 +149,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def describe_quarantine(quarantined: list[dict[str, Any]]) -> list[str]:
-    """What waits, by due time, and how to keep it."""
+    """Return what waits, by due time, and how to keep it."""
     if not quarantined:
         return []
     by_due: dict[str, list[int]] = {}
@@ -193,7 +195,7 @@ class Check:
         return self._report
 
     async def _compare(self) -> Findings:
-        """What is wrong in every round: an update, a file that is being made or removed, is seen in one only."""
+        """Return what is wrong in every round: an update, a file that is being made or removed, is seen in one only."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         findings = await self._round(0)
@@ -306,7 +308,7 @@ class Check:
         return True
 
     async def _refusal(self, orphans: int) -> str:
-        """Why so many chunks are not touched; empty if they are few. What is in quarantine already counts."""
+        """Return why so many chunks are not touched; empty if they are few. What is in quarantine already counts."""
         waiting = sum(each.chunks for each in await self._quarantined())
         total = max(1, self._report["chunks"])
         if orphans + waiting <= MASS_CHUNKS or orphans + waiting <= MASS_SHARE * total:
@@ -412,7 +414,7 @@ async def merged(
 
 
 def can_quarantine(orphan: meta_pb2.QuarantinedContent) -> bool:
-    """Whether meta accepts the content: its id leaves ids for new files."""
+    """Return whether meta accepts the content: its id leaves ids for new files."""
     return 0 < orphan.content <= CONTENT_MAX
 
 
@@ -437,7 +439,7 @@ def _describe(problem: Problem) -> dict[str, Any]:
 
 
 def describe_content(quarantined: meta_pb2.QuarantinedContent) -> dict[str, Any]:
-    """A content in quarantine in plain words."""
+    """Return a content in quarantine in plain words."""
     due = dt.datetime.fromtimestamp(quarantined.due_unix_ms / 1000, tz=dt.UTC).astimezone()
     return {
         "content": quarantined.content,

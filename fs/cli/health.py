@@ -15,7 +15,7 @@ Statuses: TypeAlias = Mapping[int, "pb.NodeStatus"]
 
 
 def awaited(routing: pb.Routing, nodes: Iterable[int]) -> set[str]:
-    """What time alone may bring: `nodes` that have not reported, chains that are about to serve."""
+    """Return what time alone may bring: `nodes` that have not reported, chains that are about to serve."""
     if routing.bootstrapping:
         return {"mgmtd"}
     expected = set(nodes)
@@ -42,7 +42,7 @@ def describe_trouble(routing: pb.Routing, nodes: Iterable[int]) -> list[str]:
 
 
 def describe_progress(routing: pb.Routing) -> list[str]:
-    """What gets complete by itself."""
+    """Return what gets complete by itself."""
     syncing = [chain for chain in routing.chains if any(each.state == pb.SYNCING for each in chain.targets)]
     return [f"{_named(syncing)}: a replica is being brought up to date"] if syncing else []
 
@@ -66,12 +66,12 @@ def _serves(chain: pb.Chain) -> bool:
 
 
 def _served_last(chain: pb.Chain) -> list[pb.Target]:
-    """The replicas of which a chain that does not serve needs one."""
+    """Return the replicas of which a chain that does not serve needs one."""
     return [target for target in chain.targets if target.state == pb.LASTSRV]
 
 
 def _is_stuck(chain: pb.Chain, known: Statuses, expected: Collection[int]) -> bool:
-    """Whether the chain serves only after an administrator has done something."""
+    """Return whether the chain serves only after an administrator has done something."""
     return all(
         target.node not in expected or known.get(target.node) == pb.DISABLED or _is_lost(target, known)
         for target in _served_last(chain)

@@ -151,7 +151,7 @@ class Inventory:
         )
 
     def owner(self, content: int) -> Owner | None:
-        """What the chunks of `content` belong to; None if to nothing."""
+        """Return what the chunks of `content` belong to; None if to nothing."""
         if content > UNSIGNED_MAX:
             return None
         row = self._base.execute(
@@ -169,7 +169,7 @@ class Inventory:
         return None if row is None else Owner(0, None, None, writing=False)
 
     def path_of(self, inode: int) -> str:
-        """A path of an inode, or its number if no entry leads to it."""
+        """Return a path of an inode, or its number if no entry leads to it."""
         names: list[bytes] = []
         at = inode
         while at != ROOT_INODE and len(names) < DEPTH_MAX:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _size(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
-    """The number of bytes in `text`. Raises: BadParameter, with what is accepted."""
+    """Return the number of bytes in `text`. Raises: BadParameter, with what is accepted."""
     try:
         return None if text is None else parse_bytes(text)
     except ValueError as error:

@@ -45,7 +45,7 @@ class LiveTable:
             self._live.stop()
 
     def show(self, supervisor: "Supervisor") -> None:
-        """Draws the state that `supervisor` is in now."""
+        """Draw the state that `supervisor` is in now."""
         if self._live is not None:
             self._live.update(self._table(supervisor), refresh=True)
         elif self._lines:

@@ -140,8 +140,8 @@ def load(
 ) -> None:
     """Fill an empty namespace with the dump in FILE ("-": standard input).
 
-    The namespace serves nobody until all is there. If that is interrupted, the same command goes on with it, and
-    --discard gives it up.
+    The namespace is closed until all is there. If that is interrupted, the same command continues it, and --discard
+    gives it up.
 
     \b
     Examples:
@@ -312,7 +312,7 @@ def without_chunks(inode: meta_pb2.Inode) -> bool:
 
 
 def _with_line(error: InvalidArgument) -> InvalidArgument:
-    """The header is the first line, and the first record."""
+    """Add the line to an error of a record: the header is the first line, and the first record."""
     return _at_line(int(error.fields["record"]) + 1, error) if "record" in error.fields else error
 
 

@@ -14,7 +14,7 @@ from ..wire.pb.meta_pb2 import Path, StatRequest
 from ..wire.pb.storage_pb2 import ChunkRecord, ListChunksRequest, SpaceReply
 
 REPORTED = {  # what a node says of its replica
-    pb.LOCAL_INVALID: "unknown",  # not heard of since mgmtd started
+    pb.LOCAL_INVALID: "unknown",  # not reported since mgmtd started
     pb.LOCAL_UPTODATE: "uptodate",
     pb.LOCAL_ONLINE: "online",
     pb.LOCAL_OFFLINE: "offline",
@@ -48,7 +48,7 @@ class MgmtdClient:
     async def update_chain(
         self, chain: int, action: "pb.UpdateChainRequest.Action", *, target: int = 0, node: int = 0
     ) -> pb.Chain:
-        """Changes the members of a chain or their order. Raises: NotFound, Busy, InvalidArgument."""
+        """Change the members of a chain or their order. Raises: NotFound, Busy, InvalidArgument."""
         request = pb.UpdateChainRequest(chain=chain, action=action, target=target, node=node)
         return await self.clients.call(self._address, methods.Mgmtd.update_chain, request, timeout_s=CALL_S)
 
@@ -70,7 +70,7 @@ class MgmtdClient:
         await self.clients.call(self._address, methods.Mgmtd.unregister_node, request, timeout_s=CALL_S)
 
     async def answers(self) -> bool:
-        """Whether mgmtd is there."""
+        """Return whether mgmtd is there."""
         try:
             await self.routing()
         except (Unavailable, Timeout):
@@ -78,7 +78,7 @@ class MgmtdClient:
         return True
 
     async def are_connected(self, nodes: set[int]) -> bool:
-        """Whether all of `nodes` have reported."""
+        """Return whether all of `nodes` have reported."""
         try:
             routing = await self.routing()
         except (Unavailable, Timeout):
@@ -86,7 +86,7 @@ class MgmtdClient:
         return nodes <= {node.id for node in routing.nodes if node.status == pb.CONNECTED}
 
     async def has_table(self, table: int, *, replicas: int) -> bool:
-        """Whether the chain table is there; it is created if not. False: mgmtd is away or late, ask again."""
+        """Return whether the chain table is there; it is created if not. False: mgmtd is away or late, ask again."""
         request = pb.CreateChainTableRequest(table=table, replicas=replicas, description="default")
         try:
             routing = await self.routing()
@@ -99,7 +99,7 @@ class MgmtdClient:
         return True
 
     async def counters(self, node: int) -> dict[str, int]:
-        """What a storage node has counted since it started. Raises: NotFound."""
+        """Return what a storage node has counted since it started. Raises: NotFound."""
         routing = await self.routing()
         known = (each for each in routing.nodes if each.id == node and each.kind == pb.NODE_STORAGE)
         found = next(known, None)
@@ -138,8 +138,8 @@ class MgmtdClient:
                 return
             request.after.CopyFrom(reply.chunks[-1].chunk)
 
-    async def load_under_way(self, routing: pb.Routing) -> str:
-        """What the metadata service says to everybody while a dump is being loaded; empty if none is."""
+    async def load_in_progress(self, routing: pb.Routing) -> str:
+        """Return what the metadata service replies while a dump is being loaded; empty if none is."""
         request = StatRequest(path=Path(at=ROOT_INODE))
         try:
             address = address_of(routing, pb.NODE_META)
@@ -149,12 +149,12 @@ class MgmtdClient:
         return ""
 
     async def silent_pids(self) -> set[int]:
-        """Processes that mgmtd has not heard of for longer than their lease."""
+        """Return the processes whose lease has expired without a heartbeat."""
         routing = await self.routing()
         return {node.pid for node in routing.nodes if node.status == pb.FAILED}
 
     async def report_ended(self, node: int, pid: int) -> None:
-        """Tells mgmtd that the process `pid` of `node` is gone, so that its lease need not be waited for."""
+        """Report to mgmtd that the process `pid` of `node` has ended, so that failover need not wait for its lease."""
         routing = await self.routing()
         record = next((each for each in routing.nodes if each.id == node and each.pid == pid), None)
         if record is None:
@@ -180,7 +180,7 @@ def node_address(routing: pb.Routing, node: int) -> str:
 
 
 def serving_node(chain: pb.Chain) -> int | None:
-    """The first node of a chain that serves."""
+    """Return the first node of a chain that serves."""
     return next((target.node for target in chain.targets if target.state == pb.SERVING), None)
 
 
@@ -190,7 +190,7 @@ def describe_chains(routing: pb.Routing) -> list[dict[str, Any]]:
 
 
 def describe_chain(chain: pb.Chain) -> dict[str, Any]:
-    """A chain with its members, in their order, and one word for it."""
+    """Return a chain with its members, in their order, and one word for it."""
     return {
         "id": chain.id,
         "version": chain.version,

@@ -105,7 +105,7 @@ def mount(
 @click.command()
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 @click.option(
-    "--lazy", "-l", is_flag=True, help="Also while programs use it: they may finish, nobody new may begin."
+    "--lazy", "-l", is_flag=True, help="Also while programs use it: they may finish, no others may begin."
 )
 def umount(mountpoint: Path, *, lazy: bool) -> None:
     """Unmount, and return when everything is written back.
@@ -120,7 +120,7 @@ def umount(mountpoint: Path, *, lazy: bool) -> None:
 
 
 def _repeated(settings: "fuse.Settings", config_file: Path | None) -> list[str]:  # type: ignore[name-defined]  # noqa: F821
-    """The options once more, for the process in the background."""
+    """Return the options once more, for the process in the background."""
     options = ["--consistency", settings.mount.consistency]
     options.append("--allow-other" if settings.mount.allow_other else "--no-allow-other")
     if settings.read_only:
@@ -134,7 +134,7 @@ def _repeated(settings: "fuse.Settings", config_file: Path | None) -> list[str]:
 
 
 def _log_file(settings: "fuse.Settings") -> Path:  # type: ignore[name-defined]  # noqa: F821
-    """Where a mount in the background says what happens."""
+    """Return where a mount in the background says what happens."""
     data = Path(settings.cluster)
     directory = data / "log" if data.is_dir() else Path(tempfile.gettempdir()) / f"luciola-{os.geteuid()}"
     try:

@@ -123,7 +123,9 @@ def disable(
     except InvalidArgument as error:
         if "unavailable" not in error.fields:
             raise
-        question = f"{str(error).capitalize()}: their files cannot be read until it is enabled again. Go on?"
+        question = (
+            f"{str(error).capitalize()}: their files cannot be read until it is enabled again. Continue?"
+        )
         confirm(question, yes=yes)
         _set(cluster, number, disabled=True, accept_unavailable=True, as_json=as_json)
 
@@ -170,7 +172,7 @@ def _space_columns(node: dict[str, Any]) -> tuple[str, str]:
 
 
 def count_replicas(routing: pb.Routing) -> dict[int, Counter[str]]:
-    """How many `replicas` each node holds, and how many of them are `serving`."""
+    """Return how many `replicas` each node holds, and how many of them are `serving`."""
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for chain in routing.chains:
         for target in chain.targets:
@@ -180,7 +182,7 @@ def count_replicas(routing: pb.Routing) -> dict[int, Counter[str]]:
 
 
 def describe_node(node: pb.Node, counts: Counter[str], space: SpaceReply | None = None) -> dict[str, Any]:
-    """A node in plain words. `space`: of its disk, if it is a storage node that answered."""
+    """Return a node in plain words. `space`: of its disk, if it is a storage node that answered."""
     return {
         "id": node.id,
         "kind": pb.NodeKind.Name(node.kind).removeprefix("NODE_").lower(),

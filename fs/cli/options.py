@@ -53,7 +53,7 @@ def secret_option(*, where: str) -> Decorator:
 
 
 def prevailing(**given: Any) -> dict[str, Any]:
-    """Which options of those count that exclude one another: one on the command line before the environment's.
+    """Return which options of those count that exclude one another: one on the command line before the environment's.
 
     All that are given if none or several are on the command line.
     """

@@ -17,7 +17,7 @@ UNDECODED: Final = re.compile("[\\udc80-\\udcff]")
 
 
 def print_json(value: Any) -> None:
-    """Prints `value` as one JSON document; bytes of names that are not UTF-8 are escapes there (\\udc80 to \\udcff)."""
+    """Print `value` as one JSON document; bytes of names that are not UTF-8 are escapes there (\\udc80 to \\udcff)."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     click.echo(UNDECODED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
@@ -35,7 +35,7 @@ def _escaped(text: str) -> str:
 
 
 def describe_error(error: OSError) -> str:
-    """What went wrong, in one line without the number."""
+    """Return what went wrong, in one line without the number."""
     if isinstance(error, Error) or error.strerror is None:
         return str(error)
     names = [repr(name) for name in (error.filename, error.filename2) if name is not None]
@@ -43,7 +43,7 @@ def describe_error(error: OSError) -> str:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
-    """Prints columns under a header; those whose index is in `right` are aligned to the right."""
+    """Print columns under a header; those whose index is in `right` are aligned to the right."""
     cells = [tuple(header), *(tuple(row) for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
@@ -55,7 +55,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: 
 
 
 def fail(message: str, *, code: int) -> NoReturn:
-    """Ends the program with one line on standard error."""
+    """End the program with one line on standard error."""
     click.echo(f"luciola: {message}", err=True)
     sys.exit(code)
 

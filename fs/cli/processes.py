@@ -55,7 +55,7 @@ class Child:
         return None if self.process is None or self.process.returncode is not None else self.process.pid
 
     def last_log_line(self) -> str:
-        """The last line of its log, and where the rest is."""
+        """Return the last line of its log, and where the rest is."""
         try:
             with self.service.log.open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - LAST_WORDS_BYTES))
@@ -82,7 +82,7 @@ def python(*arguments: str) -> tuple[str, ...]:
 
 
 async def start(child: Child) -> None:
-    """Starts the child's process, its output appended to its log."""
+    """Start the child's process, its output appended to its log."""
     rotate(child.service.log)
     with child.service.log.open("ab") as log:
         child.process = await asyncio.create_subprocess_exec(
@@ -142,7 +142,7 @@ async def keep_running(
 
 
 async def stop(child: Child, *, patience_s: float = STOP_S) -> None:
-    """Asks the child to end, and ends it when it does not."""
+    """Ask the child to end, and end it when it does not."""
     process = child.process
     if process is None or process.returncode is not None:
         child.state = "stopped"
@@ -158,13 +158,13 @@ async def stop(child: Child, *, patience_s: float = STOP_S) -> None:
 
 
 def rotate(log: Path) -> None:
-    """Moves a long log aside, to NAME.log.1."""
+    """Move a long log aside, to NAME.log.1."""
     if log.exists() and log.stat().st_size > LOG_BYTES_MAX:
         log.replace(log.with_name(log.name + ".1"))
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process with that id runs (and is not a zombie)."""
+    """Return whether a process with that id runs (and is not a zombie)."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -173,7 +173,7 @@ def is_alive(pid: int) -> bool:
 
 
 def belongs(pid: int, data_root: Path) -> bool:
-    """Whether that process is one of ours, working on this data directory: ids are reused."""
+    """Return whether that process is one of ours, working on this data directory: ids are reused."""
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):

@@ -62,7 +62,7 @@ def check(
 
     Exits with 0 if some port can be used and enough memory be locked (and the test with --peer succeeded), else with
     1. The test compares every byte that it moves. It needs `luciola rdma check --listen` on the other machine, which
-    lets whoever reaches its TCP port run the test, and gives nobody more than the test's own buffer.
+    lets any program that reaches its TCP port run the test, with access to the test's own buffer and nothing else.
 
     \b
     Example:

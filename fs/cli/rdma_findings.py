@@ -46,7 +46,7 @@ class Usable:
 def judge(
     found: Survey, *, wanted: str = "", gid_index: int | None = None
 ) -> tuple[list[Finding], list[Usable]]:
-    """All findings, and the ports that can be used. `wanted` is a device or DEVICE:PORT; empty: all."""
+    """Return all findings, and the ports that can be used. `wanted` is a device or DEVICE:PORT; empty: all."""
     findings = list(_machine(found))
     usable: list[Usable] = []
     for device in found.devices:

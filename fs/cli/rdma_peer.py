@@ -10,10 +10,10 @@ also has the results:
                                                ←    {"ready": true}                      receives posted
     SEND, PINGS times                          ⇄    SEND, with what came
     WRITE to all slots, ROUNDS times; "check"  →    compares every byte with the pattern  {"good": ...}
-    "fill"                                     →    fills all slots anew                  {"good": true}
+    "fill"                                     →    fills all slots again                 {"good": true}
     READ from all slots, ROUNDS times, compares every byte
 
-Nothing of a machine but the test's own buffer can be reached by the other end. Whoever can connect can run the test;
+Nothing of a machine but the test's own buffer can be reached by the other end. Any program that connects can run it;
 the listener does one at a time, each within a limit.
 """
 
@@ -29,7 +29,7 @@ from ..errors import CorruptData, Error, InvalidArgument, Timeout, Unavailable
 from .rdma_findings import Usable
 from .rdma_survey import V4, Verbs, rank
 
-# Registered by nobody for anything that would be found on a storage node.
+# Not a registered number of any service that would be found on a storage node.
 PORT: Final = 18615
 VERSION: Final = 1
 PING_BYTES: Final = 64
@@ -39,7 +39,7 @@ SLOTS: Final = 4
 LINE_BYTES: Final = 64 << 10
 # For one step of the test, however slow the fabric and busy the machines: what fails, fails sooner.
 STEP_S: Final = 120.0
-# The device tries seven times in all, each 67 ms or more; more than 6 retries means "for ever" to some.
+# The device tries seven times in all, each 67 ms or more; more than 6 retries means "indefinitely" to some.
 RETRIES: Final = 6
 TIMEOUT: Final = 14
 READS: Final = 4
@@ -75,7 +75,7 @@ class Line:
         self.file.close()
 
     def say(self, **message: Any) -> None:
-        """Sends one message."""
+        """Send one message."""
         self.file.write(json.dumps(message).encode() + b"\n")
         self.file.flush()
 
@@ -123,7 +123,7 @@ class End:
         self.context.close()
 
     def card(self) -> dict[str, Any]:
-        """What the other end must know."""
+        """Return what the other end must know."""
         return {
             **describe(self.usable),
             "qpn": self.pair.qp_num,
@@ -133,7 +133,7 @@ class End:
         }
 
     def connect(self, theirs: dict[str, Any]) -> None:
-        """Makes the queue pair ready for the other end."""
+        """Make the queue pair ready for the other end."""
         verbs, port = self.verbs, self.usable.port
         attributes = self._attributes()
         attributes.path_mtu = mtu_number(min(port.mtu, int(theirs["mtu"])))
@@ -159,11 +159,11 @@ class End:
         return attributes
 
     def post_receive(self, offset: int, size: int) -> None:
-        """Gives the device a buffer for a message."""
+        """Give the device a buffer for a message."""
         self.pair.post_recv(self.verbs.wr.RecvWR(num_sge=1, sg=[self._piece(offset, size)]))
 
     def post(self, opcode: int, offset: int, size: int) -> None:
-        """Sends, writes or reads: from here to the same offset there, or the other way."""
+        """Send, write or read: from here to the same offset there, or the other way."""
         work = self.verbs.wr.SendWR(opcode=opcode, num_sge=1, sg=[self._piece(offset, size)])
         if opcode != self.verbs.enums.IBV_WR_SEND:
             work.set_wr_rdma(self.theirs["rkey"], self.theirs["address"] + offset)
@@ -173,7 +173,7 @@ class End:
         return self.verbs.wr.SGE(self.memory.buf + offset, size, self.memory.lkey)
 
     def finish(self, count: int) -> None:
-        """Waits for so many completions. Raises: Unavailable if one failed, Timeout if they do not come."""
+        """Wait for so many completions. Raises: Unavailable if one failed, Timeout if they do not come."""
         enums = self.verbs.enums
         limit = time.monotonic() + STEP_S
         while count:
@@ -186,12 +186,12 @@ class End:
                 raise Timeout(f"{count} requests did not complete within {STEP_S:.0f} s")
 
     def fill(self, seed: int) -> None:
-        """Fills all slots with bytes that depend on the seed."""
+        """Fill all slots with bytes that depend on the seed."""
         for slot in range(SLOTS):
             self.memory.write(pattern(seed, slot), SLOT_BYTES, slot * SLOT_BYTES)
 
     def first_difference(self, seed: int) -> int:
-        """The offset of the first byte that is not the seed's; -1: all are."""
+        """Return the offset of the first byte that is not the seed's; -1: all are."""
         for slot in range(SLOTS):
             found, expected = self.memory.read(SLOT_BYTES, slot * SLOT_BYTES), pattern(seed, slot)
             if found != expected:
@@ -201,12 +201,12 @@ class End:
 
 
 def pattern(seed: int, slot: int) -> bytes:
-    """The bytes of a slot."""
+    """Return the bytes of a slot."""
     return random.Random(seed * SLOTS + slot).randbytes(SLOT_BYTES)  # noqa: S311 - to be repeated, not to be secret
 
 
 def describe(usable: Usable) -> dict[str, Any]:
-    """A port, as the agreement has it."""
+    """Return a port, as the agreement has it."""
     port = usable.port
     return {"name": usable.name, "link": port.link, "gid": usable.gid.gid, "mtu": port.mtu, "lid": port.lid}
 
@@ -217,7 +217,7 @@ def mtu_number(size: int) -> int:
 
 
 def choose_pair(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
-    """The closest two ports, as indices; None if none can reach one another."""
+    """Return the closest two ports, as indices; None if none can reach one another."""
     best: tuple[int, int] | None = None
     highest = 0
     for our, a in enumerate(ours):
@@ -241,7 +241,7 @@ def closeness(a: dict[str, Any], b: dict[str, Any]) -> int:
 
 
 def explain(enums: Any, status: int) -> str:
-    """What a failed completion means, and what to look at."""
+    """Return what a failed completion means, and what to look at."""
     meanings = {
         enums.IBV_WC_RETRY_EXC_ERR: "no answer over RDMA, though TCP works: packets are lost on the way; "
         "let UDP port 4791 through firewalls, use addresses of one network, and an MTU that every switch carries",
@@ -258,7 +258,7 @@ def explain(enums: Any, status: int) -> str:
 def run_client(
     address: tuple[str, int], verbs: Verbs, ports: Sequence[Usable], *, rounds: int, pings: int
 ) -> Result:
-    """Runs the test against a listener. Raises: Error, with what to do."""
+    """Run the test against a listener. Raises: Error, with what to do."""
     try:
         connection = socket.create_connection(address, STEP_S)
     except OSError as error:
@@ -335,7 +335,7 @@ def _ping(end: End, count: int) -> list[float]:
 
 
 def _move(end: End, opcode: int, rounds: int) -> float:
-    """Moves every slot so often, all slots in flight; seconds it took."""
+    """Move every slot so often, all slots in flight; return the seconds it took."""
     start = time.perf_counter()
     for slot in range(SLOTS):
         end.post(opcode, slot * SLOT_BYTES, SLOT_BYTES)
@@ -347,7 +347,7 @@ def _move(end: End, opcode: int, rounds: int) -> float:
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
-    """The listener's socket. Raises: Unavailable."""
+    """Return the listener's socket. Raises: Unavailable."""
     try:
         return socket.create_server(address, backlog=16)
     except OSError as error:
@@ -357,7 +357,7 @@ def listen(address: tuple[str, int]) -> socket.socket:
 
 
 def serve(connection: socket.socket, verbs: Verbs, ports: Sequence[Usable]) -> str:
-    """Runs one test as the listener; what was used. Raises: Error if it failed, and tells the peer before."""
+    """Run one test as the listener; return what was used. Raises: Error if it failed, after a message to the peer."""
     with connection, Line(connection) as line:
         try:
             return _serve(line, verbs, ports)

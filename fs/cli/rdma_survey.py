@@ -22,7 +22,7 @@ from ..errors import InvalidArgument, Unsupported
 
 SYSFS: Final = Path("/sys/class/infiniband")
 NODES: Final = Path("/dev/infiniband")
-# Where Debian's python3-pyverbs lies; a virtual environment does not look there by itself.
+# Where Debian installs python3-pyverbs; a virtual environment does not look there by itself.
 DEBIAN: Final = Path("/usr/lib/python3/dist-packages/pyverbs")
 # Bit of CAP_IPC_LOCK, whose holder may lock any amount of memory.
 IPC_LOCK: Final = 1 << 14
@@ -151,7 +151,7 @@ def load_verbs() -> Verbs:
 
 
 def survey() -> Survey:
-    """Looks at everything; what cannot be reached is named in the result."""
+    """Look at everything; what cannot be reached is named in the result."""
     kernel = tuple(sorted(os.listdir(SYSFS))) if SYSFS.is_dir() else ()
     soft = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     library = _library_problem()
@@ -177,7 +177,7 @@ def survey() -> Survey:
 
 
 def choose_gid(port: Port, index: int | None = None) -> Gid:
-    """The address that Luciola uses on a port: on Ethernet RoCE version 2, IPv4 first; or the one at `index`.
+    """Return the address that Luciola uses on a port: on Ethernet RoCE version 2, IPv4 first; or the one at `index`.
 
     Raises: InvalidArgument if there is none; the message follows on the port's name.
     """
@@ -212,7 +212,7 @@ def _library_problem() -> str:
 
 
 def _node_problem(kernel: Sequence[str]) -> str:
-    """Why this process cannot open the devices' nodes."""
+    """Return why this process cannot open the devices' nodes."""
     if not kernel:
         return ""
     nodes = sorted(NODES.glob("uverbs*")) if NODES.is_dir() else []
@@ -223,7 +223,7 @@ def _node_problem(kernel: Sequence[str]) -> str:
 
 
 def _may_lock_all(status: str) -> bool:
-    """Whether the process whose /proc/PID/status this is has CAP_IPC_LOCK."""
+    """Return whether the process whose /proc/PID/status this is has CAP_IPC_LOCK."""
     for line in status.splitlines():
         name, _, value = line.partition(":")
         if name == "CapEff":

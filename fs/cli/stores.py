@@ -20,7 +20,7 @@ META_QUESTION: Final = (
 
 
 def rebuild_question(data: DataDir) -> str:
-    """What rebuilding mgmtd's store may lose. Raises: NotFound if there is nothing to rebuild it of."""
+    """Return what rebuilding mgmtd's store may lose. Raises: NotFound if there is nothing to rebuild it of."""
     marks = _marks(data)
     change, _ = rebuild(marks)
     gone = missing(change, marks)
@@ -59,7 +59,7 @@ def set_aside(store: Path) -> None:
 
 
 def _marks(data: DataDir) -> dict[int, Marks]:
-    """What each storage node of this data directory remembers."""
+    """Return what each storage node of this data directory remembers."""
     found = {}
     for directory in sorted(data.root.glob("storage-*")):
         number = directory.name.removeprefix("storage-")

@@ -66,10 +66,10 @@ class Supervisor:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     phase: str = "starting"
     _watchers: list[asyncio.Task[None]] = field(default_factory=list)
-    _unwritten: OSError | None = None  # why run/state.json is older than what it tells
+    _unwritten: OSError | None = None  # why run/state.json is out of date
 
     async def run(self, *, on_ready: Callable[["Supervisor"], None]) -> None:
-        """Starts everything, calls `on_ready`, and stops everything once `stopping` is set."""
+        """Start everything, call `on_ready`, and stop everything once `stopping` is set."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.stopping.set)
@@ -207,7 +207,7 @@ class Supervisor:
         child = self.children[-1]
 
         async def answers() -> bool:
-            # Somebody else may have mounted something there meanwhile.
+            # Another program may have mounted something there meanwhile.
             ours = child.pid in {record.pid for record in read_records(str(self.data.root))}
             return ours and is_mounted(mountpoint)
 
@@ -251,12 +251,14 @@ class Supervisor:
                     await asyncio.wait_for(manager.report_ended(child.service.node, pid), 1.0)
             except (Error, TimeoutError) as error:
                 # mgmtd will notice by the lease.
-                log.info("mgmtd was not told: %s", error)
+                log.info(
+                    "reporting the end of process %d to mgmtd failed: %s; its lease will expire", pid, error
+                )
 
     async def _end_hung(self) -> None:
-        """Ends services that run and say nothing, so that they are started again.
+        """End services that run and send no heartbeats, so that they are started again.
 
-        Others have taken over by then, but whoever has lent such a process memory waits for it.
+        Others have taken over by then, but clients whose memory is registered with such a process wait for it.
         """
         loop = asyncio.get_running_loop()
         silent_since: dict[int, float] = {}
@@ -272,11 +274,16 @@ class Supervisor:
                     if child.process is None or child.pid is None or child.pid not in silent_since:
                         continue
                     if loop.time() - silent_since[child.pid] >= HUNG_S:
-                        log.error("%s (process %d) hangs and is ended", child.service.name, child.pid)
+                        log.error(
+                            "%s (process %d): no heartbeat within %.0f s; killed",
+                            child.service.name,
+                            child.pid,
+                            HUNG_S,
+                        )
                         child.process.kill()
 
     async def _started(self, child: Child) -> None:
-        log.info("%s runs again as process %s", child.service.name, child.pid)
+        log.info("%s: restarted as process %s", child.service.name, child.pid)
         self._changed()
 
     async def _wait(
@@ -326,7 +333,7 @@ class Supervisor:
             self._unwritten = None
         except OSError as error:
             # A full disk must not end services that run; a cluster does not start on it (`_wait`).
-            log.warning("the state of the cluster cannot be written: %s", error)
+            log.warning("writing the state of the cluster failed: %s", error)
             self._unwritten = error
         self.on_change(self)
 
@@ -337,16 +344,16 @@ def storage_nodes(shape: Shape) -> range:
 
 
 def _failure(child: Child) -> Error | None:
-    """Why the service will not run, whatever is waited for."""
+    """Return why the service will not run, however long one waits."""
     if child.state == "refused":
         return ConfigError(f"{child.service.name} refuses to start: {child.last_log_line()}")
     if child.restarts >= START_CRASHES_MAX:
-        return Unavailable(f"{child.service.name} ends again and again: {child.last_log_line()}")
+        return Unavailable(f"{child.service.name} has ended {child.restarts} times: {child.last_log_line()}")
     return None
 
 
 def read_state(data: DataDir) -> dict[str, Any]:
-    """What the last supervisor of `data` wrote; empty if there was none."""
+    """Return what the last supervisor of `data` wrote; empty if there was none."""
     try:
         state: dict[str, Any] = json.loads(data.state.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -355,7 +362,7 @@ def read_state(data: DataDir) -> dict[str, Any]:
 
 
 def end_leftovers(data: DataDir) -> None:
-    """Ends services that outlived a killed supervisor: they hold the ports and the directories."""
+    """End services that outlived a killed supervisor: they hold the ports and the directories."""
     pids = [service["pid"] for service in read_state(data).get("services", []) if service["pid"]]
     left = [pid for pid in pids if processes.belongs(pid, data.root)]
     for pid in left:
@@ -368,7 +375,7 @@ def end_leftovers(data: DataDir) -> None:
 
 
 def end_extra_mounts(data: DataDir, *, except_pids: set[int | None]) -> None:
-    """Unmounts what `luciola mount` has mounted of this cluster beside the supervisor's own mount."""
+    """Unmount what `luciola mount` has mounted of this cluster beside the supervisor's own mount."""
     pids = [record.pid for record in read_records(str(data.root)) if record.pid not in except_pids]
     for pid in pids:
         _signal(pid, signal.SIGTERM)
@@ -376,7 +383,7 @@ def end_extra_mounts(data: DataDir, *, except_pids: set[int | None]) -> None:
 
 
 def clean_stale_mounts(data: DataDir) -> None:
-    """Takes off mounts of this cluster whose processes were killed. Raises: Busy if one cannot be taken off."""
+    """Take off mounts of this cluster whose processes were killed. Raises: Busy if one cannot be taken off."""
     for mountpoint in stale_mounts(source_of(str(data.root))):
         clean_stale_mount(mountpoint)
 

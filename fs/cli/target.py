@@ -17,14 +17,14 @@ PREFIX: Final = "lu:"
 
 
 def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --data, --address and --secret-file to a command; `open_cluster` takes their values."""
+    """Add --data, --address and --secret-file to a command; `open_cluster` takes their values."""
     for option in (secret_option(where="--address"), address_option, data_option(required=False)):
         command = option(command)
     return command
 
 
 def open_cluster(data_path: Path | None, address: str | None, secret_file: Path | None) -> "FileSystem":
-    """The file system that the options name.
+    """Return the file system that the options name.
 
     Raises: click.UsageError when they name none or two.
     """
@@ -42,7 +42,7 @@ def open_cluster(data_path: Path | None, address: str | None, secret_file: Path 
 
 
 def cluster_path(text: str) -> str:
-    """The absolute path on the cluster that `text` names, with or without the prefix.
+    """Return the absolute path on the cluster that `text` names, with or without the prefix.
 
     Raises: InvalidArgument for a relative path.
     """

@@ -21,7 +21,7 @@
 The work is done by `luciola_core`, which releases the GIL whenever it waits. Nothing here is cached except what the
 native client caches; every call of `stat`, `listdir` and `open` asks the metadata service.
 
-Fork: a `FileSystem` used in a forked child, or sent there by pickle, connects anew by itself, so DataLoader workers
+Fork: a `FileSystem` used in a forked child, or sent there by pickle, reconnects by itself, so DataLoader workers
 simply work. A `File` or `Ring` that was opened before the fork refuses use in the child.
 """
 

@@ -57,7 +57,7 @@ class _LoopRing:
         loop.add_reader(self._ring.fileno(), self._on_ready)
 
     async def run(self, operation: Operation) -> int:
-        """Carries out one operation; returns its bytes. Raises: OSError."""
+        """Carry out one operation; return its bytes. Raises: OSError."""
         async with self._room:
             future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             taken = self._ring.submit([operation._replace(user_data=future)])
@@ -94,7 +94,7 @@ class AsyncFile:
         self.file = file
 
     async def read_into(self, buffer: "WriteableBuffer", offset: int = 0) -> int:
-        """Fills `buffer` from `offset`; returns the number of bytes, fewer only at the end of the file."""
+        """Fill `buffer` from `offset`; return the number of bytes, fewer only at the end of the file."""
         return await self._file_system.run(Operation(self.file, offset, buffer))
 
     async def read(self, size: int = -1, offset: int = 0) -> bytes:
@@ -105,7 +105,7 @@ class AsyncFile:
         return bytes(memoryview(buffer)[:count])
 
     async def write(self, data: "ReadableBuffer", offset: int) -> int:
-        """Writes all of `data` at `offset`; every replica has it afterwards."""
+        """Write all of `data` at `offset`; every replica has it afterwards."""
         return await self._file_system.run(Operation(self.file, offset, data, write=True))
 
     async def flush(self) -> None:
@@ -156,7 +156,7 @@ class AsyncFileSystem:
     async def open(
         self, path: "StrPath", mode: str = "rb", *, direct: bool = False, permissions: int = 0o666
     ) -> AsyncFile:
-        """Opens a file, in binary."""
+        """Open a file, in binary."""
         if "b" not in mode:
             raise ValueError("asynchronous files are binary: add 'b' to the mode")
         file = await _in_thread(
@@ -166,22 +166,22 @@ class AsyncFileSystem:
         return AsyncFile(self, file)
 
     async def read_into(self, path: "StrPath", buffer: "WriteableBuffer", offset: int = 0) -> int:
-        """Fills `buffer` from `offset` of a file; returns the number of bytes, fewer only at its end."""
+        """Fill `buffer` from `offset` of a file; return the number of bytes, fewer only at its end."""
         async with await self.open(path) as file:
             return await file.read_into(buffer, offset)
 
     async def read(self, path: "StrPath", offset: int = 0, size: int = -1) -> bytes:
-        """The bytes of a file, all by default."""
+        """Return the bytes of a file, all by default."""
         async with await self.open(path) as file:
             return await file.read(size, offset)
 
     async def write(self, path: "StrPath", data: "ReadableBuffer", *, permissions: int = 0o666) -> int:
-        """Makes `data` the whole content of a file; returns its length."""
+        """Make `data` the whole content of a file; return its length."""
         async with await self.open(path, "wb", permissions=permissions) as file:
             return await file.write(data, 0) if memoryview(data).nbytes else 0
 
     async def run(self, operation: Operation) -> int:
-        """Carries out one operation of a ring."""
+        """Carry out one operation of a ring."""
         loop = asyncio.get_running_loop()
         ring = self._rings.get(loop)
         if ring is None:
@@ -189,7 +189,7 @@ class AsyncFileSystem:
         return await ring.run(operation)
 
     async def close(self) -> None:
-        """Ends this event loop's ring. The file system stays open."""
+        """End this event loop's ring. The file system stays open."""
         ring = self._rings.pop(asyncio.get_running_loop(), None)
         if ring is not None:
             await _in_thread(ring.close)

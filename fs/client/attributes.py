@@ -37,7 +37,7 @@ class Stat(NamedTuple):
 
 
 def stat_result(fields: tuple[int, ...]) -> os.stat_result:
-    """What `os.stat` would return for the same inode."""
+    """Return what `os.stat` would return for the same inode."""
     stat = Stat(*fields)
     times_ns = (stat.atime_ns, stat.mtime_ns, stat.ctime_ns)
     basic = (

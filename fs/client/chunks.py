@@ -18,12 +18,12 @@ class Chunks:
     """The chunks of the cluster of a data directory."""
 
     def __init__(self, data_dir: str, *, deadline_ms: int) -> None:
-        """`deadline_ms`: how long a call goes on before it raises Timeout."""
+        """`deadline_ms`: how long a call is retried before it raises Timeout."""
         config = ClientConfig(deadline_ms=deadline_ms)
         self._connection = Connection(Parameters(data_dir, None, None, config))
 
     def read(self, chain: int, content: int, number: int, into: memoryview) -> tuple[int, int]:
-        """The first bytes of a chunk, as many as fit: how many it has, and its version; (0, 0) if there is none.
+        """Return the first bytes of a chunk, as many as fit: how many it has, and its version; (0, 0) if there is none.
 
         Raises: CorruptData if all replicas are damaged; Timeout.
         """

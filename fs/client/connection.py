@@ -1,7 +1,7 @@
 """Which cluster, in whose name: how a program reaches it, and one native client in each process that does.
 
 C1  A connection is its parameters. The native client belongs to one process; in a child (fork, spawn, pickle) the
-    first use connects anew.
+    first use reconnects.
 C2  A client of another process is never used, closed or freed: its threads do not exist here.
 """
 
@@ -56,7 +56,7 @@ class Parameters:
                 f"connecting to {self.address} needs secret_file=PATH (the cluster's secret, DATA/secret) "
                 "or token=TEXT (from `luciola token`)"
             )
-        # Whoever holds the secret may mint any token; root without trust would be squashed to nobody.
+        # A holder of the secret may mint any token; root without trust would be squashed to nobody (65534).
         role = TRUSTED if os.geteuid() == 0 else CLIENT
         return mint(load_secret(Path(secret_file)), role=role)
 
@@ -79,7 +79,7 @@ class Connection:
 
     @property
     def client(self) -> luciola_core.Client:
-        """Raises: InvalidArgument after `close`; whatever connecting raises."""
+        """Raises: InvalidArgument after `close`; as connecting raises."""
         client = self._client
         if client is not None and self._process == os.getpid():
             return client
@@ -95,7 +95,7 @@ class Connection:
             return self._client
 
     def close(self) -> None:
-        """Writes back what is dirty and says goodbye. Raises: the first error of a write-back."""
+        """Write back dirty data and end the session. Raises: the first error of a write-back."""
         with self._lock:
             self._closed = True
             client, self._client = self._client, None
@@ -125,7 +125,7 @@ def _after_fork() -> None:
 
 def _at_exit() -> None:
     for connection in list(_connections):
-        # Nobody is left to be told; the native client has logged it.
+        # No caller is left for the error; the native client has logged it.
         with contextlib.suppress(OSError):
             connection.close()
 
@@ -178,14 +178,14 @@ def connect(
     token: str | None = None,
     config: ClientConfig | str | os.PathLike[str] | None = None,
 ) -> "FileSystem":
-    """The file system of a cluster.
+    """Return the file system of a cluster.
 
     `address_or_data_dir`: the data directory of a cluster on this machine (`luciola up --data DIR`), whose secret is
     used; or "host:port" of its manager, with the file that holds its secret, or a token made from it.
     `config`: a ClientConfig, or a configuration file, whose [client] table is used.
 
     Raises: NotFound if there is no such cluster here; InvalidArgument without a secret or token;
-    Unauthenticated if they are wrong; Unavailable if nobody answers within `deadline_ms` or 20 s;
+    Unauthenticated if they are wrong; Unavailable if no service answers within `deadline_ms` or 20 s;
     PermissionDenied if the secret is not yours; ConfigError for a setting out of bounds.
     """
     from .file_system import FileSystem

@@ -82,7 +82,7 @@ class File(io.RawIOBase):
                     return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        """Fills `buffer` from the position on; returns the number of bytes."""
+        """Fill `buffer` from the position on; return the number of bytes."""
         count = self.pread_into(buffer, self._position)
         self._position += count
         return count
@@ -104,7 +104,7 @@ class File(io.RawIOBase):
         return b"".join(parts)
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Writes all of `data`; returns its length. It may wait in this client's buffers until `flush` or `close`."""
+        """Write all of `data`; return its length. It may wait in this client's buffers until `flush` or `close`."""
         self._require(writes=True)
         count = memoryview(data).nbytes
         with naming(self.name):
@@ -143,13 +143,13 @@ class File(io.RawIOBase):
             return self._native.read(offset, size)
 
     def pread_into(self, buffer: "WriteableBuffer", offset: int) -> int:
-        """Fills `buffer` from `offset`; returns the number of bytes. The position stays."""
+        """Fill `buffer` from `offset`; return the number of bytes. The position stays."""
         self._require(reads=True)
         with naming(self.name):
             return self._native.read_into(buffer, offset)
 
     def pwrite(self, data: "ReadableBuffer", offset: int) -> int:
-        """Writes all of `data` at `offset` (at the end for a file opened to append). The position stays."""
+        """Write all of `data` at `offset` (at the end for a file opened to append). The position stays."""
         self._require(writes=True)
         with naming(self.name):
             self._native.write(data, offset)
@@ -158,7 +158,7 @@ class File(io.RawIOBase):
     # The whole.
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Cuts or extends to `size` bytes, by default to the position; returns the new length."""
+        """Cut or extend to `size` bytes, by default to the position; return the new length."""
         self._require(writes=True)
         length = self._position if size is None else size
         if length < 0:
@@ -172,7 +172,7 @@ class File(io.RawIOBase):
         return stat_result(self.native.stat())
 
     def flush(self) -> None:
-        """Whoever opens the file from now on sees everything. Raises: the error of an earlier write, once."""
+        """Write back all data: opens from now on see it. Raises: the error of an earlier write, once."""
         if self._ending and not self.closed:
             return  # `close` does it
         native = self.native

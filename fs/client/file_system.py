@@ -67,7 +67,7 @@ class FileSystem:
         self.close()
 
     def close(self) -> None:
-        """Writes back what is dirty, and says goodbye. Files that are still open are closed with it."""
+        """Write back dirty data, and end the session. Files that are still open are closed with it."""
         self._connection.close()
 
     def flush(self) -> None:
@@ -94,7 +94,7 @@ class FileSystem:
             return self._aio
 
     def ring(self, entries: int = 128) -> Ring:
-        """A ring for that many reads and writes in flight."""
+        """Return a ring for that many reads and writes in flight."""
         return Ring(self._connection.client.ring(entries))
 
     # Files.
@@ -166,12 +166,12 @@ class FileSystem:
         return file
 
     def read_into(self, path: StrPath, buffer: "WriteableBuffer", offset: int = 0) -> int:
-        """Fills `buffer` from `offset` of a file; returns the number of bytes, fewer only at its end."""
+        """Fill `buffer` from `offset` of a file; return the number of bytes, fewer only at its end."""
         with self._open(path, "rb", direct=False, permissions=0) as file:
             return file.pread_into(buffer, offset)
 
     def read(self, path: StrPath, offset: int = 0, size: int = -1) -> bytes:
-        """The bytes of a file, all by default."""
+        """Return the bytes of a file, all by default."""
         with self._open(path, "rb", direct=False, permissions=0) as file:
             file.seek(offset)
             return file.read(size)
@@ -179,7 +179,7 @@ class FileSystem:
     def write(
         self, path: StrPath, data: "bytes | bytearray | memoryview", *, permissions: int = 0o666
     ) -> int:
-        """Makes `data` the whole content of a file; returns its length."""
+        """Make `data` the whole content of a file; return its length."""
         with self._open(path, "wb", direct=False, permissions=permissions) as file:
             return file.write(data)
 
@@ -242,7 +242,7 @@ class FileSystem:
         ns: tuple[int, int] | None = None,
         follow_symlinks: bool = True,
     ) -> None:
-        """Sets the times of access and modification, to now by default."""
+        """Set the times of access and modification, to now by default."""
         if times is not None and ns is not None:
             raise ValueError("give times or ns, not both")
         if times is not None:
@@ -277,7 +277,7 @@ class FileSystem:
         return None if fields is None else Layout.of(fields)
 
     def set_layout(self, path: StrPath, layout: Layout | None) -> None:
-        """Changes what a directory hands on to files and directories that are made in it; what is None stays.
+        """Change what a directory hands on to files and directories that are made in it; what is None stays.
 
         With None instead of a layout it hands on the configuration's again. Its owner or root may do this.
         Raises: NotADirectory for a file: its layout is fixed when it is created. InvalidArgument for numbers without
@@ -287,17 +287,17 @@ class FileSystem:
             self._connection.client.set_layout(_name(path), None if layout is None else layout.fields)
 
     def default_layout(self) -> Layout:
-        """What files get in directories that have no layout of their own."""
+        """Return what files get in directories that have no layout of their own."""
         return Layout.of(self._connection.client.default_layout())
 
     # Directories.
 
     def listdir(self, path: StrPath = "/") -> list[str]:
-        """The names in a directory, in their byte order."""
+        """Return the names in a directory, in their byte order."""
         return [os.fsdecode(name) for name, *_ in self._entries(path, with_attributes=False)]
 
     def scandir(self, path: StrPath = "/") -> "Listing":
-        """The entries of a directory, with attributes, a page at a time."""
+        """Return the entries of a directory, with attributes, a page at a time."""
         entries = self._entries(path, with_attributes=True)
         return Listing(self._entry(os.fsdecode(path), *entry) for entry in entries)
 
@@ -362,7 +362,7 @@ class FileSystem:
             self._connection.client.mkdir(_name(path), mode & ~_umask(os.getpid()), layout=fields)
 
     def makedirs(self, path: StrPath, mode: int = 0o777, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Makes a directory and those above it. The metadata service makes all that are missing in one step."""
+        """Make a directory and those above it. The metadata service makes all that are missing in one step."""
         above = _name(path) if exist_ok else os.path.dirname(_name(path).rstrip(b"/"))
         with naming(path):
             if above.strip(b"/"):
@@ -376,7 +376,7 @@ class FileSystem:
             self._connection.client.rmdir(_name(path))
 
     def rmtree(self, path: StrPath, *, ignore_errors: bool = False) -> None:
-        """Removes a directory and all that is in it; the metadata service does it. A link is not followed."""
+        """Remove a directory and all that is in it; the metadata service does it. A link is not followed."""
         try:
             with naming(path):
                 if not modes.S_ISDIR(self.lstat(path).st_mode):
@@ -403,7 +403,7 @@ class FileSystem:
     unlink = remove
 
     def symlink(self, target: StrPath, path: StrPath) -> None:
-        """Makes `path` a symbolic link to `target`."""
+        """Make `path` a symbolic link to `target`."""
         with naming(target, path):
             self._connection.client.symlink(_name(target), _name(path))
 
@@ -413,12 +413,12 @@ class FileSystem:
             return os.fsdecode(self._connection.client.readlink(_name(path)))
 
     def link(self, source: StrPath, target: StrPath, *, follow_symlinks: bool = False) -> None:
-        """Gives the inode of `source` another name."""
+        """Give the inode of `source` another name."""
         with naming(source, target):
             self._connection.client.link(_name(source), _name(target), follow=follow_symlinks)
 
     def realpath(self, path: StrPath) -> str:
-        """The path of a directory without links, "." and ".."."""
+        """Return the path of a directory without links, "." and ".."."""
         with naming(path):
             return os.fsdecode(self._connection.client.real_path(_name(path)))
 

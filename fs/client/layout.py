@@ -35,7 +35,7 @@ class Layout:
 
     @classmethod
     def of(cls, fields: Fields) -> Self:
-        """The layout that the native client describes."""
+        """Return the layout that the native client describes."""
         table, chunk_bytes, stripe, inline_bytes = fields
         return cls(table=table, chunk_bytes=chunk_bytes, stripe=stripe, inline_bytes=inline_bytes)
 

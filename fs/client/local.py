@@ -36,7 +36,7 @@ class LocalFile(io.FileIO):
         return data
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
-        """Fills `buffer` from the position on; returns the number of bytes."""
+        """Fill `buffer` from the position on; return the number of bytes."""
         if not self.seekable():
             return super().readinto(buffer)
         count = self.pread_into(buffer, self.tell())
@@ -44,7 +44,7 @@ class LocalFile(io.FileIO):
         return count
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        """Writes all of `data`; returns its length."""
+        """Write all of `data`; return its length."""
         left = bytes_of(data)
         count = left.nbytes
         while left:
@@ -59,11 +59,11 @@ class LocalFile(io.FileIO):
         return bytes(memoryview(buffer)[:count])
 
     def pread_into(self, buffer: "WriteableBuffer", offset: int) -> int:
-        """Fills `buffer` from `offset`; returns the number of bytes. The position stays."""
+        """Fill `buffer` from `offset`; return the number of bytes. The position stays."""
         return read_fully(self.fileno(), bytes_of(buffer), offset)
 
     def pwrite(self, data: "ReadableBuffer", offset: int) -> int:
-        """Writes all of `data` at `offset` (at the end for a file opened to append). The position stays."""
+        """Write all of `data` at `offset` (at the end for a file opened to append). The position stays."""
         if not self.writable():
             raise io.UnsupportedOperation("File not open for writing")
         return write_fully(self.fileno(), bytes_of(data), offset)
@@ -138,28 +138,28 @@ class LocalFileSystem:
         return open(path, mode, buffering, encoding, errors, newline, opener=opener)
 
     def read_into(self, path: "StrOrBytesPath", buffer: "WriteableBuffer", offset: int = 0) -> int:
-        """Fills `buffer` from `offset` of a file; returns the number of bytes, fewer only at its end."""
+        """Fill `buffer` from `offset` of a file; return the number of bytes, fewer only at its end."""
         with self.open(path, "rb") as file:
             return file.pread_into(buffer, offset)  # type: ignore[attr-defined,no-any-return]
 
     def read(self, path: "StrOrBytesPath", offset: int = 0, size: int = -1) -> bytes:
-        """The bytes of a file, all by default."""
+        """Return the bytes of a file, all by default."""
         with self.open(path, "rb") as file:
             file.seek(offset)
             data: bytes = file.read(size)
             return data
 
     def write(self, path: "StrOrBytesPath", data: "ReadableBuffer", *, permissions: int = 0o666) -> int:
-        """Makes `data` the whole content of a file; returns its length."""
+        """Make `data` the whole content of a file; return its length."""
         with self.open(path, "wb", permissions=permissions) as file:
             return file.write(data)
 
     def link(self, source: str, target: str, *, follow_symlinks: bool = False) -> None:
-        """Gives the inode of `source` another name."""
+        """Give the inode of `source` another name."""
         os.link(source, target, follow_symlinks=follow_symlinks)
 
     def ring(self, entries: int = 128) -> LocalRing:
-        """A ring for that many reads and writes in flight."""
+        """Return a ring for that many reads and writes in flight."""
         return LocalRing(entries)
 
     def flush(self) -> None:

@@ -124,11 +124,11 @@ class LocalRing:
                 self._shared.news.get(timeout=left)
 
     def fileno(self) -> int:
-        """A descriptor (eventfd) that is readable while there are results to drain."""
+        """Return a descriptor (eventfd) that is readable while there are results to drain."""
         return self._shared.event
 
     def close(self) -> None:
-        """Waits for what is in flight. Its results may still be drained."""
+        """Wait for what is in flight. Its results may still be drained."""
         if self._process != os.getpid():
             return
         with self._lock:  # what was submitted before is in front of the threads' end
@@ -193,7 +193,7 @@ def _work(shared: _Shared) -> None:
 
 
 def _end(shared: _Shared, threads: list[threading.Thread], process: int) -> None:
-    """Ends the threads when all that was submitted is done. May be called again."""
+    """End the threads when all that was submitted is done. May be called again."""
     if process != os.getpid():
         return
     for _ in threads:
@@ -204,13 +204,13 @@ def _end(shared: _Shared, threads: list[threading.Thread], process: int) -> None
 
 
 def bytes_of(data: "ReadableBuffer") -> memoryview:
-    """The bytes of any contiguous buffer."""
+    """Return the bytes of any contiguous buffer."""
     view = memoryview(data)
     return view.cast("B") if view.nbytes else memoryview(bytearray())
 
 
 def read_fully(descriptor: int, buffer: memoryview, offset: int) -> int:
-    """Fills `buffer` from `offset`; returns the number of bytes, fewer only at the end of the file."""
+    """Fill `buffer` from `offset`; return the number of bytes, fewer only at the end of the file."""
     done = 0
     while done < buffer.nbytes:
         count = os.preadv(descriptor, [buffer[done:]], offset + done)
@@ -221,7 +221,7 @@ def read_fully(descriptor: int, buffer: memoryview, offset: int) -> int:
 
 
 def write_fully(descriptor: int, data: memoryview, offset: int) -> int:
-    """Writes all of `data` at `offset`; returns its length."""
+    """Write all of `data` at `offset`; return its length."""
     done = 0
     while done < data.nbytes:
         done += os.pwritev(descriptor, [data[done:]], offset + done)
@@ -229,7 +229,7 @@ def write_fully(descriptor: int, data: memoryview, offset: int) -> int:
 
 
 def view_of(operation: Any) -> memoryview:
-    """The bytes an operation moves. Raises: ValueError."""
+    """Return the bytes an operation moves. Raises: ValueError."""
     whole = bytes_of(operation.buffer)
     start, length = operation.buffer_offset, operation.length
     if length is None:

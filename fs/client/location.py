@@ -12,7 +12,7 @@ Nothing is escaped: what follows the cluster is the path, byte by byte ('%', '?'
 file whose name looks like one of the forms is written with "./" before it.
 
 N1  Parsing has no effects; what it depends on (the environment) is an argument.
-N2  One connection serves all locations of one cluster in one process, until somebody closes it.
+N2  One connection serves all locations of one cluster in one process, until it is closed.
 N3  No text form of a location or a connection shows a token.
 """
 
@@ -55,13 +55,13 @@ class Location:
         return self.address is None
 
     def join(self, *names: str) -> "Location":
-        """The location of something below."""
+        """Return the location of something below."""
         return replace(self, path=posixpath.join(self.path, *names))
 
     def with_credentials(
         self, *, secret_file: str | os.PathLike[str] | None = None, token: str | None = None
     ) -> "Location":
-        """The same place, opened with these credentials instead of the environment's, if any are given."""
+        """Return the same place, opened with these credentials instead of the environment's, if any are given."""
         if secret_file is None and token is None:
             return self
         secret = None if secret_file is None else os.fspath(secret_file)
@@ -75,7 +75,7 @@ class Location:
 
 
 def parse_location(text: str | os.PathLike[str], environment: Mapping[str, str]) -> Location:
-    """What a text names. `environment` is read for the short form, and for the credentials of a HOST:PORT.
+    """Return what a text names. `environment` is read for the short form, and for the credentials of a HOST:PORT.
 
     Raises: InvalidArgument, which says what to write instead.
     """
@@ -160,7 +160,7 @@ class _Key:
 
 
 class _Shared:
-    """The connection for one key. Its lock is held while it is made, which may take long if nobody answers."""
+    """The connection for one key. Its lock is held while it is made, which may take long if no service answers."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -172,7 +172,7 @@ _local: Final = LocalFileSystem()
 
 
 def _after_fork() -> None:
-    # Threads that are not here may hold the locks. The file systems connect anew by themselves.
+    # Threads that are not here may hold the locks. The file systems reconnect by themselves.
     for shared in list(_shared.values()):
         shared.lock = threading.Lock()
 
@@ -187,13 +187,13 @@ def open_location(
     token: str | None = None,
     config: ClientConfig | None = None,
 ) -> tuple[AnyFileSystem, str]:
-    """The file system that a location is on, and the path there.
+    """Return the file system that a location is on, and the path there.
 
     The file system is shared by everybody in this process who names the same cluster: leave it open
     (`close_locations` ends all of them). `secret_file` and `token` come before the environment's; of both, the token
     is used.
 
-    Raises: InvalidArgument for a text that names nothing; whatever `connect` raises.
+    Raises: InvalidArgument for a text that names nothing; as `connect` raises.
     """
     if not isinstance(location, Location):
         location = parse_location(location, os.environ)
@@ -220,7 +220,7 @@ def _manager(address: str) -> str:
 
 
 def close_locations() -> None:
-    """Ends the connections that `open_location` has made. Raises: the first error of a write-back."""
+    """End the connections that `open_location` has made. Raises: the first error of a write-back."""
     with contextlib.ExitStack() as stack:
         while _shared:
             _, shared = _shared.popitem()

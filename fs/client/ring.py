@@ -1,4 +1,4 @@
-"""Many reads and writes in flight: submit them, go on, take the results later.
+"""Many reads and writes in flight: submit them, continue, take the results later.
 
     ring = fs.ring(128)
     buffer = luciola.client.Buffer(128 << 20)                # storage nodes place bytes here without a copy
@@ -78,14 +78,14 @@ class Ring:
         return self._native.in_flight
 
     def submit(self, operations: Iterable[Operation]) -> int:
-        """Takes operations, in order, as long as there is room; returns how many it has taken.
+        """Take operations, in order, as long as there is room; return how many it has taken.
 
         Raises: ValueError for a range outside its buffer or a closed file; nothing is taken then.
         """
         return self.submit_from(list(operations))
 
     def submit_from(self, queue: list[Operation]) -> int:
-        """Takes operations from the front of `queue`, as `submit`, and removes those from it.
+        """Take operations from the front of `queue`, as `submit`, and remove those from it.
 
         An exception of a signal handler leaves each operation in the queue or in flight, and in one of them only.
         """
@@ -99,7 +99,7 @@ class Ring:
         timeout_s: float | None = None,
         into: list[Completion] | None = None,
     ) -> list[Completion]:
-        """Takes up to `most` results, once there are `least` of them or `timeout_s` has passed.
+        """Take up to `most` results, once there are `least` of them or `timeout_s` has passed.
 
         Waits for no more than are in flight. Signal handlers run while it waits. Results are appended to `into`, where
         they are also if a handler raises as this returns; by default they are in a new list.
@@ -114,7 +114,7 @@ class Ring:
         return self._native.fileno()
 
     def close(self) -> None:
-        """Waits for what is in flight. Its results may still be drained."""
+        """Wait for what is in flight. Its results may still be drained."""
         self._native.close()
 
     def __enter__(self) -> Self:

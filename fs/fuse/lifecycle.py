@@ -1,7 +1,7 @@
 """One mount, from the checks before it to the unmount.
 
 `serve` is the foreground mount and the whole of the process behind a background one: it returns when the mount is
-gone, whoever took it off (a signal, `luciola umount`, `fusermount3 -u`, umount(8)), and everything is written back.
+gone, by a signal, `luciola umount`, `fusermount3 -u` or umount(8), and everything is written back.
 """
 
 import contextlib
@@ -54,13 +54,13 @@ class Settings:
 
 
 def check_mountpoint(mountpoint: Path) -> Path:
-    """The mountpoint as the kernel will call it. A mount on it whose process is gone is taken off first.
+    """Return the mountpoint as the kernel will call it. A mount on it whose process is gone is taken off first.
 
     Raises: NotFound, NotADirectory, NotEmpty, Busy when something is mounted there.
     """
     path = table.resolve(mountpoint)
     if table.clean_stale_mount(path):
-        log.info("took off a mount whose process had ended: %s", path)
+        log.info("unmounted %s: its process had ended", path)
     if (row := table.find_mount(path)) is not None:
         raise Busy(f"{row.source} is mounted here already; unmount it first", path=str(path))
     try:
@@ -78,7 +78,7 @@ def check_mountpoint(mountpoint: Path) -> Path:
 
 
 def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Mounts, calls `on_ready` once the mount answers, and serves it until it is gone.
+    """Mount, call `on_ready` once the mount answers, and serve it until it is gone.
 
     Called in the main thread: SIGTERM and SIGINT unmount, a second one cuts off programs that still use the mount.
 
@@ -163,7 +163,7 @@ def _native(settings: Settings, address: str, token: Token) -> luciola_core.Clie
 
 
 def _door(settings: Settings) -> tuple[str, Token]:
-    """Where the cluster is, and a token of a mount: it speaks for every user, so it needs the secret itself."""
+    """Return where the cluster is, and a token of a mount: it speaks for every user, so it needs the secret itself."""
     data = Path(settings.cluster)
     if data.is_dir():
         cluster = load_cluster(data / "cluster.json")
@@ -183,7 +183,7 @@ def _signals() -> Iterator[int]:
     """SIGTERM, SIGINT and SIGHUP go into a pipe from here on: a mount that is just being made is not left behind.
 
     Yields the end to read, a byte a signal. Handlers of Python's own run when the main thread next runs Python code,
-    and it may have gone to sleep just before the signal came; the pipe is written at once, whatever it does.
+    and it may have gone to sleep just before the signal came; the pipe is written at once in any case.
     """
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     reader, writer = os.pipe()
@@ -196,7 +196,7 @@ def _signals() -> Iterator[int]:
         signal.set_wakeup_fd(descriptor)
         for number, handler in before.items():
             signal.signal(number, handler)
-        os.close(writer)  # which ends whoever reads
+        os.close(writer)  # which ends the reader
 
 
 def _attend(mount: luciola_core.Mount, asked: int) -> None:
@@ -210,7 +210,7 @@ def _attend(mount: luciola_core.Mount, asked: int) -> None:
 
 
 def start_in_background(arguments: list[str], *, output: IO[bytes]) -> int:
-    """Runs `luciola mount --foreground ARGUMENTS` in the background; returns its process id once the mount answers.
+    """Run `luciola mount --foreground ARGUMENTS` in the background; return its process id once the mount answers.
 
     `output` gets what it says. Raises: Unavailable with the last line of it if it ends, Timeout if it is not ready
     in time.
@@ -254,7 +254,7 @@ def start_in_background(arguments: list[str], *, output: IO[bytes]) -> int:
 
 
 def _read_within(descriptor: int, limit_s: float) -> bytes | None:
-    """What comes out of a pipe first; empty at its end, None after `limit_s`."""
+    """Return what comes out of a pipe first; empty at its end, None after `limit_s`."""
     os.set_blocking(descriptor, False)
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -266,7 +266,7 @@ def _read_within(descriptor: int, limit_s: float) -> bytes | None:
 
 
 def stop(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Unmounts, and returns when the process behind the mount has written back everything and ended.
+    """Unmount, and return when the process behind the mount has written back everything and ended.
 
     Raises: InvalidArgument if no Luciola mount is there, Busy if programs use it (unless `lazy`), Timeout.
     """

@@ -1,7 +1,7 @@
 """Which process serves which mount: one small file each, for `luciola status`, `down` and `umount`.
 
 Mounts of a cluster on this machine are recorded under its data directory (run/mounts), others in a directory of the
-user's own. A record whose process is gone means nothing and is removed by whoever finds it; one of another pid
+user's own. A record whose process is gone means nothing and is removed by any process that finds it; one of another pid
 namespace says nothing of the processes here, and is left alone.
 """
 
@@ -31,11 +31,11 @@ class Record:
     namespace: int  # inode number of the pid namespace that `pid` belongs to
 
     def is_visible(self) -> bool:
-        """Whether `pid` means the same process here as where the mount was made."""
+        """Return whether `pid` means the same process here as where the mount was made."""
         return self.namespace == pid_namespace()
 
     def is_alive(self) -> bool:
-        """Whether that very process runs."""
+        """Return whether that very process runs."""
         return self.is_visible() and started_at(self.pid) == self.started
 
 
@@ -45,12 +45,12 @@ def pid_namespace() -> int:
 
 
 def source_of(cluster: str) -> str:
-    """What the kernel's table calls mounts of that cluster."""
+    """Return what the kernel's table calls mounts of that cluster."""
     return f"luciola:{cluster}"
 
 
 def started_at(pid: int) -> int | None:
-    """When the process was started, in clock ticks after boot; None if it is gone or a zombie."""
+    """Return when the process was started, in clock ticks after boot; None if it is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -59,7 +59,7 @@ def started_at(pid: int) -> int | None:
 
 
 def directory_for(cluster: str) -> Path:
-    """Where mounts of that cluster are recorded. Raises: PermissionDenied if it belongs to somebody else."""
+    """Return where mounts of that cluster are recorded. Raises: PermissionDenied if it belongs to another user."""
     data = Path(cluster)
     if data.is_dir():
         directory = data / "run" / "mounts"
@@ -80,7 +80,7 @@ def _file(record_of: str, mountpoint: str) -> Path:
 
 @contextlib.contextmanager
 def recorded(mountpoint: Path, cluster: str) -> Iterator[Record]:
-    """Records this process as the one that serves `mountpoint`, as long as the block runs."""
+    """Record this process as the one that serves `mountpoint`, as long as the block runs."""
     pid = os.getpid()
     started = started_at(pid)
     assert started is not None, "this process runs"
@@ -98,7 +98,7 @@ def recorded(mountpoint: Path, cluster: str) -> Iterator[Record]:
 
 
 def read_records(cluster: str) -> list[Record]:
-    """The mounts of that cluster that are served now, by processes that can be seen from here."""
+    """Return the mounts of that cluster that are served now, by processes that can be seen from here."""
     found = []
     for path in sorted(directory_for(cluster).glob("*.json")):
         record = _read(path)
@@ -112,7 +112,7 @@ def read_records(cluster: str) -> list[Record]:
 
 
 def find_record(mountpoint: Path, cluster: str) -> Record | None:
-    """The record of that mount, if its process runs."""
+    """Return the record of that mount, if its process runs."""
     return next((record for record in read_records(cluster) if record.mountpoint == str(mountpoint)), None)
 
 

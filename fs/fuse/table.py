@@ -27,7 +27,7 @@ class Mounted:
 
 
 def mounts() -> list[Mounted]:
-    """All mounts that this process sees, in the order in which they were made."""
+    """Return all mounts that this process sees, in the order in which they were made."""
     rows = []
     for line in TABLE.read_bytes().splitlines():
         words = line.split(b" ")
@@ -39,13 +39,13 @@ def mounts() -> list[Mounted]:
 
 
 def find_mount(mountpoint: Path) -> Mounted | None:
-    """The topmost mount on exactly that path, if there is one."""
+    """Return the topmost mount on exactly that path, if there is one."""
     path = resolve(mountpoint)
     return next((row for row in reversed(mounts()) if row.mountpoint == path), None)
 
 
 def resolve(mountpoint: Path) -> Path:
-    """The path as the table spells it. What is mounted there is not asked: a dead mount would not answer."""
+    """Return the path as the table spells it. What is mounted there is not asked: a dead mount would not answer."""
     absolute = Path(os.path.abspath(mountpoint))
     if os.path.islink(absolute):  # is_symlink() would raise for a dead mount
         return Path(os.path.realpath(absolute))
@@ -53,21 +53,21 @@ def resolve(mountpoint: Path) -> Path:
 
 
 def is_mounted(mountpoint: Path) -> bool:
-    """Whether a Luciola mount is on that path; says nothing about its process."""
+    """Return whether a Luciola mount is on that path, served or not."""
     row = find_mount(mountpoint)
     return row is not None and row.type == TYPE
 
 
 def is_stale(mountpoint: Path) -> bool:
-    """Whether the process behind the mount on that path is gone ("Transport endpoint is not connected")."""
+    """Return whether the process behind the mount on that path is gone ("Transport endpoint is not connected")."""
     return _error_of_stat(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def answers(mountpoint: Path) -> bool:
-    """Whether the file system on that path answers.
+    """Return whether the file system on that path answers.
 
     Another process asks. A process that serves a mount never waits for it itself: killed while it does, it could not
-    end before it has answered, and nothing would tell the kernel that nobody will.
+    end before it has answered, and the kernel would never learn that no answer will come.
     """
     command = ["stat", "--", str(mountpoint)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -79,7 +79,7 @@ def answers(mountpoint: Path) -> bool:
 
 
 def clean_stale_mount(mountpoint: Path) -> bool:
-    """Takes off Luciola mounts on that path whose process is gone. True if there were any.
+    """Take off Luciola mounts on that path whose process is gone. True if there were any.
 
     Raises: Busy if one cannot be taken off.
     """
@@ -91,13 +91,13 @@ def clean_stale_mount(mountpoint: Path) -> bool:
 
 
 def stale_mounts(source: str) -> list[Path]:
-    """Where Luciola mounts of that source lie whose process is gone, the last one first."""
+    """Return the mountpoints of that source whose process is gone, the last one first."""
     rows = [row for row in reversed(mounts()) if (row.type, row.source) == (TYPE, source)]
     return [row.mountpoint for row in rows if is_stale(row.mountpoint)]
 
 
 def unmount(mountpoint: Path, *, lazy: bool) -> None:
-    """Takes the topmost mount off that path; with `lazy` also while programs use it.
+    """Take the topmost mount off that path; with `lazy` also while programs use it.
 
     Raises: Busy.
     """
@@ -114,7 +114,7 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
 
 
 def _error_of_stat(path: Path) -> int:
-    """The errno of stat(2) on `path`, 0 for none, ETIMEDOUT when it does not return."""
+    """Return the errno of stat(2) on `path`, 0 for none, ETIMEDOUT when it does not return."""
     outcome: list[int] = []
 
     def ask() -> None:

@@ -1,10 +1,9 @@
 """What was written lately: the memory of optimistic concurrency control.
 
-A transaction reads at one version and commits at a later one. It may commit only if nobody wrote, in
-between, anything that it read. `ConflictWindow` remembers write sets, of the last `COMMITS_MAX` commits at most,
-so it can answer that for every transaction that began inside the window; an older one is told to begin again.
-The engine records commits only while somebody has begun before them, and skips all others: then there is nobody who
-could ask.
+A transaction reads at one version and commits at a later one. It may commit only if no other transaction wrote, in
+between, anything that it read. `ConflictWindow` remembers write sets, of the last `COMMITS_MAX` commits at most, so it
+can answer that for every transaction that began inside the window; an older one must begin again. The engine records a
+commit only while a transaction is open that began before it, and skips all others: no transaction could ask.
 
     W1  versions grow strictly from commit to commit
     W2  every write with version > floor is remembered; nothing is known of writes at or before the floor
@@ -44,7 +43,7 @@ class ConflictWindow:
     """The write sets of the most recent commits."""
 
     def __init__(self, *, version: int, commits_max: int = COMMITS_MAX) -> None:
-        assert commits_max > 0, "a window without commits would refuse everybody"
+        assert commits_max > 0, "a window without commits would refuse every transaction"
         self._commits_max = commits_max
         self._commits: deque[WriteSet] = deque()
         self._written_at: dict[bytes, int] = {}
@@ -52,7 +51,7 @@ class ConflictWindow:
         self.floor = version
 
     def record(self, written: WriteSet) -> WriteSet | None:
-        """Remembers a commit; gives back the one that fell out of the window, if any."""
+        """Remember a commit; return the one that fell out of the window, if any."""
         assert not self._commits or written.version > self._commits[-1].version, "W1: versions must grow"
         self._commits.append(written)
         for key in written.keys:
@@ -73,12 +72,12 @@ class ConflictWindow:
         return bool(ranges) and self._phantom(read_version, ranges)
 
     def skip(self, version: int) -> None:
-        """A commit before which nobody has begun who is still there: the window, which is empty, begins after it."""
+        """Note a commit before which no open transaction began: the window, which is empty, begins after it."""
         assert not self._commits, "W2: forget what is remembered first"
         self.floor = version
 
     def __bool__(self) -> bool:
-        """Whether anything is remembered."""
+        """Return whether anything is remembered."""
         return bool(self._commits)
 
     def is_too_old(self, read_version: int) -> bool:
@@ -86,7 +85,7 @@ class ConflictWindow:
         return read_version < self.floor
 
     def clear(self) -> Sequence[WriteSet]:
-        """Forgets every commit, as if each had fallen out of the window, and gives them back, oldest first."""
+        """Forget every commit, as if each had fallen out of the window, and give them back, oldest first."""
         return [self._forget_oldest() for _ in range(len(self._commits))]
 
     def _cleared(self, read_version: int, keys: Collection[bytes], ranges: Sequence[KeyRange]) -> bool:

@@ -34,7 +34,7 @@ async def run(
     retry: Retry = DEFAULT_RETRY,
     clock: Clock = _SYSTEM_CLOCK,
 ) -> T:
-    """What `operation` returns, once its transaction is committed.
+    """Return what `operation` returns, once its transaction is committed.
 
     `operation` may run several times, also after a run that did commit (`MaybeCommitted`): it recognises its
     own work by a request id, or is idempotent by nature. It must not wait for anything.

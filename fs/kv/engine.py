@@ -45,13 +45,13 @@ class View(Protocol):
         """The store is about to change: see to it that this version stays readable. Called again, it does nothing."""
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, or None. Raises: Conflict if the version is too old to be read."""
+        """Return the value of `key`, or None. Raises: Conflict if the version is too old to be read."""
 
     def get_many(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """As `get` of each, in order."""
 
     def scan(self, begin: bytes, end: bytes, *, limit: int) -> Sequence[Pair]:
-        """The first `limit` pairs with begin <= key < end."""
+        """Return the first `limit` pairs with begin <= key < end."""
 
     def iterate(self, begin: bytes, end: bytes) -> Iterator[Pair]:
         """The same, one by one."""
@@ -95,14 +95,14 @@ class Transaction:
         return self._look().version
 
     def get(self, key: bytes) -> bytes | None:
-        """The value of `key`, or None; the commit fails if somebody else changes it before."""
+        """Return the value of `key`, or None; the commit fails if another transaction changes it before."""
         if key in self._writes:
             return self._writes[key]
         self._keys.add(key)
         return self._read(key)
 
     def snapshot_get(self, key: bytes) -> bytes | None:
-        """The value of `key`, or None; it may change before the commit."""
+        """Return the value of `key`, or None; it may change before the commit."""
         if key in self._writes:
             return self._writes[key]
         return self._read(key)
@@ -139,7 +139,7 @@ class Transaction:
     # Writing.
 
     def put(self, key: bytes, value: bytes) -> None:
-        """Sets `key`. Raises: InvalidArgument when a limit is exceeded."""
+        """Set `key`. Raises: InvalidArgument when a limit is exceeded."""
         assert self._open, "the transaction has ended"
         if not 0 < len(key) <= KEY_BYTES_MAX or key >= KEY_END:
             raise _bad_key(key)
@@ -151,7 +151,7 @@ class Transaction:
         self._writes[key] = value
 
     def delete(self, key: bytes) -> None:
-        """Removes `key`, if it is there."""
+        """Remove `key`, if it is there."""
         assert self._open, "the transaction has ended"
         if not 0 < len(key) <= KEY_BYTES_MAX or key >= KEY_END:
             raise _bad_key(key)
@@ -161,7 +161,7 @@ class Transaction:
         self._writes[key] = None
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
-        """Removes every key with begin <= key < end: its own writes and what exists at commit."""
+        """Remove every key with begin <= key < end: its own writes and what exists at commit."""
         assert self._open, "the transaction has ended"
         if max(len(begin), len(end)) > KEY_BYTES_MAX:
             raise InvalidArgument(f"a key has at most {KEY_BYTES_MAX} bytes")
@@ -176,7 +176,7 @@ class Transaction:
         self._cleared.append(cleared)
 
     def add_read_conflict(self, key: bytes) -> None:
-        """The commit fails if somebody else writes `key` before."""
+        """Fail the commit if another transaction writes `key` before."""
         if self._view is None:
             self._look()
         self._keys.add(key)
@@ -188,7 +188,7 @@ class Transaction:
         return not (self._writes or self._cleared)
 
     def commit(self) -> int:
-        """Makes the writes visible and safe against `kill -9`; returns their version.
+        """Make the writes visible and safe against `kill -9`; return their version.
 
         A transaction without writes always succeeds: it has read one moment of the store.
         Raises: Conflict, nothing was done; MaybeCommitted, all was done or nothing.
@@ -203,7 +203,7 @@ class Transaction:
             self._view = None
 
     def cancel(self) -> None:
-        """Forgets everything. Dropping the last reference does the same, but an error may hold it for long."""
+        """Forget everything. Dropping the last reference does the same, but an error may hold it for long."""
         self._open = False
         self._view = None
 
@@ -212,7 +212,7 @@ class Transaction:
         view, self._view = self._view, None
         return None if view is None else view.version
 
-    # What engines and the faulty twin look at.
+    # What engines and the fault-injecting fake look at.
 
     @property
     def read_keys(self) -> set[bytes]:
@@ -273,11 +273,11 @@ class Engine(ABC):
         self._views = OpenViews[View]()
 
     def begin(self) -> Transaction:
-        """A new transaction."""
+        """Return a new transaction."""
         return Transaction(self)
 
     def look(self) -> View:
-        """The store as it is now; it stays so while others commit."""
+        """Return the store as it is now; it stays so while others commit."""
         view = self._views.newest()
         if view is None:
             view = self.new_view()
@@ -286,7 +286,7 @@ class Engine(ABC):
 
     @abstractmethod
     def new_view(self) -> View:
-        """What `look` gives to the first who looks at the newest version."""
+        """Return what `look` gives to the first who looks at the newest version."""
 
     @abstractmethod
     def snapshot(self, ranges: Sequence[tuple[bytes, bytes]]) -> tuple[Iterator[Pair], ...]:
@@ -298,15 +298,15 @@ class Engine(ABC):
 
     @abstractmethod
     def apply(self, transaction: Transaction) -> int:
-        """Does the writes atomically; returns their version, which is larger than any before."""
+        """Do the writes atomically; return their version, which is larger than any before."""
 
     @abstractmethod
     async def sync(self) -> None:
-        """Returns when all that was committed before the call survives power loss."""
+        """Return when all that was committed before the call survives power loss."""
 
     @abstractmethod
     def close(self) -> None:
-        """Syncs and lets go of the store. A closed engine must not be used."""
+        """Sync and let go of the store. A closed engine must not be used."""
 
     def forget(self, oldest: WriteSet) -> None:  # noqa: B027, most engines have nothing to forget
         """Called with each commit that leaves the window: versions at or before it are not read any more."""
@@ -320,7 +320,7 @@ class Engine(ABC):
             self.forget(oldest)
 
     def commit(self, transaction: Transaction) -> int:
-        """What `Transaction.commit` does. Raises: Conflict."""
+        """Return what `Transaction.commit` does. Raises: Conflict."""
         read_version = transaction.let_go()  # so that it does not count as one that this commit overtakes
         if read_version is not None and read_version != self.version:
             self._check(transaction, read_version)
@@ -355,7 +355,7 @@ class Engine(ABC):
 
 
 def prefix_end(prefix: bytes) -> bytes:
-    """The end of the range of all keys that begin with `prefix`."""
+    """Return the end of the range of all keys that begin with `prefix`."""
     trimmed = prefix.rstrip(b"\xff")
     assert trimmed, "a prefix of 0xff bytes has no end"
     return trimmed[:-1] + bytes((trimmed[-1] + 1,))

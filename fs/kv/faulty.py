@@ -1,4 +1,4 @@
-"""A twin that fails on purpose: wrap an engine with it to see whether the operations above survive."""
+"""A fault-injecting fake: wrap an engine with it to see whether the operations above survive."""
 
 import enum
 import random

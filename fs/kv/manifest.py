@@ -31,7 +31,7 @@ TABLE: Final = tuple(map(_entry, range(256)))
 
 
 def cut_torn_record(store: Path) -> bool:
-    """Cut the last record off the manifest if it is torn; whether it was. Nobody may have the store open.
+    """Cut the last record off the manifest if it is torn; return whether it was. The store must not be open.
 
     Raises: OSError.
     """
@@ -50,7 +50,7 @@ def cut_torn_record(store: Path) -> bool:
 
 
 def _whole_records(content: bytes) -> tuple[int, int]:
-    """Where the first record begins that is not whole, and its first fragment that is not."""
+    """Return where the first record begins that is not whole, and its first fragment that is not."""
     begin = place = 0
     while place < len(content):
         left = BLOCK_BYTES - place % BLOCK_BYTES
@@ -80,7 +80,7 @@ def _fragment(content: bytes, place: int) -> tuple[int, int]:
 
 
 def _has_whole_fragment(content: bytes, after: int) -> bool:
-    """Whether a whole fragment begins anywhere behind the one at `after`."""
+    """Return whether a whole fragment begins anywhere behind the one at `after`."""
     return any(_fragment(content, place)[0] for place in range(after + 1, len(content)))
 
 

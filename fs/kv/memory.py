@@ -50,7 +50,7 @@ class MemoryEngine(Engine):
         self.forget(WriteSet(self.version, transaction.writes.keys(), transaction.cleared))
 
     def read(self, key: bytes, version: int) -> bytes | None:
-        """The value that `key` had at `version`."""
+        """Return the value that `key` had at `version`."""
         for written, value in reversed(self._versions.get(key, ())):
             if written <= version:
                 return value
@@ -69,7 +69,7 @@ class MemoryEngine(Engine):
         versions.append((version, value))
 
     def _prune(self, key: bytes, floor: int) -> None:
-        """Drops versions that no view at or after `floor` sees."""
+        """Drop versions that no view at or after `floor` sees."""
         versions = self._versions.get(key)
         if versions is None:
             return

@@ -9,9 +9,9 @@ end of the first, and RocksDB opens with that gap, so a transaction would be the
 does so for syncs only, so the engine itself decides when the next log begins (`_begin_log`), before RocksDB's own
 limit is reached.
 
-A view reads the store directly while nobody has committed since, and through its own iterator, made before that commit,
+A view reads the store directly until the next commit, and through its own iterator, made before that commit,
 from then on.
-Values that are read often can be kept in memory as well (`kept`): every commit writes them there too.
+Values that are read often can be kept in memory as well (`cached`): every commit writes them there too.
 """
 
 import fcntl
@@ -44,7 +44,7 @@ CLEAR_KEYS_MAX: Final = (
 )
 
 CACHED_MAX: Final = 32_768  # values kept in memory: about 10 MB of inodes
-CACHED_BYTES_MAX: Final = 256  # a longer value is not kept: the bytes of small files lie in their inodes
+CACHED_BYTES_MAX: Final = 256  # a longer value is not kept: the bytes of small files are in their inodes
 
 STORE_SUFFIXES: Final = (".log", ".sst", ".blob")  # of files that exist only once a store was created
 
@@ -54,7 +54,7 @@ _MARKER: Final = b"\xff/marker"  # written by commits that only guard keys, so t
 class RocksEngine(Engine):
     """RocksDB in `directory`. A store is created only where `create` says so: a lost one must not come back empty.
 
-    `kept`: first bytes of the keys whose values stay in memory once they were read or written.
+    `cached`: first bytes of the keys whose values stay in memory once they were read or written.
     `write_buffer_bytes`: what a log holds before it becomes a table. `options`: in place of `store_options()`.
     Raises: Busy if another process has it open; NoSpace if RocksDB cannot open it and the disk is full; CorruptData if
     there is no store, or RocksDB refuses it.
@@ -269,7 +269,7 @@ class RocksView:
             self._cursor = self._db.iter()
 
     def get(self, key: bytes) -> bytes | None:
-        if self._engine.version == self.version:  # nobody has committed since: the newest is ours
+        if self._engine.version == self.version:  # no commit since: the newest version is ours
             return self._newest(key)
         cursor = self._overtaken()
         cursor.seek(key)
@@ -324,7 +324,7 @@ class RocksView:
 
 
 def _own(directory: Path) -> int:
-    """Takes the directory's lock; RocksDB's own lock does not say who holds it."""
+    """Take the directory's lock; RocksDB's own lock does not say who holds it."""
     lock = os.open(directory / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -343,7 +343,7 @@ def _open(directory: Path, options: rocksdict.Options) -> rocksdict.Rdict:
     except Exception as error:  # rocksdict raises nothing more precise
         if "MANIFEST" not in str(error) or not cut_torn_record(directory):
             raise
-        log.warning("%s: the last record of the manifest did not reach the disk whole; cut off", directory)
+        log.warning("%s: last record of the manifest torn by power loss; truncated before it", directory)
         return rocksdict.Rdict(str(directory), options)
 
 

@@ -1,7 +1,7 @@
-"""Group commit: one flush to disk serves everybody who waits for it.
+"""Group commit: one flush to disk serves all callers that wait for it.
 
-A thread sleeps until something was written. If somebody waits for durability it flushes at once, otherwise it
-lets `interval_s` pass, so that many writes share a flush. Who asks during a flush is served by the next one.
+A thread sleeps until something was written. If a caller waits for durability it flushes at once, otherwise it
+lets `interval_s` pass, so that many writes share a flush. A call during a flush is served by the next one.
 
     S1  `await sync()` returns only after a flush that began after the call has ended
     S2  a write is flushed at most `interval_s` plus one flush after `wrote`
@@ -40,7 +40,7 @@ class Syncer:
             self._changed.notify()
 
     async def sync(self) -> None:
-        """Returns when all that was written before the call is on disk. Raises: Unavailable."""
+        """Return when all that was written before the call is on disk. Raises: Unavailable."""
         with self._changed:
             self._refuse_after_error()
             assert not self._closing, "the engine is closed"
@@ -53,7 +53,7 @@ class Syncer:
         await done
 
     def close(self) -> None:
-        """Flushes a last time and ends the thread. Raises: Unavailable if flushing has ever failed."""
+        """Flush a last time and end the thread. Raises: Unavailable if flushing has ever failed."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -68,7 +68,7 @@ class Syncer:
         while (waiting := self._select()) is not None:
             try:
                 self._flush()
-            except Exception as error:  # noqa: BLE001, whatever it is, it must reach those who wait
+            except Exception as error:  # noqa: BLE001, every error must reach the callers that wait
                 self.error = error
             with self._changed:
                 self._flushing = False
@@ -79,7 +79,7 @@ class Syncer:
             self._deliver(waiting)
 
     def _select(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] | None:
-        """Waits for a reason to flush; the futures it will serve, or None at the end."""
+        """Wait for a reason to flush; the futures it will serve, or None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._dirty or self._waiting or self._closing)
             if not self._waiting and not self._closing:

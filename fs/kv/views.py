@@ -38,7 +38,7 @@ class OpenViews(Generic[View]):
         self._overtaken: deque[tuple[int, Callable[[], View | None]]] = deque()  # oldest first
 
     def newest(self) -> View | None:
-        """The view of the newest version, if a transaction holds one."""
+        """Return the view of the newest version, if a transaction holds one."""
         return self._newest()
 
     def add(self, view: View) -> None:
@@ -59,7 +59,7 @@ class OpenViews(Generic[View]):
         self._newest = _NONE
 
     def has_overtaken(self, floor: int) -> bool:
-        """Whether a transaction holds a view of an older version, from `floor` on."""
+        """Return whether a transaction holds a view of an older version, from `floor` on."""
         overtaken = self._overtaken
         while overtaken and (overtaken[0][0] < floor or overtaken[0][1]() is None):
             overtaken.popleft()

@@ -1,4 +1,4 @@
-"""The namespace: names, inodes, layouts, sessions and the removal of what nobody names any more.
+"""The namespace: names, inodes, layouts, sessions, and the removal of what has no name any more.
 
     schema       keys and values in the key-value store (drawn in docs/formats.md)
     layout       which chain holds which chunk of a file

@@ -43,12 +43,12 @@ async def collect(collector: Collector, dependencies: Dependencies, clock: Clock
             while await collect_once(collector, dependencies):
                 await clock.sleep(0.001)
         except Exception:  # the top of a task: a defect here must not take the namespace down
-            log.exception("a round of collection failed")
+            log.exception("garbage collection round failed")
         await clock.sleep(interval_s)
 
 
 async def collect_once(collector: Collector, dependencies: Dependencies) -> int:
-    """A round of the collector, unless the namespace is being loaded; how much was done."""
+    """Run a round of the collector, unless the namespace is being loaded; return how much was done."""
     async with dependencies.load.lock:
         return 0 if dependencies.load.is_active else await collector.round()
 
@@ -78,7 +78,7 @@ async def guard_store(engine: RocksEngine, clock: Clock) -> None:
 async def admit_store(
     engine: RocksEngine, cluster: Cluster, cluster_id: str, clock: Clock, arguments: argparse.Namespace
 ) -> schema.Superblock:
-    """The superblock of the store, once mgmtd has compared it with what the cluster has seen.
+    """Return the superblock of the store, once mgmtd has compared it with what the cluster has seen.
 
     Raises: ConfigError if it is older, unless the operator accepts that; CorruptData if it is empty.
     """
@@ -100,14 +100,14 @@ async def admit_store(
 
 
 def mark_of(engine: RocksEngine, superblock: schema.Superblock) -> StoreMark:
-    """How far the store has come, as far as it survives power loss."""
+    """Return how far the store has come, as far as it survives power loss."""
     return StoreMark(
         store=superblock.store, generation=superblock.generation, position=engine.synced_position
     )
 
 
 async def serve(arguments: argparse.Namespace) -> None:
-    """Runs the service until SIGTERM or SIGINT."""
+    """Run the service until SIGTERM or SIGINT."""
     config = ClusterConfig() if arguments.config is None else load(arguments.config)
     cluster_file = load_cluster(arguments.cluster)
     secret = cluster_file.secret()
@@ -175,7 +175,7 @@ async def serve(arguments: argparse.Namespace) -> None:
             log.info("meta %d serves: lane %s, gRPC %s", arguments.node_id, lane_address, rpc_address)
             try:
                 await _until(stop, tasks)
-            finally:  # nobody is answered from a store that is closed
+            finally:  # no request is answered from a store that is closed
                 await lane.stop()
                 await rpc.stop()
             await engine.sync()
@@ -186,7 +186,7 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 
 async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
-    """Waits for the end; a task that ends before is a defect and ends the process with it."""
+    """Wait for the end; a task that ends before is a defect and ends the process with it."""
     stopped = asyncio.create_task(stop.wait(), name="stop")
     try:
         done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -200,7 +200,7 @@ async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
 
 
 def remedy(data: Path) -> str:
-    """What an operator can do about a store that is missing, damaged or older than the cluster."""
+    """Return what an operator can do about a store that is missing, damaged or older than the cluster."""
     return (
         f"stop the cluster and put back the newest copy of {data.absolute()}, or accept that everything newer is lost: "
         f"`luciola up --data {data.absolute().parent} --accept-metadata-loss`"

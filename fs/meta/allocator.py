@@ -68,7 +68,7 @@ class Allocator:
         await run(self._engine, advance, durability=Durability.SYNC, clock=self._clock)
 
     async def refill(self) -> None:
-        """Reserves another range, if this is still low."""
+        """Reserve another range, if this is still low."""
         if not self.is_low:
             return
 
@@ -79,7 +79,7 @@ class Allocator:
             txn.put(key, schema.encode_next(first + RANGE))
             return first
 
-        # A reservation that is run twice, after an unknown outcome, skips a range and harms nobody.
+        # A reservation that is run twice, after an unknown outcome, skips a range and does no harm.
         reserved = await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
         end = reserved + RANGE
         first = min(max(reserved, self._floor), end)

@@ -28,13 +28,13 @@ from ..wire.pb.mgmtd_pb2 import (
 log: Final = logging.getLogger("luciola.meta")
 
 RECONNECT_S: Final = 0.2
-CHECK_INTERVAL_S: Final = 0.1  # mgmtd may wait for a storage node to be heard
+CHECK_INTERVAL_S: Final = 0.1  # mgmtd may wait for a heartbeat of a storage node
 CALL_TIMEOUT_S: Final = 2.0
 LEAVE_TIMEOUT_S: Final = 1.0
 
 
 class RoutingTable:
-    """The newest routing that was heard of."""
+    """The newest routing that mgmtd has sent."""
 
     def __init__(self) -> None:
         self.version = 0
@@ -92,7 +92,7 @@ class Cluster:
         self._changed = asyncio.Event()
 
     async def watch(self, listener: Callable[[RoutingTable], None]) -> None:
-        """Follows routing for ever; `listener` is told of every change."""
+        """Follow routing, and call `listener` with every change. Return never."""
         while True:
             try:
                 request = GetRoutingRequest(known_version=self.routing.version)
@@ -103,11 +103,11 @@ class Cluster:
                     self._changed = asyncio.Event()
                     listener(self.routing)
             except Error as error:
-                log.warning("routing is not heard of for now: %s", error)
+                log.warning("following routing failed: %s; the last known routing stays in use", error)
             await self._clock.sleep(RECONNECT_S)
 
     async def changed(self, timeout_s: float) -> None:
-        """Returns at the next change of routing, or after a while."""
+        """Return at the next change of routing, or after a while."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._changed.wait()
@@ -129,7 +129,7 @@ class Cluster:
             except Error as error:
                 if was_heard:
                     log.warning(
-                        "mgmtd does not answer, so the store cannot be compared with the cluster: %s", error
+                        "comparing the store with the cluster failed: %s; serving waits for mgmtd", error
                     )
                 was_heard = False
             await self._clock.sleep(CHECK_INTERVAL_S)
@@ -161,7 +161,9 @@ class Cluster:
         try:
             await self._clients.call(self._mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=LEAVE_TIMEOUT_S)
         except Error as error:
-            log.warning("mgmtd could not be told that this service stops: %s", error)
+            log.warning(
+                "shutdown notice to mgmtd failed: %s; failover will wait for the lease to expire", error
+            )
 
     async def clients(self) -> Collection[int] | None:
         """Clients that mgmtd knows, or None while it cannot say."""
@@ -170,13 +172,13 @@ class Cluster:
                 self._mgmtd, methods.Mgmtd.list_clients, Empty(), timeout_s=CALL_TIMEOUT_S
             )
         except Error as error:
-            log.warning("clients cannot be listed: %s", error)
+            log.warning("listing clients of mgmtd failed: %s; no session is ended for now", error)
             return None
         return None if reply.bootstrapping else {session.client for session in reply.clients}
 
 
 def boot_id() -> str:
-    """Of this host, as the kernel tells it."""
+    """The id of this host's boot, as the kernel has it."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()

@@ -138,7 +138,7 @@ class Collector:
         self._pruned_s = float("-inf")
 
     async def round(self) -> int:
-        """Takes one look at everything. Returns how much was done: 0 if there is nothing to do now."""
+        """Take one look at everything. Returns how much was done: 0 if there is nothing to do now."""
         await self._removal_clock.extend()
         done = await self.prune()
         done += await self.end_abandoned()
@@ -151,7 +151,7 @@ class Collector:
     # Inodes without a name.
 
     async def collect_orphans(self) -> int:
-        """Removes inodes without links that no client has open. Returns how many steps were made."""
+        """Remove inodes without links that no client has open. Returns how many steps were made."""
         if not self._is_ready():
             return 0
         due = deque(key for key, _ in self._orphans.take(self._batch, before_ms=self._before_ms()))
@@ -175,7 +175,7 @@ class Collector:
         return done
 
     def _closed(self, due: deque[bytes]) -> list[bytes]:
-        """The next records of `due` whose inodes no client has open; the others wait in the queue."""
+        """Return the next records of `due` whose inodes no client has open; the others wait in the queue."""
         batch: list[bytes] = []
         while due and len(batch) < SLICE_INODES:
             key = due.popleft()
@@ -187,7 +187,7 @@ class Collector:
         return inode in self._holds or inode in self._writers
 
     async def _bury(self, batch: Sequence[bytes]) -> Removal:
-        """Removes inodes, as many of the batch as fit one slice, in one transaction."""
+        """Remove inodes, as many of the batch as fit one slice, in one transaction."""
         effects = Effects()
 
         def attempt(txn: Transaction) -> Removal:
@@ -227,7 +227,7 @@ class Collector:
         return Step.DONE
 
     def _empty(self, removal: Removal, directory: Inode) -> bool:
-        """Takes the next entries out of a removed directory, where no new ones come in. False: there are none."""
+        """Take the next entries out of a removed directory, where no new ones come in. False: there are none."""
         txn = removal.txn
         after = self._emptied.get(directory.id, b"")
         pairs = txn.get_range(*schema.entry_range(directory.id, after=after), limit=ENTRIES)
@@ -243,7 +243,7 @@ class Collector:
         return bool(pairs)
 
     def _unlink(self, removal: Removal, number: int) -> None:
-        """Takes a link off an inode, and erases one without any unless it is open or is a directory."""
+        """Take a link off an inode, and erase one without any unless it is open or is a directory."""
         value = removal.txn.get(schema.inode_key(number))
         if value is None:
             return
@@ -260,7 +260,7 @@ class Collector:
         removal.txn.put(schema.inode_key(number), schema.encode_inode(inode))
 
     def _erase(self, removal: Removal, inode: Inode) -> bool:
-        """Removes the inode's records; its chunks become garbage that is due at once. False if a client writes it."""
+        """Remove the inode's records; its chunks become garbage that is due at once. False if a client writes it."""
         txn = removal.txn
         if txn.get_range(*schema.session_range(inode.id), limit=1):
             return False
@@ -282,7 +282,7 @@ class Collector:
     # Chunks.
 
     async def collect_garbage(self) -> int:
-        """Removes the chunks of contents without an inode. Returns how many records were dealt with."""
+        """Remove the chunks of contents without an inode. Returns how many records were dealt with."""
         if not self._is_ready():
             return 0
         due = self._garbage.take(self._batch, before_ms=self._before_ms())
@@ -317,7 +317,7 @@ class Collector:
         return len(spares) + await self._forget_garbage([key for key, count in waits.items() if not count])
 
     def _chains_of(self, record: RemovedContent) -> Sequence[ChainId]:
-        """The chains whose chunks of the content are to be removed. Raises: Unavailable."""
+        """Return the chains whose chunks of the content are to be removed. Raises: Unavailable."""
         value = self._engine.begin().snapshot_get(schema.inode_key(record.inode))
         if value is not None and schema.decode_inode(value).content == record.content:  # C3
             log.error("content %d of inode %d is in use; its chunks stay", record.content, record.inode)
@@ -327,7 +327,7 @@ class Collector:
     async def _remove_on(
         self, chain: ChainId, keys: dict[ChunkRange, bytes], waits: dict[bytes, int]
     ) -> None:
-        """Removes chunks of one chain, and takes the chain off the records that have no more there."""
+        """Remove chunks of one chain, and take the chain off the records that have no more there."""
         removals = list(keys)
         try:
             left = await self._chunks.remove(chain, removals)
@@ -351,7 +351,7 @@ class Collector:
                 self._garbage.put_off(key, self._clock.monotonic())
 
     def _is_away(self, chain: ChainId) -> bool:
-        """Whether the chain could not be asked a moment ago."""
+        """Return whether the chain could not be asked a moment ago."""
         until_s = self._away.get(chain)
         if until_s is None:
             return False
@@ -361,7 +361,7 @@ class Collector:
         return False
 
     async def _forget_garbage(self, keys: Sequence[bytes]) -> int:
-        """Deletes records of contents whose chunks are gone, durably."""
+        """Delete records of contents whose chunks are gone, durably."""
         for first in range(0, len(keys), GARBAGE_SLICE):
             batch = keys[first : first + GARBAGE_SLICE]
             await run(self._engine, partial(_delete, keys=batch), clock=self._clock)
@@ -373,7 +373,7 @@ class Collector:
     # Turns.
 
     def _is_ready(self) -> bool:
-        """Whether this process has run for long enough to know what is open (C1), and how old records are."""
+        """Return whether this process has run for long enough to know what is open (C1), and how old records are."""
         return self._removal_clock.age_ms() >= self._config.gc_delay_ms
 
     def _before_ms(self) -> int:
@@ -382,7 +382,7 @@ class Collector:
         return self._removal_clock.now_ms() - self._config.gc_delay_ms
 
     async def _pace(self) -> None:
-        """Ends a slice: lets requests go first, and rests as long as the collector has worked (C7)."""
+        """End a slice: let requests go first, and rest as long as the collector has worked (C7)."""
         self._worked_s += self._clock.monotonic() - self._slice_began_s
         rest_s = self._worked_s if self._worked_s >= REST_S else 0.0
         self._worked_s -= rest_s
@@ -392,7 +392,7 @@ class Collector:
     # Sessions of clients that are gone.
 
     async def prune(self) -> int:
-        """Ends what clients have open that the cluster manager has not known for long; how many sessions."""
+        """End what clients have open that the cluster manager has not known for long; how many sessions."""
         now_s = self._clock.monotonic()
         if now_s - self._pruned_s < PRUNE_INTERVAL_S:
             return 0
@@ -443,7 +443,7 @@ class Collector:
                 self._engine, lambda txn: self._settle(txn, inode, session, length, number), clock=self._clock
             )
         except Error as error:
-            log.warning("a write session of inode %d cannot be ended now: %s", number, error)
+            log.warning("ending a write session of inode %d deferred: %s", number, error)
             if "chain" in error.fields:
                 self._away[ChainId(int(error.fields["chain"]))] = self._clock.monotonic() + RETRY_S
             return False
@@ -452,7 +452,7 @@ class Collector:
         return settled
 
     def _settle(self, txn: Transaction, seen: Inode | None, session: int, length: int, number: int) -> bool:
-        """Ends the session, if the file is still the one that was measured."""
+        """End the session, if the file is still the one that was measured."""
         txn.may_use_reserve = True
         value = txn.get(schema.inode_key(number))
         inode = None if value is None else schema.decode_inode(value)
@@ -472,7 +472,7 @@ class Collector:
     # Answers to clients that are gone.
 
     async def forget_requests(self) -> int:
-        """Deletes some of the answers that such a client has left behind; how many."""
+        """Delete some of the answers that such a client has left behind; how many."""
         left = self._requests.left_behind(limit=RECORDS)
         if left is None:
             return 0
@@ -487,7 +487,7 @@ class Collector:
 
 
 def _give_up(txn: Transaction, *, key: bytes) -> bool:
-    """Nobody may claim this spare content any more; when that is on disk, its chunks are removed (C2, C6)."""
+    """Withdraw this spare content from its claimant; when that is on disk, its chunks are removed (C2, C6)."""
     value = txn.get(key)
     if value is None:
         return False

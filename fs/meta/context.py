@@ -124,19 +124,19 @@ class OperationContext:
     # Reading.
 
     def find(self, inode: int) -> Inode | None:
-        """The inode as stored, or None; it may change before the commit."""
+        """Return the inode as stored, or None; it may change before the commit."""
         value = self.txn.snapshot_get(schema.inode_key(inode))
         return None if value is None else self._known(value)
 
     def load(self, inode: int) -> Inode:
-        """The inode as stored; it may change before the commit. Raises: NotFound."""
+        """Return the inode as stored; it may change before the commit. Raises: NotFound."""
         value = self.txn.snapshot_get(schema.inode_key(inode))
         if value is None:
             raise NotFound("no such inode", inode=inode)
         return self._known(value)
 
     def get_for_update(self, inode: int) -> Inode:
-        """The inode as stored, to be changed: the commit fails if somebody else changes it.
+        """Return the inode as stored, to be changed: the commit fails if another transaction changes it.
 
         Raises: NotFound.
         """
@@ -146,7 +146,7 @@ class OperationContext:
         return self._known(value)
 
     def _known(self, value: bytes) -> Inode:
-        """The inode with a `change` that no client can know of a state which was lost with power."""
+        """Return the inode with a `change` that no client can know of a state which was lost with power."""
         inode = schema.decode_inode(value)
         if inode.change < self.shared.removal_clock.first_change:
             inode.change = self.shared.removal_clock.first_change
@@ -154,7 +154,7 @@ class OperationContext:
         return inode
 
     def directory(self, inode: int) -> Inode:
-        """The directory as stored; it may change before the commit. Raises: NotFound, NotADirectory."""
+        """Return the directory as stored; it may change before the commit. Raises: NotFound, NotADirectory."""
         last = self.last_directory
         if last is not None and last.id == (inode or ROOT_INODE):  # both ends of a rename
             return last
@@ -165,7 +165,7 @@ class OperationContext:
         return found
 
     def entry(self, directory: int, name: bytes) -> Entry | None:
-        """What the directory says of the name; the commit fails if that changes."""
+        """Return what the directory says of the name; the commit fails if that changes."""
         value = self.txn.get(schema.entry_key(directory, name))
         return None if value is None else schema.decode_entry(value)
 
@@ -179,7 +179,7 @@ class OperationContext:
         self.txn.add_read_conflict(schema.entry_key(directory, name))
 
     def visible(self, inode: Inode) -> Inode:
-        """The inode as callers see it: a directory's times and links are kept beside its record."""
+        """Return the inode as callers see it: a directory's times and links are kept beside its record."""
         if inode.type != DIRECTORY:
             return inode
         seen = Inode()
@@ -190,7 +190,7 @@ class OperationContext:
         return seen
 
     def reply(self, inode: Inode, *, session: int = 0, created: bool = False) -> AnyInodeReply:
-        """The inode for its caller. It is as it was found, or has been stored since it was changed."""
+        """Return the inode for its caller. It is as it was found, or has been stored since it was changed."""
         if inode.type == DIRECTORY:
             return InodeReply(inode=self.visible(inode), session=session, created=created)
         return of_inode(inode.id, self.stored(inode.id), session=session, created=created)
@@ -204,16 +204,16 @@ class OperationContext:
         return stored
 
     def others_write(self, inode: int) -> bool:
-        """Whether another client has the file open for writing; the commit fails if that changes."""
+        """Return whether another client has the file open for writing; the commit fails if that changes."""
         pairs = self.txn.get_range(*schema.session_range(inode))
         return any(schema.decode_session(value).client != self.request.client for _, value in pairs)
 
     def is_written(self, inode: int) -> bool:
-        """Whether anybody has the file open for writing; the commit fails if that changes."""
+        """Return whether any client has the file open for writing; the commit fails if that changes."""
         return bool(self.txn.get_range(*schema.session_range(inode), limit=1))
 
     def owns_session(self, inode: int, session: int) -> bool:
-        """Whether this caller has opened the file for writing as `session`."""
+        """Return whether this caller has opened the file for writing as `session`."""
         if not session:
             return False
         value = self.txn.get(schema.session_key(inode, session))
@@ -227,18 +227,18 @@ class OperationContext:
     # Writing.
 
     def put(self, inode: Inode) -> None:
-        """Stores the inode as it is."""
+        """Store the inode as it is."""
         self.older.discard(inode.id)
         self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
     def change(self, inode: Inode) -> None:
-        """Stores the inode, which the caller has taken and modified."""
+        """Store the inode, which the caller has taken and modified."""
         inode.ctime_ns = self.now_ns
         inode.change += 1
         self.put(inode)
 
     def add_entry(self, directory: int, name: bytes, entry: Entry) -> None:
-        """Gives the directory the entry, which may replace one that has the same name and cookie."""
+        """Give the directory the entry, which may replace one that has the same name and cookie."""
         assert entry.cookie >= FIRST_ID, "below are the places of . and .. in a listing"
         value = schema.encode_entry(entry, name)
         self.txn.put(schema.entry_key(directory, name), value)
@@ -246,7 +246,7 @@ class OperationContext:
         self.touch(directory)
 
     def remove_entry(self, directory: int, name: bytes, entry: Entry) -> None:
-        """Takes the entry out of the directory."""
+        """Take the entry out of the directory."""
         self.txn.delete(schema.entry_key(directory, name))
         self.txn.delete(schema.cookie_key(directory, entry.cookie))
         self.touch(directory)
@@ -265,7 +265,7 @@ class OperationContext:
         self.txn.put(key, schema.encode_count(count))
 
     def open_session(self, inode: int) -> int:
-        """Records that the caller has the file open for writing. Raises: InvalidArgument (EMFILE)."""
+        """Record that the caller has the file open for writing. Raises: InvalidArgument (EMFILE)."""
         session = self.request.session
         assert session, "the service has chosen a session"
         if self.sessions_max:
@@ -279,7 +279,7 @@ class OperationContext:
         return session
 
     def reserve_content(self, inode: Inode) -> Spare:
-        """Adds a new content for the bytes of an inline file; it is garbage until the file claims it."""
+        """Add a new content for the bytes of an inline file; it is garbage until the file claims it."""
         content = self.shared.contents.take()
         reserved_ms = self.shared.removal_clock.now_ms()
         self.txn.put(
@@ -288,7 +288,7 @@ class OperationContext:
         return Spare(content=content, reserved_ms=reserved_ms)
 
     def claim_spare(self, inode: Inode, *, content: int, reserved_ms: int) -> bool:
-        """Takes a content that was reserved for `inode` off the list of garbage. False: it is not there as such."""
+        """Take a content that was reserved for `inode` off the list of garbage. False: it is not there as such."""
         key = schema.garbage_key(reserved_ms, content)
         value = self.txn.get(key)
         if value is None:
@@ -300,12 +300,12 @@ class OperationContext:
         return True
 
     def leave_orphan(self, inode: Inode) -> None:
-        """Leaves an inode that has lost its last name to the collector."""
+        """Leave an inode that has lost its last name to the collector."""
         assert not inode.link_count, "it has a name"
         self.txn.put(schema.orphan_key(self.shared.removal_clock.now_ms(), inode.id), b"")
 
     def discard_content(self, inode: Inode, *, length: int) -> None:
-        """Leaves the chunks of the inode's content, all below `length`, to the collector."""
+        """Leave the chunks of the inode's content, all below `length`, to the collector."""
         assert inode.type == REGULAR, "only regular files have content"
         self.txn.put(
             schema.garbage_key(self.shared.removal_clock.now_ms(), inode.content),
@@ -314,7 +314,7 @@ class OperationContext:
 
 
 def complete_directory(inode: Inode, changed: bytes | None, subdirectories: bytes | None) -> None:
-    """Puts into a directory's inode, as stored, what is stored beside it: `T` and `N` (docs/formats.md)."""
+    """Put into a directory's inode, as stored, what is stored beside it: `T` and `N` (docs/formats.md)."""
     if changed is not None:
         inode.mtime_ns = schema.decode_time(changed)
         inode.ctime_ns = max(inode.ctime_ns, inode.mtime_ns)

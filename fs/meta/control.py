@@ -25,7 +25,7 @@ from .storage import REQUEST_LIFE_S, ChunkRange, LastChunk, Space
 
 T = TypeVar("T")
 
-PATIENCE_S: Final = 10.0  # longer than it takes a chain to lose a member and go on
+PATIENCE_S: Final = 10.0  # longer than it takes a chain to lose a member and serve again
 RETRY_S: Final = 0.1
 SYNC_TIMEOUT_S: Final = 30.0  # of a request that waits for disks: they may have much to write
 
@@ -208,7 +208,7 @@ class GrpcControl:
 
 
 def together(replies: Iterable[SpaceReply]) -> Space:
-    """The space of all nodes. What is free on a disk that several of them share is free once."""
+    """Return the space of all nodes. What is free on a disk that several of them share is free once."""
     capacity = 0
     unused: dict[str, int] = {}
     free: dict[str, int] = {}

@@ -1,8 +1,9 @@
 """All of the namespace as of one moment, in batches: what `luciola dump` and backups are made of.
 
 D1  Everything is of one moment: it is read from one snapshot of the store.
-D2  Requests go on: they have their turn after every slice of a quarter of a millisecond, and a dump rests as long as it
-    has worked. A batch is made when the caller has taken the one before: memory does not depend on how many there are.
+D2  Requests are served meanwhile: they have their turn after every slice of a quarter of a millisecond, and a dump
+    rests as long as it has worked. A batch is made when the caller has taken the one before: memory does not depend on
+    how many there are.
 D3  The length of a file that was open for writing is at least what had been acknowledged at that moment, and at most
     what was when its chains were asked, later. Where they cannot be asked, or the file was cut or removed before they
     answered, the stored length stands: what its writers had reported by then. A truncation in progress is shown as
@@ -62,7 +63,7 @@ class Dumps:
             self._running -= 1
 
     async def _batch(self, records: Iterator[DumpRecord]) -> DumpBatch | None:
-        """The next records; None if there are no more."""
+        """Return the next records; None if there are no more."""
         batch, size_bytes = DumpBatch(), 0
         while size_bytes < BATCH_BYTES and len(batch.records) < BATCH_RECORDS:
             began_s = self._clock.monotonic()
@@ -75,7 +76,7 @@ class Dumps:
         return batch if batch.records else None
 
     async def _finished(self, batch: DumpBatch) -> DumpBatch:
-        """The batch, with the lengths that the chains report for files that were being written (D3)."""
+        """Return the batch, with the lengths that the chains report for files that were being written (D3)."""
         written = [
             record.inode
             for record in batch.records
@@ -89,13 +90,13 @@ class Dumps:
         try:
             measured = await self._lengths.measure(inode, patient=False)
         except Error as error:
-            log.warning("dump: inode %d is being written, and its length is not known: %s", inode.id, error)
+            log.warning("dump: measuring inode %d, which is being written, failed: %s", inode.id, error)
             return
         if not self._was_cut(inode):
             inode.length = max(inode.length, measured.length)
 
     def _was_cut(self, inode: Inode) -> bool:
-        """Whether the file may have lost chunks since the snapshot, or is losing them now."""
+        """Return whether the file may have lost chunks since the snapshot, or is losing them now."""
         now = self._engine.begin()
         value = now.snapshot_get(schema.inode_key(inode.id))
         if value is None or now.snapshot_get(schema.intent_key(inode.id)) is not None:
@@ -150,7 +151,7 @@ class Snapshot:
         yield end
 
     def _complete(self, inode: Inode) -> Inode:
-        """The inode as stored, with what is stored beside it."""
+        """Return the inode as stored, with what is stored beside it."""
         number = inode.id
         if inode.type == DIRECTORY:
             complete_directory(inode, self._times.value_of(number), self._counts.value_of(number))
@@ -183,7 +184,7 @@ class _Rows:
                 yield pair
 
     def value_of(self, inode: int) -> bytes | None:
-        """The last value of `inode`, if there is one."""
+        """Return the last value of `inode`, if there is one."""
         value = None
         for _, value in self.of(inode):  # noqa: B007, the last one is wanted
             pass
@@ -191,7 +192,7 @@ class _Rows:
 
 
 def kind_of(record: DumpRecord) -> str:
-    """Which of its fields a record has; empty if there are none or several."""
+    """Return which of its fields a record has; empty if there are none or several."""
     fields = record.ListFields()
     return str(fields[0][0].name) if len(fields) == 1 else ""
 

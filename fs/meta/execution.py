@@ -181,7 +181,7 @@ class Execution:
             self._inode_counter.added(context.new_inodes)
 
     def _answer_again(self, verb: Verb[Body, Reply], request: Request[Body], record: schema.Record) -> Reply:
-        """The answer that this request got before; inodes as they are now, where they still exist."""
+        """Return the answer that this request got before; inodes as they are now, where they still exist."""
         if record.method != verb.method.lane or not request.is_recorded:
             raise InvalidArgument("this sequence number was used for another request")
         self._inode_counter.added(request.uncertain_inodes)
@@ -358,7 +358,7 @@ class Execution:
 
 
 def _find_record(txn: Transaction, request: Request[Message]) -> schema.Record | None:
-    """The record of an earlier attempt that was committed. Raises: InvalidArgument if the request is void."""
+    """Return the record of an earlier attempt that was committed. Raises: InvalidArgument if the request is void."""
     requests = request.client_requests
     if requests is None:
         return None

@@ -23,14 +23,14 @@ class FakeControl:
         self.down: set[int] = set()  # chains that do not answer
 
     def write(self, chain: int, content: int, *, index: int, data: bytes, offset: int = 0) -> None:
-        """Puts bytes into one chunk, as a client's acknowledged write does."""
+        """Put bytes into one chunk, as a client's acknowledged write does."""
         chunks = self.chunks.setdefault((chain, content), {})
         self._unsynced.get(chain, {}).pop((content, index), None)
         old = chunks.get(index, b"").ljust(offset, b"\0")
         chunks[index] = old[:offset] + data + old[offset + len(data) :]
 
     def read(self, chain: int, content: int, *, index: int) -> bytes:
-        """The bytes of one chunk; none if it does not exist."""
+        """Return the bytes of one chunk; none if it does not exist."""
         return self.chunks.get((chain, content), {}).get(index, b"")
 
     def contents(self) -> set[int]:

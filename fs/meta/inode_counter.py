@@ -23,7 +23,7 @@ class InodeCounter:
         self._round = 0
 
     async def count_all(self, engine: Engine) -> None:
-        """Counts all inodes; requests go on meanwhile. Called again, it counts from the start."""
+        """Count all inodes; requests are served meanwhile. Called again, it counts from the start."""
         self.count = self._cursor = 0
         self._is_done = False
         self._round += 1

@@ -45,7 +45,7 @@ def _chains(table: tuple[int, ...], *, base: int, stripe: int, seed: int) -> tup
 
 
 def chains_of(layout: Layout, table: Sequence[int]) -> tuple[ChainId, ...]:
-    """The chains of a file in the order of its chunks: chunk i lies on element i modulo their number."""
+    """Return the chains of a file in the order of its chunks: chunk i is on element i modulo their number."""
     assert layout.permutation_version == PERMUTATION_VERSION, "validated when the file was made"
     assert table, "a table has chains"
     chains = _chains(tuple(table), base=layout.base, stripe=layout.stripe, seed=layout.seed)
@@ -53,7 +53,7 @@ def chains_of(layout: Layout, table: Sequence[int]) -> tuple[ChainId, ...]:
 
 
 def chain_of(layout: Layout, table: Sequence[int], index: int) -> ChainId:
-    """The chain that holds chunk `index`."""
+    """Return the chain that holds chunk `index`."""
     chains = chains_of(layout, table)
     return chains[index % len(chains)]
 
@@ -77,7 +77,7 @@ def validate(layout: Layout) -> None:
 
 
 def length_max(layout: Layout) -> int:
-    """The longest file with this layout."""
+    """Return the longest file with this layout."""
     return min(layout.chunk_bytes * CHUNK_COUNT_MAX, (1 << 63) - 1)
 
 
@@ -115,7 +115,7 @@ class Placer:
         return max(1, self._copies.get((self._default, self._newest.get(self._default, 0)), 1))
 
     def template(self, wanted: Layout | None, inherited: Layout | None) -> Layout:
-        """The template that new files follow: what the caller wants, or the directory's, or the
+        """Return the template that new files follow: what the caller wants, or the directory's, or the
         configuration's.
 
         Fields of `wanted` that are 0, and inline bytes that are unset, are filled from the next one; chains are
@@ -143,7 +143,7 @@ class Placer:
         return InvalidArgument(f"layout.table {table} does not exist; the cluster has {known}")
 
     def place(self, template: Layout) -> Layout:
-        """A new file's layout. Raises: Unavailable while no chain table is known."""
+        """Return a new file's layout. Raises: Unavailable while no chain table is known."""
         number = template.table or self._default
         version = self._newest.get(number)
         if version is None:
@@ -167,13 +167,13 @@ class Placer:
         )
 
     def knows(self, layout: Layout) -> bool:
-        """Whether the table of a layout exists here, in its version if it names one."""
+        """Return whether the table of a layout exists here, in its version if it names one."""
         if layout.table_version:
             return (layout.table, layout.table_version) in self._tables
         return not layout.table or layout.table in self._newest
 
     def chains(self, layout: Layout) -> tuple[ChainId, ...]:
-        """The chains of a file. Raises: Unavailable while its table is not known."""
+        """Return the chains of a file. Raises: Unavailable while its table is not known."""
         table = self._tables.get((layout.table, layout.table_version))
         if table is None:
             raise Unavailable(f"version {layout.table_version} of chain table {layout.table} is not known")

@@ -1,4 +1,4 @@
-"""How long a file is that somebody is writing: the chains know.
+"""The length of a file that is being written, which only the chains know.
 
 A length that the store holds is brought up to date by its writers at `sync` and `close`. While another
 client has the file open for writing, the chains are asked. Names and attributes are shown with an answer up
@@ -29,12 +29,12 @@ class Lengths:
         self._asking: dict[tuple[int, int], asyncio.Task[int]] = {}
 
     async def measure(self, inode: Inode, *, patient: bool = True) -> Measured:
-        """Where the file's chunks end, asked now. `patient`: as in `StorageControl`. Raises: Unavailable."""
+        """Return where the file's chunks end, asked now. `patient`: as in `StorageControl`. Raises: Unavailable."""
         length = await self._chunks.end(inode.layout, inode.content, patient=patient)
         return Measured(inode.content, inode.truncate_version, length)
 
     async def recent(self, inode: Inode) -> int:
-        """Where the file's chunks end, or ended at most `FRESH_S` ago. Raises: Unavailable."""
+        """Return where the file's chunks end, or ended at most `FRESH_S` ago. Raises: Unavailable."""
         key = (inode.content, inode.truncate_version)
         known = self._known.get(key)
         if known is not None and self._clock.monotonic() - known[0] <= FRESH_S:
@@ -42,7 +42,7 @@ class Lengths:
         return await asyncio.shield(self._asking.get(key) or self._begin(key, inode))
 
     async def exact(self, inode: Inode) -> int:
-        """Where the file's chunks end, asked since this call. Callers that come meanwhile share one answer.
+        """Return where the file's chunks end, asked since this call. Callers that come meanwhile share one answer.
 
         Raises: Unavailable.
         """
@@ -61,7 +61,7 @@ class Lengths:
         if self._asking.get(key) is task:
             del self._asking[key]
         if not task.cancelled():
-            task.exception()  # whoever waits gets it; nobody may be left to wait
+            task.exception()  # retrieved here, because no caller may be left to wait for it
 
     async def _ask(self, key: tuple[int, int], inode: Inode) -> int:
         asked_s = self._clock.monotonic()

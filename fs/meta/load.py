@@ -1,7 +1,7 @@
 """Filling an empty namespace with what a dump holds.
 
-G1  From `begin` until `finish` or `discard` the namespace serves nobody, nor after a restart of the service: a record
-    in the store says so. Nothing is collected meanwhile, and operations that were under way fail.
+G1  From `begin` until `finish` or `discard` the namespace is closed, also after a restart of the service: a record in
+    the store says so. Nothing is collected meanwhile, and operations that had begun fail.
 G2  A load that breaks off is begun again, from the first record: every record is stored under the key that it had
     before, so nothing is there twice. Another dump is refused until the first is finished or discarded.
 G3  No id of the dump's namespace is handed out again: the allocators are moved beyond all that it had handed out, and
@@ -46,7 +46,7 @@ CONTENT_KINDS: Final = (b"C", b"D", b"I", b"N", b"O", b"P", b"S", b"T", b"X")
 
 
 class Load:
-    """The load of one namespace. `lock` is held by whoever collects: `begin` waits for the end of that."""
+    """The load of one namespace. The collector holds `lock` during a round: `begin` waits for its end."""
 
     def __init__(  # noqa: PLR0913, what a load changes
         self,
@@ -68,7 +68,7 @@ class Load:
         self._removal_clock = removal_clock
         self._quarantine = quarantine
         self._inode_counter = inode_counter
-        self._attempt = 0  # names the one that may go on; 0: none
+        self._attempt = 0  # the one that may continue; 0: none
         self._checks: RecordChecks | None = None
         self.lock = asyncio.Lock()
         self.is_active = False
@@ -119,7 +119,7 @@ class Load:
         """Store records, which follow those of the request before.
 
         Raises: InvalidArgument with the field `record`, the index of the one that is refused. Then, as after every
-        failure, only `begin` goes on.
+        failure, only `begin` is accepted.
         """
         checks = self._take(request.load)
         if len(request.records) > RECORDS_MAX:
@@ -134,12 +134,12 @@ class Load:
             except InvalidArgument as error:
                 raise InvalidArgument(error.message, record=index) from error
         await run(self._engine, lambda txn: self._store(txn, request.records), clock=self._clock)
-        self._engine.forget_commits()  # nobody else may write, and what a million records remember is memory
+        self._engine.forget_commits()  # no other transaction may write, and a million write sets are memory
         self._attempt = request.load
         return pb.LoadReply(placed=placed)
 
     async def finish(self, request: pb.FinishLoadRequest) -> None:
-        """Open the namespace. Raises: InvalidArgument if the trailer tells of other records than were stored."""
+        """Open the namespace. Raises: InvalidArgument if the trailer counts other records than were stored."""
         checks = self._take(request.load)
         if request.trailer != checks.seen or not checks.seen.inodes:
             raise InvalidArgument(
@@ -170,14 +170,14 @@ class Load:
         return self._engine.begin().snapshot_get(schema.LOAD) is not None
 
     def _take(self, attempt: int) -> RecordChecks:
-        """The checks of the attempt, which ends here unless its caller names it again."""
+        """Return the checks of the attempt, which ends here unless its caller names it again."""
         if not self._attempt or attempt != self._attempt or self._checks is None:
             raise Unavailable("this load was interrupted, or begun again elsewhere: begin it again")
         self._attempt = 0
         return self._checks
 
     def _close(self, txn: Transaction, request: pb.BeginLoadRequest) -> bool:
-        """Whether the namespace holds an earlier attempt at the same dump; else it is prepared for the first."""
+        """Return whether the namespace holds an earlier attempt at the same dump; else it is prepared for the first."""
         value = txn.get(schema.LOAD)
         if value is not None:
             stored = LoadState.FromString(value)
@@ -264,7 +264,7 @@ def _check_header(header: DumpHeader) -> None:
 
 
 def _require_empty(txn: Transaction) -> Inode:
-    """The root of an empty namespace. Raises: NotEmpty, Busy."""
+    """Return the root of an empty namespace. Raises: NotEmpty, Busy."""
     if txn.get_range(*schema.kind_range(b"D"), limit=1):
         raise NotEmpty(
             "the namespace is not empty: a dump is loaded into an empty one; remove what is there, or stop the cluster "
@@ -282,7 +282,7 @@ def _require_empty(txn: Transaction) -> Inode:
 def _empty(txn: Transaction) -> None:
     value = txn.get(schema.LOAD)
     if value is None:
-        raise NotFound("no load is under way: there is nothing to discard")
+        raise NotFound("no load is in progress: there is nothing to discard")
     txn.may_use_reserve = True
     for kind in CONTENT_KINDS:
         txn.delete_range(*schema.kind_range(kind))

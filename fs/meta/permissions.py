@@ -28,11 +28,11 @@ class User(NamedTuple):
 
 
 def may(user: User, inode: Inode, wanted: int) -> bool:
-    """Whether `user` has all of the bits `wanted` on `inode`."""
+    """Return whether `user` has all of the bits `wanted` on `inode`."""
     uid = user.uid
     permissions = inode.permissions
     if uid == 0:
-        # Root executes only what somebody may execute.
+        # Root executes only what has an execute bit.
         return not wanted & EXECUTE or inode.type == DIRECTORY or bool(permissions & 0o111)
     if uid == inode.uid:
         permissions >>= 6
@@ -83,14 +83,14 @@ def without_set_id(permissions: int) -> int:
 
 
 def after_write(user: User, inode: Inode) -> int:
-    """The permissions of `inode` after `user` has changed its content."""
+    """Return the permissions of `inode` after `user` has changed its content."""
     if user.uid == 0 or inode.type != REGULAR:
         return inode.permissions
     return without_set_id(inode.permissions)
 
 
 def after_chmod(user: User, inode: Inode, permissions: int) -> int:
-    """The permissions that `user` gets who asks for `permissions`. Raises: PermissionDenied."""
+    """Return the permissions that `user` gets who asks for `permissions`. Raises: PermissionDenied."""
     require_owner(user, inode)
     permissions &= PERMISSION_BITS
     if user.uid != 0 and not user.is_member(inode.gid):
@@ -112,7 +112,7 @@ def require_chown(user: User, inode: Inode, *, uid: int | None, gid: int | None)
 
 
 def after_chown(inode: Inode) -> int:
-    """The permissions of `inode` after its owner or group has changed, root's doing included."""
+    """Return the permissions of `inode` after its owner or group has changed, root's doing included."""
     return inode.permissions if inode.type == DIRECTORY else without_set_id(inode.permissions)
 
 

@@ -13,7 +13,7 @@ the numbers of changes that were lost must not come again, for others: a client 
 So the first process of each boot counts on from a number above all that any process before it can have given. Where
 another store gave numbers last (a dump was loaded, an older copy is used), it skips `SKIPPED_MS` besides.
 
-A3 is why the collector removes nothing before it has itself run for `gc_delay_ms`: then whatever an earlier process
+A3 is why the collector removes nothing before it has itself run for `gc_delay_ms`: then all that an earlier process
 dated is older than that, and what this process dated has its true age.
 """
 
@@ -49,13 +49,13 @@ class RemovalClock:
         self.first_change = 0
 
     async def start(self) -> None:
-        """Reserves moments that no process before this one has used."""
+        """Reserve moments that no process before this one has used."""
         self._end_ms, self.first_change = await self._reserve()
         self._first_ms = self._end_ms - RESERVED_MS
         self._started_s = self._clock.monotonic()
 
     async def extend(self) -> None:
-        """Reserves more, if half of it has passed."""
+        """Reserve more, if half of it has passed."""
         if self._end_ms - self.now_ms() < RESERVED_MS // 2:
             self._end_ms, _ = await self._reserve()
 
@@ -66,11 +66,11 @@ class RemovalClock:
         return min(self._first_ms + run_ms, self._end_ms - 1)
 
     def age_ms(self) -> int:
-        """How long this process has run the clock."""
+        """Return how long this process has run the clock."""
         return self.now_ms() - self._first_ms
 
     def next_change(self, change: int) -> int:
-        """The `change` of an inode after one more: above all that were given out in an earlier boot."""
+        """Return the `change` of an inode after one more: above all that were given out in an earlier boot."""
         return max(change, self.first_change) + 1
 
     async def skip_changes(self, known: int) -> None:
@@ -88,14 +88,14 @@ class RemovalClock:
         return await run(self._engine, self._reserve_once, durability=Durability.SYNC, clock=self._clock)
 
     def _reserve_once(self, txn: Transaction) -> tuple[int, int]:
-        """The end of what is reserved, and `first_change`."""
+        """Return the end of what is reserved, and `first_change`."""
         txn.may_use_reserve = True
         first_ms = _unreserved_ms(txn)
         txn.put(schema.allocator_key(MOMENTS), schema.encode_next(first_ms + RESERVED_MS))
         return first_ms + RESERVED_MS, self._first_change(txn, first_ms)
 
     def _first_change(self, txn: Transaction, first_ms: int) -> int:
-        """What this boot has, or has from now on."""
+        """Return what this boot has, or has from now on."""
         key = schema.allocator_key(CHANGES)
         value, boot_id = txn.get(key), self._clock.boot_id()
         if value is not None:

@@ -23,7 +23,7 @@ INLINE_DATA_TAG: Final = b"\x82\x01"  # before Inode.inline_data, wherever a sto
 class StoredReply(Preserialized[Reply]):
     """A reply with inodes as they are stored. `inodes` are their ids.
 
-    `has_data`: the bytes of a small file may be in it; the tag that tells may be there by chance.
+    `has_data`: the bytes of a small file may be in it; their tag may also be there by chance.
     """
 
     __slots__ = ("has_data", "inodes")
@@ -77,7 +77,7 @@ def inodes_of(reply: object) -> Sequence[pb.Inode]:
 
 
 def without_data(reply: Sent[Reply]) -> bytes:
-    """The reply as it is recorded: inline data is in the inode, and may be large."""
+    """Return the reply as it is recorded: inline data is in the inode, and may be large."""
     if isinstance(reply, StoredReply):
         if not reply.has_data:
             return reply.SerializeToString()

@@ -7,7 +7,7 @@ Q1  A request below the highest such mark that this process has seen is void: it
     service ends when its client has given it up.
 Q2  The answer to a settled request is overwritten by one to a later request of its client: each answer has a slot of
     its client's, and the slots of settled requests are used again. Nothing is scanned, and a client that has many
-    requests under way at one time leaves `FREE_MAX` slots more than it uses, the others are deleted.
+    requests in flight at one time leaves `FREE_MAX` slots more than it uses, the others are deleted.
 Q3  What a client that is gone has left is deleted when the cluster manager has not known it for a session's timeout
     and it has been silent here for `idempotence_ms`. No wall clock is involved.
 Q4  Memory knows the slots of all stored answers. A request that has none was not carried out, and is not looked up.
@@ -67,11 +67,11 @@ class ClientRequests:
             self._free.append(self._slots.pop(live.pop(0)))
 
     def find(self, sequence: int) -> int | None:
-        """The slot where the answer to this request may be."""
+        """Return the slot where the answer to this request may be."""
         return self._slots.get(sequence)
 
     def take(self, sequence: int) -> int:
-        """A slot for the answer to this request: the same at each of its attempts."""
+        """Return a slot for the answer to this request: the same at each of its attempts."""
         slot = self._slots.get(sequence)
         if slot is not None:
             return slot
@@ -117,7 +117,7 @@ class Requests:
         self._gone: dict[int, None] = {}  # clients whose answers are to be deleted
 
     def load(self, engine: Engine, *, now_s: float) -> None:
-        """Finds all answers in the store."""
+        """Find all answers in the store."""
         slots: dict[int, dict[int, int]] = {}
         begin, end = schema.kind_range(b"R")
         while True:

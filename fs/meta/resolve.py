@@ -39,7 +39,7 @@ def check_name(name: bytes) -> None:
 
 
 def locate(context: OperationContext, path: Path, *, follow: bool) -> Place:
-    """Where `path` leads; a symbolic link at its end is followed if `follow`.
+    """Return where `path` leads; a symbolic link at its end is followed if `follow`.
 
     Raises: NotFound, NotADirectory, PermissionDenied for a directory on the way; InvalidArgument (EINVAL,
     ENAMETOOLONG, ELOOP).
@@ -59,7 +59,7 @@ def locate(context: OperationContext, path: Path, *, follow: bool) -> Place:
 
 
 def inode_at(context: OperationContext, path: Path, *, follow: bool) -> Inode:
-    """The inode that `path` leads to, read without a conflict.
+    """Return the inode that `path` leads to, read without a conflict.
 
     Raises: what `locate` raises; NotFound if there is none.
     """
@@ -75,7 +75,7 @@ def _by_id(context: OperationContext, inode: int) -> Place:
 
 
 def _split(path: bytes) -> list[bytes]:
-    """The names in a path, last one first."""
+    """Return the names in a path, last one first."""
     return [name for name in reversed(path.split(b"/")) if name]
 
 

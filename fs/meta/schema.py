@@ -104,7 +104,7 @@ def entry_key(directory: int, name: bytes) -> bytes:
 
 
 def entry_range(directory: int, *, after: bytes = b"") -> tuple[bytes, bytes]:
-    """All entries of a directory whose names sort after `after`."""
+    """Return all entries of a directory whose names sort after `after`."""
     begin = pack_one(b"D", directory)
     return (begin + after + b"\x00" if after else begin), pack_one(b"D", directory + 1)
 
@@ -114,7 +114,7 @@ def cookie_key(directory: int, cookie: int) -> bytes:
 
 
 def cookie_range(directory: int, *, after: int) -> tuple[bytes, bytes]:
-    """All entries of a directory whose cookies are greater than `after`."""
+    """Return all entries of a directory whose cookies are greater than `after`."""
     return pack_two(b"C", directory, after) + b"\x00", pack_one(b"C", directory + 1)
 
 
@@ -172,17 +172,17 @@ def allocator_key(kind: bytes) -> bytes:
 
 
 def kind_range(kind: bytes) -> tuple[bytes, bytes]:
-    """All keys that begin with one letter."""
+    """Return all keys that begin with one letter."""
     return kind, bytes((kind[0] + 1,))
 
 
 def split_one(key: bytes) -> tuple[int, bytes]:
-    """The id in a key, and what follows it."""
+    """Return the id in a key, and what follows it."""
     return _ONE.unpack_from(key)[1], key[_ONE.size :]
 
 
 def split_two(key: bytes) -> tuple[int, int]:
-    """The two numbers of a key that is made of two."""
+    """Return the two numbers of a key that is made of two."""
     _, first, second = _TWO.unpack(key)
     return first, second
 
@@ -211,7 +211,7 @@ def decode_entry(value: bytes) -> Entry:
 
 
 def decode_dentry(value: bytes) -> Dentry:
-    """An entry as listings show it. Raises: CorruptData."""
+    """Return an entry as listings show it. Raises: CorruptData."""
     try:
         return Dentry.FromString(value[ENTRY_BYTES:])
     except DecodeError as error:
@@ -295,7 +295,7 @@ def decode_intent(value: bytes) -> TruncateIntent:
 
 
 def encode_garbage(inode: Inode, removed_unix_ms: int, *, length: int) -> bytes:
-    """What is needed to remove the chunks of `inode`'s content, all below `length`, when the inode is gone."""
+    """Return what is needed to remove the chunks of `inode`'s content, all below `length`, when the inode is gone."""
     return RemovedContent(
         content=inode.content,
         inode=inode.id,
@@ -306,7 +306,7 @@ def encode_garbage(inode: Inode, removed_unix_ms: int, *, length: int) -> bytes:
 
 
 def encode_spare(inode: Inode, content: int, reserved_unix_ms: int) -> bytes:
-    """A content that is reserved for the bytes of `inode`, which is inline: garbage unless it is claimed."""
+    """Return a content that is reserved for the bytes of `inode`, which is inline: garbage unless it is claimed."""
     return RemovedContent(
         content=content,
         inode=inode.id,

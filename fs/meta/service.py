@@ -104,7 +104,7 @@ class MetaService:
         return self._compare_sessions(request)
 
     async def _hold_readable(self, request: pb.HoldRequest, user: User) -> pb.HoldReply:
-        """A hold lets its client read, so a user gets none on what that user may not read now."""
+        """Hold what the user may read now, and nothing else: a hold lets its client read."""
         held: list[int] = []
         for number, inode in enumerate(request.inodes):
             if number % HOLDS_BREATH == HOLDS_BREATH - 1:

@@ -31,7 +31,7 @@ class Writers:
         self.count = 0
 
     def load(self, engine: Engine) -> None:
-        """Reads all sessions from the store."""
+        """Read all sessions from the store."""
         self._clients.clear()
         self._of_clients.clear()
         self.count = 0
@@ -46,7 +46,7 @@ class Writers:
             begin = pairs[-1][0] + b"\x00"
 
     def reload(self, engine: Engine, inode: int) -> None:
-        """Reads the sessions of one inode again, after a commit with an unknown outcome."""
+        """Read the sessions of one inode again, after a commit with an unknown outcome."""
         for session in list(self._clients.get(inode, ())):
             self.remove(inode, session)
         for key, value in engine.begin().snapshot_range(*schema.session_range(inode)):
@@ -74,7 +74,7 @@ class Writers:
             del self._clients[inode]
 
     def count_of(self, client: int) -> int:
-        """How many files the client has open for writing; one that it has open twice counts twice."""
+        """Return how many files the client has open for writing; one that it has open twice counts twice."""
         return len(self._of_clients.get(client, ()))
 
     def of_client(self, client: int) -> set[tuple[int, int]]:
@@ -91,12 +91,12 @@ class Writers:
         return list(self._abandoned)
 
     def has(self, inode: int, client: int) -> bool:
-        """Whether `client` has the inode open for writing."""
+        """Return whether `client` has the inode open for writing."""
         sessions = self._clients.get(inode)
         return sessions is not None and client in sessions.values()
 
     def has_other(self, inode: int, client: int) -> bool:
-        """Whether a client other than `client` has the inode open for writing."""
+        """Return whether a client other than `client` has the inode open for writing."""
         sessions = self._clients.get(inode)
         return sessions is not None and any(owner != client for owner in sessions.values())
 
@@ -104,7 +104,7 @@ class Writers:
         return inode in self._clients
 
     def have_other(self, inodes: Collection[int], client: int) -> bool:
-        """Whether a client other than `client` has one of the inodes open for writing."""
+        """Return whether a client other than `client` has one of the inodes open for writing."""
         if self._clients.keys().isdisjoint(inodes):
             return False
         return any(self.has_other(inode, client) for inode in inodes)
@@ -136,11 +136,11 @@ class Holds:
         return self._counts.keys()
 
     def count_of(self, client: int) -> int:
-        """How many inodes the client has open for reading."""
+        """Return how many inodes the client has open for reading."""
         return len(self._counts.get(client, ()))
 
     def has(self, inode: int, client: int) -> bool:
-        """Whether `client` has the inode open for reading."""
+        """Return whether `client` has the inode open for reading."""
         return inode in self._counts.get(client, ())
 
     def acquire(self, client: int, inode: int, sequence: int) -> None:

@@ -52,7 +52,7 @@ class StorageControl(Protocol):
     """
 
     async def last_chunk(self, chain: ChainId, content: int, *, patient: bool) -> LastChunk | None:
-        """The last committed chunk of `content` on this chain."""
+        """Return the last committed chunk of `content` on this chain."""
 
     async def remove_chunks(
         self, chain: ChainId, removals: Sequence[ChunkRange], *, limit: int, durable: bool, patient: bool
@@ -63,10 +63,10 @@ class StorageControl(Protocol):
         """
 
     async def truncate_chunk(self, chain: ChainId, content: int, *, index: int, length: int) -> None:
-        """Cuts one chunk to `length` bytes."""
+        """Cut one chunk to `length` bytes."""
 
     async def space(self) -> Space:
-        """The sum over all nodes."""
+        """Return the sum over all nodes."""
 
 
 class Chunks:
@@ -77,11 +77,11 @@ class Chunks:
         self._placer = placer
 
     def chains(self, layout: Layout) -> Sequence[ChainId]:
-        """The chains of a layout. Raises: Unavailable while the table is not known."""
+        """Return the chains of a layout. Raises: Unavailable while the table is not known."""
         return tuple(dict.fromkeys(self._placer.chains(layout)))
 
     async def end(self, layout: Layout, content: int, *, patient: bool = True) -> int:
-        """Where the last chunk ends: the length of what was written, without zeros that truncation added.
+        """Return where the last chunk ends: the length of what was written, without zeros that truncation added.
 
         Raises: Unavailable if one of the chains cannot be asked.
         """
@@ -111,7 +111,7 @@ class Chunks:
         await self._remove(last, [], durable=True)
 
     def holders(self, layout: Layout, length: int) -> Sequence[ChainId]:
-        """The chains that hold chunks of a content whose bytes all lie below `length`: one for a file of one chunk.
+        """Return the chains with chunks of a content whose bytes are all below `length`: one for a file of one chunk.
 
         Raises: Unavailable while the table is not known.
         """
@@ -145,7 +145,7 @@ class Chunks:
 
 
 async def _gather(calls: Sequence[Awaitable[T]]) -> list[T]:
-    """The results in order, at most `CONCURRENCY` at a time; the first error when all have ended."""
+    """Return the results in order, at most `CONCURRENCY` at a time; the first error when all have ended."""
     slots = asyncio.Semaphore(CONCURRENCY)
 
     async def limited(call: Awaitable[T]) -> T:

@@ -10,7 +10,7 @@ lost bytes already. After a crash, or when a chain could not be reached, the int
 by `resume`. Writers that report a length in between are asked to wait too; then their report is of an older
 `truncate_version`, and the chains are asked (length.py, L2 and L3).
 
-    T1  Step 3 comes only when no request of step 2 can be executed any more, whoever has sent it: it would remove
+    T1  Step 3 comes only when no request of step 2, from whatever process, can be executed any more: it would remove
         what is written afterwards. `StorageControl` promises that for this process; what a process before this one
         has sent is void `REQUEST_LIFE_S` after this one began.
 """
@@ -33,7 +33,7 @@ from .storage import REQUEST_LIFE_S, Chunks
 log: Final = logging.getLogger("luciola.meta")
 
 DRIFT: Final = 0.05  # by which the clock of the process before may have been slower
-WAIT_S: Final = 10.0  # then the caller is told to try again
+WAIT_S: Final = 10.0  # then the caller gets Busy, and tries again
 PAGE: Final = 1000
 
 
@@ -45,14 +45,14 @@ class Truncations:
         self._removal_clock = removal_clock
         self._chunks = chunks
         self._clock = clock
-        self._pending: dict[int, asyncio.Event | None] = {}  # None: nobody has waited yet
+        self._pending: dict[int, asyncio.Event | None] = {}  # None: no request has waited yet
         self._locks: dict[int, asyncio.Lock] = {}
         self._waiting: dict[int, int] = {}  # who holds a lock or waits for it
         self._inherited: set[int] = set()  # what an earlier process had begun
         self._inherited_until_s = 0.0
 
     def load(self) -> None:
-        """Reads from the store what a crash has left."""
+        """Read from the store what a crash has left."""
         self._inherited_until_s = self._clock.monotonic() + REQUEST_LIFE_S / (1 - DRIFT)
         begin, end = schema.kind_range(b"P")
         while pairs := self._engine.begin().snapshot_range(begin, end, limit=PAGE):
@@ -65,7 +65,7 @@ class Truncations:
         return inode in self._pending
 
     async def wait(self, inode: int) -> None:
-        """Returns when no truncation of `inode` is in progress; one that a crash has left is carried out.
+        """Return when no truncation of `inode` is in progress; one that a crash has left is carried out.
 
         Raises: Busy if that takes too long; Unavailable if chains cannot be reached.
         """
@@ -102,7 +102,7 @@ class Truncations:
                 await self._complete(inode)
 
     async def resume(self) -> None:
-        """Carries out what is pending and not being worked on."""
+        """Carry out what is pending and not being worked on."""
         for inode in [inode for inode in self._pending if inode not in self._locks]:
             try:
                 await self._resume(inode)

@@ -80,7 +80,7 @@ class Verb(Generic[Body, Reply]):
     opens_session: Callable[[Body], bool] = _never  # a write session, whose number the service chooses
 
     def mode_of(self, request: Body) -> Mode:
-        """What the transaction for `request` does."""
+        """Return what the transaction for `request` does."""
         return self.mode if isinstance(self.mode, Mode) else self.mode(request)
 
     def length_of(self, request: Body) -> Length:
@@ -142,7 +142,7 @@ assert all(verb.method.lane for verb in VERBS), "replies are recorded under the 
 
 
 def verb_of(method: Method[Body, Reply]) -> Verb[Body, Reply]:
-    """The row of `method`, which must have one."""
+    """Return the row of `method`, which must have one."""
     return _BY_PATH[method.path]
 
 

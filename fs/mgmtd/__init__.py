@@ -11,5 +11,5 @@
     service       the asynchronous shell: handlers, clocks, writes
     __main__      the process
 
-It never touches file data, and it talks to nobody: nodes and clients come to it.
+It never touches file data, and it calls no other service: nodes and clients call it.
 """

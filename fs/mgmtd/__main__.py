@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def remedy(data: Path) -> str:
-    """What an operator can do about a store that is missing, damaged or older than the cluster."""
+    """Return what an operator can do about a store that is missing, damaged or older than the cluster."""
     return (
         f"stop the cluster and rebuild {data.absolute()} from what the storage nodes remember: `luciola up --data "
         f"{data.absolute().parent} --rebuild-mgmtd` (a copy made before mgmtd last started is refused)"
@@ -86,7 +86,7 @@ async def serve(data: Path, cluster: Cluster, config: MgmtdConfig, node_id: Node
                 cluster_id=cluster.cluster_id,
                 node=_node(cluster, node_id),
                 config=config,
-                sole=True,  # RocksDB lets nobody else in
+                sole=True,  # one process at a time has a RocksDB open
             ),
         )
         await _serve(service, cluster, stopping)

@@ -1,18 +1,18 @@
-"""The cluster manager without I/O: what is known, what is heard, what follows from it.
+"""The cluster manager without I/O: what is stored, what nodes report, and what follows from both.
 
 Stored records (`records.Records`) change only through a `Change`: a method here computes one, the service stores it
-durably, then `apply` makes it true. Everything else (when a node was heard, what its replicas say of themselves)
-lives here only, and is rebuilt from heartbeats after a restart.
+durably, then `apply` makes it true. Everything else (when a heartbeat of a node came, the local states of its
+replicas) is in memory only, and is rebuilt from heartbeats after a restart.
 
-    L1  a node is taken for dead only when the lease it may still believe in has run out, or its process has ended
+    L1  a node is declared failed only when the lease it may still believe in has expired, or its process has ended
     L2  no lease is granted to a node that may not know yet that one of its replicas does not serve any more
-    L3  after a start nothing is taken for dead until every lease granted before has run out
+    L3  after a start no node is declared failed until every lease granted before has expired
     L4  a replica whose process has ended passes through OFFLINE or LASTSRV before its next report counts
     L5  a chain that serves, and has a member of which nothing is known yet, does not change
-    L6  a replica that was rotated while its node lives takes part in every write until the node has heard of it, or
-        its lease has run out
+    L6  a replica that was rotated while its node lives takes part in every write until the node has received that, or
+        its lease has expired
     L7  after a start no lease is granted, and no metadata service may serve, before every storage node that may have
-        seen a newer store than ours was heard, or was given the time of the bootstrap for it
+        seen a newer store than ours has sent a heartbeat, or was given the time of the bootstrap for it
     L8  the directory of a storage node that lacks what was synced under an earlier process serves nothing
 """
 
@@ -70,7 +70,7 @@ class TargetLife:
     """What is known of one replica."""
 
     local: Local | None = None  # None: nothing yet
-    held: Held = COMPLETE  # of the process that is heard now
+    held: Held = COMPLETE  # of the process that sends heartbeats now
     used_bytes: int = 0
     must_fall: bool = False  # L4
     demoted_at: int = 0  # chain version at which it last stopped being SERVING
@@ -79,7 +79,7 @@ class TargetLife:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What became of a heartbeat."""
+    """The outcome of a heartbeat."""
 
     lease_ms: int
 
@@ -101,7 +101,7 @@ class Model:
         self.looked_s = now_s
         self.touched: set[NodeId] = set()  # nodes whose status changed since the service last published
         self.marked_s = float("-inf")  # when the mark of meta's store was last stored
-        self.engines: dict[NodeId, EngineMark] = {}  # heard, and not stored yet
+        self.engines: dict[NodeId, EngineMark] = {}  # reported, and not stored yet
         self.engines_marked_s = now_s
         self._falling: set[TargetId] = set()
         self.dirty: set[ChainId] = set(records.chains)
@@ -127,7 +127,7 @@ class Model:
         return longest_lease_ms(self.config) / 1000
 
     def _leased_until_s(self, heard_s: float) -> float:
-        """Until when a node that was heard then may believe in a lease: one of an earlier term may be longer."""
+        """Return until when a node whose heartbeat came then may hold a lease: one of an earlier term may be longer."""
         return max(heard_s + self.lease_s, self.granted_until_s)
 
     def is_bootstrapping(self, now_s: float) -> bool:
@@ -178,13 +178,13 @@ class Model:
     # The chunk engines of storage nodes.
 
     def due_engine(self, request: pb.HeartbeatRequest) -> tuple[tuple[NodeId, EngineMark], ...]:
-        """The mark that has to be stored because of this heartbeat: the last one of a process."""
+        """Return the mark that has to be stored because of this heartbeat: the last one of a process."""
         node = NodeId(request.node.id)
         mark = (self._raised_engine(request) or self.engines.get(node)) if request.leaving else None
         return ((node, mark),) if mark else ()
 
     def _raised_engine(self, request: pb.HeartbeatRequest) -> EngineMark | None:
-        """The mark of this heartbeat, if it is news. A new engine replaces the one that was known."""
+        """Return the mark of this heartbeat, if it is news. A new engine replaces the one that was known."""
         if not request.engine.identity:
             return None
         node, mark = NodeId(request.node.id), EngineMark.from_pb(request.engine)
@@ -193,7 +193,7 @@ class Model:
         return mark if is_new else None
 
     def _due_engines(self, now_s: float) -> tuple[tuple[NodeId, EngineMark], ...]:
-        """What was heard since marks were last stored: of all nodes together, so that many cost one sync."""
+        """Return the marks that came since the last were stored: of all nodes together, so that many cost one sync."""
         if not self.engines or now_s - self.engines_marked_s < MARK_INTERVAL_S:
             return ()
         return tuple(self.engines.items())
@@ -206,7 +206,7 @@ class Model:
         directory_incarnations: Collection[int] = (),
         engine: pb.EngineMark | None = None,
     ) -> Change:
-        """What must be stored before a heartbeat of `node` can be taken in.
+        """Return what must be stored before a heartbeat of `node` can be taken in.
 
         A larger incarnation is a later process, so the one before has ended. A smaller one is a message that was
         long on its way, unless the clock of that machine was set back: it is believed when the other is silent.
@@ -260,15 +260,15 @@ class Model:
                 )
 
     def hear(self, request: pb.HeartbeatRequest, *, now_s: float) -> Heard:
-        """Takes in a heartbeat whose registration is stored; `now_s` is when it was received.
+        """Take in a heartbeat whose registration is stored; `now_s` is when it was received.
 
-        Raises: Conflict if it is older than one already heard; InvalidArgument for a malformed report.
+        Raises: Conflict if it is older than the last one; InvalidArgument for a malformed report.
         """
         node = self.records.nodes[NodeId(request.node.id)]
         life = self.lives[node.id]
         assert node.incarnation == request.node.incarnation, "register first"
         if request.sequence <= life.sequence:
-            raise Conflict("a newer heartbeat was heard already", sequence=life.sequence)
+            raise Conflict("a newer heartbeat has come already", sequence=life.sequence)
         reports = _reports(request)
         life.sequence = request.sequence
         engine = self._raised_engine(request)
@@ -295,7 +295,7 @@ class Model:
         self._set_status(node, pb.FAILED)
 
     def ended(self, request: pb.ProcessEndedRequest) -> bool:
-        """A supervisor has reaped a process. True if it was the node's current one."""
+        """Note that a supervisor has reaped a process. Return whether it was the node's current one."""
         node = self.records.nodes.get(NodeId(request.node))
         if node is None or node.disabled or node.incarnation != request.incarnation:
             return False
@@ -350,7 +350,9 @@ class Model:
         """L2. A replica that the node does not report is one it does not serve."""
         here = {member.target for _chain, member in self._members_on(node.id)}
         for target_id, (_chain, report) in reports.items():
-            if target_id not in here:  # removed from its chain, which a node that serves it has not heard of
+            if (
+                target_id not in here
+            ):  # removed from its chain, which a node that serves it has not received yet
                 if report.local is Local.UPTODATE:
                     return False
                 continue
@@ -362,14 +364,14 @@ class Model:
     # Looking at the clock and the chains.
 
     def look(self, *, now_s: float) -> Change:
-        """Who has died since the last look, and what that and the reports mean for the chains.
+        """Return the nodes that failed since the last look, and what that and the reports change in chains.
 
         Until `apply` is called with it the change is being stored. There is only one at a time; if it cannot be
-        stored, nobody knows what is true, and a new model must be made from the records.
+        stored, its outcome is unknown, and a new model must be made from the records.
         """
         assert not self._falling, "one change at a time"
         if now_s - self.looked_s > self.lease_s / 2:
-            # We were asleep ourselves: heartbeats may be waiting unread, so nobody's silence means anything.
+            # This process was stopped itself: heartbeats may be waiting unread, so silence means nothing.
             for life in self.lives.values():
                 if life.status == pb.CONNECTED:
                     life.heard_s = max(life.heard_s, now_s)
@@ -377,7 +379,7 @@ class Model:
         if self.is_bootstrapping(now_s) and all(
             life.heard_s >= self.started_s or life.has_ended for life in self.lives.values()
         ):
-            self.bootstrap_until_s = now_s  # everybody who may hold an older lease was heard
+            self.bootstrap_until_s = now_s  # every node that may hold an older lease has sent a heartbeat
         self._find_dead(now_s)
         change = Change(
             chains=tuple(self._advance_chains(now_s)),
@@ -525,7 +527,7 @@ class Model:
         return Change(chains=tuple(chains), tables=(record,))
 
     def updated_chain(self, request: pb.UpdateChainRequest, *, now_s: float) -> Change:
-        """What an administrator asked of one chain. Raises: NotFound, InvalidArgument, Busy."""
+        """Return one chain changed as an administrator asks. Raises: NotFound, InvalidArgument, Busy."""
         chain = self.records.chains.get(ChainId(request.chain))
         if chain is None:
             raise NotFound(f"no chain {request.chain}")
@@ -569,7 +571,7 @@ class Model:
         return chain.changed(members)
 
     def _rotated_last(self, chain: ChainRecord, target: TargetId) -> ChainRecord:
-        """The chain without `target` (0: the first absent one, else the first) among those that served last.
+        """Return the chain without `target` (0: the first absent one, else the first) among those that served last.
 
         If it was the only one, the next replica takes its role, and serves what it has; one whose data are LOST too
         only where all others are, and then at once: it reports OFFLINE as soon as it is asked for acknowledged data.
@@ -593,7 +595,7 @@ class Model:
         return chain.changed(ordered((*others, replace(given_up, state=Public.OFFLINE))))
 
     def _heir(self, others: Sequence[Member]) -> tuple[Member, Public]:
-        """Which replica takes the role of the last one that served, and in what state."""
+        """Return which replica takes the role of the last one that served, and in what state."""
         with_data = [each for each in others if self.targets[each.target].held.data is not Data.LOST]
         if with_data:
             return with_data[0], Public.LASTSRV
@@ -605,10 +607,10 @@ class Model:
         return present[0], Public.SERVING
 
     def _rotated_as_preferred(self, chain: ChainRecord, *, now_s: float) -> tuple[ChainRecord, ...]:
-        """The first replica that stands in another's place goes to the tail, and is compared there.
+        """Move the first replica that is in another's place to the tail, where it is compared.
 
-        It becomes SYNCING, not OFFLINE, so it still has to take part in every write: until its node has heard
-        of the new version no write is acknowledged, and what it serves meanwhile is not old (L6).
+        It becomes SYNCING, not OFFLINE, so it still has to take part in every write: until its node has received
+        the new version no write is acknowledged, and what it serves meanwhile is not old (L6).
         """
         if len(chain.serving) != len(chain.members):
             raise Busy(f"chain {chain.id} is rotated only while all its replicas serve")
@@ -700,12 +702,12 @@ def _check_description(text: str) -> None:
 
 
 def longest_lease_ms(config: MgmtdConfig) -> float:
-    """A lease as the slowest clock that is allowed measures it."""
+    """Return a lease as the slowest clock that is allowed measures it."""
     return config.lease_ms * 100 / (100 - config.lease_drift_percent)
 
 
 def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, tuple[int, Report]]:
-    """The reports by target. Raises: InvalidArgument."""
+    """Return the reports by target. Raises: InvalidArgument."""
     if len(request.targets) > TARGETS_MAX:
         raise InvalidArgument(f"a node reports at most {TARGETS_MAX} replicas")
     reports: dict[TargetId, tuple[int, Report]] = {}

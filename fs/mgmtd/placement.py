@@ -52,7 +52,7 @@ def place(nodes: Iterable[int], *, replicas: int, chains: int) -> list[Chain]:
 
 
 def default_chains(nodes: int, replicas: int) -> int:
-    """How many chains let everything balance exactly, or nearly so for many nodes."""
+    """Return how many chains let everything balance exactly, or nearly so for many nodes."""
     period = 1 if nodes < 2 or replicas < 2 else (nodes - 1) // gcd(nodes - 1, replicas * (replicas - 1))
     per_node = max(period, ceil(CHAINS_DEFAULT_MIN / nodes))
     if per_node % period:
@@ -67,7 +67,7 @@ def pair_bound(nodes: int, replicas: int, chains: int) -> int:
 
 
 def pairs_of(chains: Sequence[Chain]) -> Counter[tuple[int, int]]:
-    """How many chains each pair of nodes shares; pairs are written in ascending order."""
+    """Return how many chains each pair of nodes shares; pairs are written in ascending order."""
     return Counter(pair for chain in chains for pair in combinations(sorted(chain), 2))
 
 
@@ -150,7 +150,7 @@ def _order(groups: Sequence[Chain]) -> list[Chain]:
 
 
 def _flip(edges: dict[Vertex, dict[int, Vertex]], start: Vertex, colour: int, other: int) -> None:
-    """Exchanges two colours along the path from `start` that begins with `colour`."""
+    """Exchange two colours along the path from `start` that begins with `colour`."""
     path = [start]
     wanted = colour
     while wanted in edges[path[-1]]:

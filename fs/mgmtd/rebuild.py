@@ -1,8 +1,8 @@
 """A new store for mgmtd, in the place of a lost one, of what the storage nodes remember of it (`Marks`).
 
 Each node has, in the highest version that it adopted, every chain that it holds a replica of. A version that no member
-adopted was never used to acknowledge anything, so the highest version that any member remembers is safe to go on from,
-as long as every member is asked: a node that is missing may be the only one that knows which replicas have fallen.
+adopted was never used to acknowledge anything, so it is safe to continue from the highest version that any member
+remembers, as long as every member is asked: a missing node may be the only one that knows which replicas have fallen.
 
 A node that is missing may have adopted higher versions, of chains and of mgmtd's term. The new ones begin beyond any
 that it can have (`VERSION_GAP`, `TERM_GAP`): it returns as a replica that was absent.

@@ -73,7 +73,7 @@ class ChainRecord:
     preferred: tuple[TargetId, ...] = ()
 
     def changed(self, members: tuple[Member, ...]) -> "ChainRecord":
-        """The next version, with these members."""
+        """Return the next version, with these members."""
         return replace(self, members=members, version=ChainVersion(self.version + 1))
 
     def state_of(self, target: TargetId) -> Public | None:
@@ -140,7 +140,7 @@ class StoreMark:
     position: int
 
     def follows(self, known: "StoreMark | None") -> bool:
-        """Whether this store holds all that one with the mark `known` held, or an operator accepted its loss."""
+        """Return whether this store holds all that one with the mark `known` held, or an operator accepted its loss."""
         if known is None or self.generation > known.generation:
             return True
         same = (self.store, self.generation) == (known.store, known.generation)
@@ -200,7 +200,7 @@ class Records:
             self._index(chain)
 
     def apply(self, change: Change) -> None:
-        """Makes a stored change true in memory."""
+        """Make a stored change true in memory."""
         self.nodes.update({node.id: node for node in change.nodes})
         for chain in change.chains:
             for member in self.chains[chain.id].members if chain.id in self.chains else ():

@@ -69,15 +69,15 @@ class Publisher:
         self.version = RoutingVersion(self.version + 1)
 
     def has_delta(self, known: int) -> bool:
-        """Whether somebody who knows version `known` is told what has changed, and not everything."""
+        """Return whether a caller that knows version `known` gets a delta, not everything."""
         oldest = self._removed[0][0] if len(self._removed) == REMOVED_MAX else 0
         return self._first < known <= self.version and known >= oldest
 
     def since(self, known: int, *, now_s: float, asked_s: float | None = None) -> pb.Routing:
-        """All that changed after version `known`; everything if that is 0, or from another term or another life.
+        """Return all that changed after version `known`; everything if that is 0, or from another term or another life.
 
-        The reply may be given to several callers: nobody changes it. Who asked at `asked_s`, and has waited since, may
-        get what others were given meanwhile, though there is a newer version now.
+        The reply may be given to several callers, and must not be changed. A call that came at `asked_s`, and has
+        waited since, may get what others got meanwhile, though there is a newer version now.
         """
         if not self.has_delta(known):
             return self._everything(now_s, now_s if asked_s is None else asked_s)
@@ -123,7 +123,7 @@ class Publisher:
             routing.tables.append(table)
 
     def node(self, number: int, changed_at: int = 0) -> pb.Node:
-        """A node as it is published."""
+        """Return a node as it is published."""
         record = self._model.records.nodes[NodeId(number)]
         node = record.to_pb()
         life = self._model.lives[record.id]
@@ -132,7 +132,7 @@ class Publisher:
         return node
 
     def chain(self, number: int, changed_at: int = 0) -> pb.Chain:
-        """A chain as it is published."""
+        """Return a chain as it is published."""
         chain = self._model.records.chains[ChainId(number)].to_pb()
         chain.changed_at = changed_at
         for target in chain.targets:

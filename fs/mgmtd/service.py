@@ -2,7 +2,7 @@
 """The cluster manager's shell: elections, ticks, writes and handlers around the pure `Model`.
 
 One change is stored at a time, durably, before it becomes true and is published. If a change cannot be stored its
-outcome is unknown: this process then stops being primary, and whoever is elected next reads what is true.
+outcome is unknown: this process then stops being primary, and the next one elected reads what is true.
 
 While it is primary it holds a `Term`: model, publisher and client sessions, all of them new in every term.
 """
@@ -59,7 +59,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Settings:
-    """Who this manager is. `sole`: nobody else can open the store, so no other holder can be alive."""
+    """Who this manager is. `sole`: no other process can open the store, so no other holder can be alive."""
 
     cluster_id: str
     node: NodeRecord
@@ -175,12 +175,12 @@ class Service:
                 node, disabled=request.disabled, accept_unavailable=request.accept_unavailable
             )
         )
-        log.info("node %d is %s", node, "disabled" if request.disabled else "enabled")
+        log.info("node %d: %s", node, "disabled" if request.disabled else "enabled")
         return term.publisher.node(node)
 
     async def unregister_node(self, request: pb.NodeRequest, identity: Identity) -> Empty:
         await self._change(lambda model: model.unregistered(NodeId(request.node)))
-        log.info("node %d is forgotten", request.node)
+        log.info("node %d: unregistered", request.node)
         return Empty()
 
     def process_ended(self, request: pb.ProcessEndedRequest, identity: Identity) -> Empty:
@@ -226,12 +226,12 @@ class Service:
         return self._routing(self._primary(), request.known_version)
 
     async def _wait_news(self, known: int, duration_s: float) -> None:
-        """Returns when the version is not `known` any more, or after `duration_s`."""
+        """Return when the version is not `known` any more, or after `duration_s`."""
         term = self._primary()
         if term.publisher.version != known:
             return
         if self._waiters >= WAITERS_MAX:
-            raise Unavailable("too many wait for news of the cluster")
+            raise Unavailable("too many calls wait for changes of routing; try again later")
         self._waiters += 1
         news = asyncio.ensure_future(term.news.wait())
         late = asyncio.ensure_future(self._clock.sleep(duration_s))
@@ -255,7 +255,7 @@ class Service:
         return self._hear(term, request, received_s)
 
     def _refuse(self, request: pb.HeartbeatRequest) -> ConfigError:
-        """A storage node has seen a newer store than ours: nothing may be decided with it any more."""
+        """Stop when a storage node has seen a newer store than ours: nothing may be decided with ours any more."""
         error = ConfigError(
             f"mgmtd's store is older than the cluster: node {request.node.id} has seen {request.outdated}",
             older="mgmtd",
@@ -273,7 +273,7 @@ class Service:
             lease_ms=heard.lease_ms,
             interval_ms=self._config.heartbeat_interval_ms,
         )
-        if term.model.unheard(received_s):  # no lease before all are heard: ask again at once
+        if term.model.unheard(received_s):  # no lease before all have reported: ask again at once
             reply.interval_ms = min(reply.interval_ms, UNHEARD_INTERVAL_MS)
         if request.node.kind == pb.NODE_STORAGE and term.model.records.meta_store is not None:
             reply.meta_store.CopyFrom(term.model.records.meta_store.to_pb())
@@ -282,7 +282,7 @@ class Service:
     # Writing.
 
     async def _change(self, decide: Callable[[Model], Change]) -> Term:
-        """Decides with the model as it is when it is our turn, stores, applies, publishes; the term it was in."""
+        """Decide with the model as it is when it is our turn; store, apply and publish. Return the term of that."""
         return await self._undisturbed(self._change_in_turn(decide))
 
     async def _change_in_turn(self, decide: Callable[[Model], Change]) -> Term:
@@ -294,7 +294,7 @@ class Service:
             return term
 
     async def _undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
-        """`work` is finished even if whoever waits for it goes away: half a write would be a lie."""
+        """Finish `work` even if its caller is cancelled: a write must not be stored and not applied."""
         task = asyncio.ensure_future(work)
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
@@ -320,7 +320,7 @@ class Service:
         term.news = asyncio.Event()
 
     async def finish_writes(self) -> None:
-        """Returns when nothing is being stored any more; call it before the engine is closed."""
+        """Return when nothing is being stored any more; call it before the engine is closed."""
         while self._writes:
             await asyncio.wait(self._writes)
 
@@ -331,12 +331,14 @@ class Service:
             try:
                 await self._store.save(change, self._term.lease)
             except Error as error:
-                log.warning("how far storage nodes have come is not stored: %s", error)
+                log.warning(
+                    "storing marks of storage nodes failed: %s; tried again with the next heartbeats", error
+                )
 
     # Running.
 
     async def run(self) -> None:
-        """Takes part in elections and looks at the chains, until it is cancelled.
+        """Take part in elections and look at the chains, until it is cancelled.
 
         Raises: Unavailable if the store has failed for long: the process must be started again; ConfigError if
         the records belong to another cluster, or are older than what a storage node has seen; CorruptData if they are
@@ -366,7 +368,7 @@ class Service:
             except Error as error:
                 now_s = self._clock.monotonic()
                 failed_since_s = now_s if failed_since_s is None else failed_since_s
-                log.warning("the store fails: %s", error)
+                log.warning("key-value store failed: %s; election is tried again", error)
                 if now_s - failed_since_s > STORE_FAILED_S:
                     raise
             await self._clock.sleep(PRIMARY_RENEW_S)
@@ -425,7 +427,7 @@ class Service:
         )
         self._seen = lease
         log.info(
-            "primary in term %d: %d nodes, %d chains; chains are frozen until their nodes are heard, or for %d ms",
+            "primary in term %d: %d nodes, %d chains; chains are frozen until their nodes have reported, or for %d ms",
             *(lease.term, len(records.nodes), len(records.chains), self._config.bootstrap_ms),
         )
 
@@ -436,7 +438,7 @@ class Service:
 
     def _step_down(self, term: Term, reason: object) -> None:
         if self._term is term:
-            log.warning("not primary any more: %s", reason)
+            log.warning("primary role lost: %s", reason)
             self._term = None
             self._wake(term)
 

@@ -25,7 +25,7 @@ class Session:
 
 
 class Sessions:
-    """Who has been heard of within `timeout_s`. In memory only: everybody is heard again after a restart."""
+    """Clients that extended their session within `timeout_s`. In memory only: they do so again after a restart."""
 
     def __init__(self, *, timeout_s: float, now_s: float) -> None:
         self._timeout_s = timeout_s
@@ -62,7 +62,7 @@ class Sessions:
         )
 
     def expire(self, *, now_s: float) -> None:
-        """Forgets those who have been silent for too long."""
+        """Forget those who have been silent for too long."""
         silent = [
             client for client, known in self._sessions.items() if now_s - known.seen_s >= self._timeout_s
         ]
@@ -70,7 +70,7 @@ class Sessions:
             del self._sessions[client]
 
     def list(self, *, now_s: float) -> pb.ListClientsReply:
-        """All of them; `bootstrapping` while some may not have been heard of yet."""
+        """Return all of them; `bootstrapping` while some may not have extended their session yet."""
         self.expire(now_s=now_s)
         reply = pb.ListClientsReply(bootstrapping=now_s - self._started_s < self._timeout_s)
         for client, known in self._sessions.items():

@@ -61,11 +61,11 @@ class Store:
         self._create = create
 
     async def lease(self) -> Lease | None:
-        """The lease as it is stored."""
+        """Return the lease as it is stored."""
         return await run(self._engine, _read_lease)
 
     async def renew(self, lease: Lease) -> Lease:
-        """The same lease, renewed, with what it says now. Raises: Unavailable if another manager has it."""
+        """Return the same lease, renewed, with what it says now. Raises: Unavailable if another manager has it."""
 
         def operation(transaction: Transaction) -> Lease:
             _require(transaction, lease)
@@ -76,7 +76,7 @@ class Store:
         return await run(self._engine, operation, durability=Durability.SYNC)
 
     async def take(self, seen: Lease | None, mine: Lease) -> Lease | None:
-        """The next term for `mine.holder`, if the stored lease is still exactly what was `seen`; else None."""
+        """Return the next term for `mine.holder`, if the stored lease is still exactly what was `seen`; else None."""
 
         def operation(transaction: Transaction) -> Lease | None:
             found = _read_lease(transaction)
@@ -92,7 +92,7 @@ class Store:
         return await run(self._engine, operation, durability=Durability.SYNC)
 
     async def load(self) -> Records:
-        """All records. Raises: CorruptData."""
+        """Return all records. Raises: CorruptData."""
         return await run(self._engine, _load, durability=Durability.SYNC)
 
     async def rebuild(self, change: Change, term: int) -> None:
@@ -106,7 +106,7 @@ class Store:
         await run(self._engine, operation, durability=Durability.SYNC)
 
     async def save(self, change: Change, lease: Lease) -> None:
-        """Stores `change` durably. Raises: Unavailable if `lease` is not valid any more (E2)."""
+        """Store `change` durably. Raises: Unavailable if `lease` is not valid any more (E2)."""
 
         def operation(transaction: Transaction) -> None:
             _require(transaction, lease)

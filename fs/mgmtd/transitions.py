@@ -1,19 +1,19 @@
 """How one chain changes when its replicas come and go: the whole table, as one pure function.
 
-What everybody is told of a replica is its *public* state; what its own node says of it is its *local* state.
+What is published of a replica is its *public* state; what its own node reports of it is its *local* state.
 
     old public        local               condition                          new public
     SERVING           ONLINE, UPTODATE    -                                  SERVING
-    SERVING           OFFLINE             nobody serves afterwards           LASTSRV
-    SERVING           OFFLINE             somebody serves afterwards         OFFLINE
-    LASTSRV           ONLINE, UPTODATE    nobody serves so far, chosen (C5)  SERVING
-    LASTSRV           any                 nobody serves afterwards           LASTSRV
-    LASTSRV           any                 somebody serves so far/afterwards  OFFLINE
+    SERVING           OFFLINE             none serves afterwards             LASTSRV
+    SERVING           OFFLINE             one serves afterwards              OFFLINE
+    LASTSRV           ONLINE, UPTODATE    none serves so far, chosen (C5)    SERVING
+    LASTSRV           any                 none serves afterwards             LASTSRV
+    LASTSRV           any                 one serves so far/afterwards       OFFLINE
     SYNCING           UPTODATE            -                                  SERVING
-    SYNCING           ONLINE              somebody serves                    SYNCING
-    SYNCING           ONLINE              nobody serves                      WAITING
+    SYNCING           ONLINE              one serves                         SYNCING
+    SYNCING           ONLINE              none serves                        WAITING
     SYNCING           OFFLINE             -                                  OFFLINE
-    WAITING, OFFLINE  ONLINE              somebody serves, nobody syncs      SYNCING
+    WAITING, OFFLINE  ONLINE              one serves, none syncs             SYNCING
     WAITING, OFFLINE  ONLINE, UPTODATE    otherwise                          WAITING
     WAITING, OFFLINE  OFFLINE             -                                  OFFLINE
 
@@ -64,7 +64,7 @@ ALL_COMPLETE: Final[Mapping[TargetId, Held]] = MappingProxyType({})
 def advance(
     members: Sequence[Member], local: Mapping[TargetId, Local], held: Mapping[TargetId, Held] = ALL_COMPLETE
 ) -> tuple[Member, ...]:
-    """The chain after one look at the local states of all its members.
+    """Return the chain after one look at the local states of all its members.
 
     `held`: of those that are not COMPLETE.
     """
@@ -103,7 +103,7 @@ def _serves(after: Mapping[TargetId, Public]) -> bool:
 def _resumes(
     last: Sequence[Member], local: Mapping[TargetId, Local], held: Mapping[TargetId, Held]
 ) -> TargetId | None:
-    """Which of the replicas that served last serves again; None while the chain waits (C5)."""
+    """Return which of the replicas that served last serves again; None while the chain waits (C5)."""
     kept = [m.target for m in last if held.get(m.target, COMPLETE).data is not Data.LOST]
     present = [target for target in kept if local[target] is not Local.OFFLINE]
     for target in present:

@@ -6,7 +6,7 @@ else is sent again: the predecessor's committed state is the truth, and sending 
 under the chunk's own lock.
 
 `conflicts` are states that no history of the chain explains: the predecessor lost what it had not synced when its
-power went, or somebody put back an old disk. A newer state is never overwritten by an older one, so the successor must
+power went, or an old disk was put back. A newer state is never overwritten by an older one, so the successor must
 set the chunk aside first; it may be the only copy of something.
 
 A record that cannot be read shows nothing committed. At the successor, what the predecessor has takes its place. At the
@@ -68,7 +68,7 @@ class Plan:
 
 
 def compare(local: Iterable[Record], remote: Iterable[Record]) -> Plan:
-    """What makes `remote`, the successor's records of a range, equal to `local`, the predecessor's.
+    """Return what makes `remote`, the successor's records of a range, equal to `local`, the predecessor's.
 
     Limits: both sorted by name without repetitions. Cost: linear.
     """
@@ -108,7 +108,7 @@ def _state(record: Record) -> tuple[int, int, bool, int, int]:
 
 
 def _conflict(ours: Record | None, theirs: Record) -> str:
-    """Why the successor's committed state should not exist; empty if there is no such reason."""
+    """Return why the successor's committed state should not exist; empty if there is no such reason."""
     if not theirs.version:
         return ""
     if ours is None:

@@ -16,7 +16,7 @@ A kernel that is another than the one under which the directory was last open ha
 process had ended cleanly. Those replicas are remembered as partial, until they are up to date or serve again.
 
 A directory knows which incarnations it may have served under, of which mgmtd has stored the last: one that does not
-know that one is an older copy of the directory that served. mgmtd refuses it, whatever its replicas seem to have.
+know that one is an older copy of the directory that served. mgmtd refuses it, no matter what its replicas seem to have.
 """
 
 import errno
@@ -71,7 +71,7 @@ class Directory:
     """A storage node's directory, opened by one process at a time."""
 
     def __init__(self, path: Path, *, node: NodeId, cluster_id: str, boot: str = "") -> None:
-        """Opens the directory, or makes a new one. `boot`: the kernel that runs, by default this one.
+        """Open the directory, or make a new one. `boot`: the kernel that runs, by default this one.
 
         Raises: Busy if another process has it, ConfigError if it belongs to another node or cluster.
         """
@@ -85,7 +85,7 @@ class Directory:
             raise
 
     def disk(self) -> str:
-        """The file system that it lies on, told apart from those of other hosts."""
+        """Return an id of the file system that it is on, different from those of other hosts."""
         return f"{boot_id()}:{os.fstat(self._lock).st_dev}"
 
     def _take(self, node: NodeId, cluster_id: str, boot: str) -> None:
@@ -197,21 +197,21 @@ class Directory:
         assert self._record is not None, "taken"
         lost_power = self._record.joined and not self._record.is_clean and self._record.boot != boot
         if lost_power:
-            log.warning("this machine was restarted without a clean stop: what was not synced may be missing")
+            log.warning("machine restarted without a clean stop: what was not synced may be missing")
         self._record = replace(
             self._record, boot=boot, is_clean=False, is_suspect=self._record.is_suspect or lost_power
         )
         self._save()
 
     def scrubbed_at(self) -> float:
-        """When every chunk was last verified (unix seconds); 0 if never."""
+        """Return when every chunk was last verified (unix seconds); 0 if never."""
         try:
             return float(json.loads((self.path / "scrub.json").read_text())["finished_unix_s"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0.0  # a hint only: the price of not knowing is one more scrub
 
     def set_scrubbed_at(self, unix_s: float) -> None:
-        """Remembers when every chunk was verified."""
+        """Remember when every chunk was verified."""
         _write(self.path / "scrub.json", {"finished_unix_s": unix_s})
 
     def probe(self) -> None:
@@ -240,7 +240,7 @@ class Directory:
                 raise
 
     def close(self) -> None:
-        """Lets another process open it."""
+        """Let another process open it."""
         os.close(self._lock)
 
     def _load(self) -> Record | None:
@@ -278,7 +278,7 @@ def _write_through(path: Path) -> None:
 
 
 def boot_id() -> str:
-    """The kernel that runs, distinguished from that of every other host and boot."""
+    """Return the kernel that runs, distinguished from that of every other host and boot."""
     return HOST.read_text(encoding="ascii").strip()
 
 

@@ -1,4 +1,4 @@
-"""Whether the disk answers. One that hangs gives no error: every call to it waits, and heartbeats would go on.
+"""Whether the disk answers. One that hangs gives no error: every call to it waits, while heartbeats would continue.
 
 W1  A probe overwrites one block of a file, past the page cache and without a journal commit. It waits for the device
     and for nothing that others have written, so that a loaded disk answers it, however much there is to flush.
@@ -37,7 +37,7 @@ class DiskWatch:
         """Call `failed` with the reason when a probe fails with EIO, or something waits for too long.
 
         `probe`: begins one, on a thread of its own, since all others may wait for the disk.
-        `oldest_access_s`: how long the engine's oldest access to the disk has been under way.
+        `oldest_access_s`: how long the engine's oldest access to the disk has been in flight.
         """
         self._probe = probe
         self._oldest_access_s = oldest_access_s
@@ -72,7 +72,7 @@ class DiskWatch:
         if error.errno == errno.EIO:
             self._failed("a write of one block failed")
         else:
-            log.warning("the disk could not be probed: %s", error)
+            log.warning("disk probe failed: %s", error)
 
 
 __all__ = ["DiskWatch"]

@@ -33,12 +33,12 @@ class Engine:
         self._quick = ThreadPoolExecutor(QUICK_THREADS, thread_name_prefix="quick")
 
     async def run(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """What `call`, a method of the node, returns."""
+        """Return what `call`, a method of the node, returns."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, lambda: call(*arguments, **named))
 
     async def quick(self, call: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """As `run`, for calls that wait for nobody."""
+        """As `run`, for calls that never wait."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._quick, lambda: call(*arguments, **named))
 
@@ -69,7 +69,7 @@ class Engine:
 
 
 def is_full(free_bytes: int) -> bool:
-    """Whether large writes are refused for want of space. `free_bytes`: less the reserve."""
+    """Return whether large writes are refused for want of space. `free_bytes`: less the reserve."""
     return free_bytes < FULL_BYTES
 
 

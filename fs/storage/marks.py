@@ -37,7 +37,7 @@ class MarkFile:
         self._chains = {chain.id: chain for chain in self.marks.chains}
 
     def outdated(self, routing: Routing) -> str:
-        """What this node has seen that `routing` lacks, in words; empty if it lacks nothing (S2)."""
+        """Return what this node has seen that `routing` lacks, in words; empty if it lacks nothing (S2)."""
         term = routing.version >> TERM_BITS
         if (term, routing.manager) != (self.marks.term, self.marks.manager) and term <= self.marks.term:
             return f"term {self.marks.term} of mgmtd, not {term}"
@@ -107,7 +107,7 @@ class MarkFile:
 
 
 def load(directory: Path) -> Marks | None:
-    """The marks in a storage node's directory; None if it has none. Raises: ConfigError."""
+    """Return the marks in a storage node's directory; None if it has none. Raises: ConfigError."""
     path = directory / NAME
     try:
         marks = Marks.FromString(path.read_bytes())
@@ -121,7 +121,7 @@ def load(directory: Path) -> Marks | None:
 
 
 def _stripped(chain: Chain) -> Chain:
-    """The chain as it is stored by mgmtd: without what is published for information."""
+    """Return the chain as it is stored by mgmtd: without what is published for information."""
     kept = Chain(id=chain.id, version=chain.version, preferred_order=chain.preferred_order)
     for target in chain.targets:
         kept.targets.add(id=target.id, node=target.node, state=target.state)
@@ -129,7 +129,7 @@ def _stripped(chain: Chain) -> Chain:
 
 
 def _published(table: ChainTable) -> ChainTable:
-    """The table as it is stored by mgmtd."""
+    """Return the table as it is stored by mgmtd."""
     kept = ChainTable()
     kept.CopyFrom(table)
     kept.changed_at = 0

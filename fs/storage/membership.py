@@ -1,4 +1,4 @@
-"""What this node may do now: its lease, its routing, and what it tells mgmtd in heartbeats.
+"""What this node may do now: its lease, its routing, and what it reports to mgmtd in heartbeats.
 
 M1  A lease is counted from before the heartbeat was sent, on the boot clock, and shortened by the drift
     that two clocks may have: mgmtd, which counts from when it received it, never thinks that it ended earlier.
@@ -46,7 +46,7 @@ FIRST_INTERVAL_S: Final = 1.0  # until mgmtd has said its own
 FIRST_TIMEOUT_S: Final = 5.0  # of heartbeats until mgmtd has granted a lease; later half a lease each
 LEAVE_TIMEOUT_S: Final = 2.0
 FREE_AGAIN_BYTES: Final = 16 << 20  # so that a disk at its limit does not fill the log with changes
-SPACE_TIMEOUT_S: Final = 1.0  # of asking for free space: on a disk that hangs heartbeats go on without
+SPACE_TIMEOUT_S: Final = 1.0  # of asking for free space: on a disk that hangs heartbeats are sent without
 MARK_INTERVAL_S: Final = 5.0  # between two writes of how far meta's store has come
 MARK_TIMEOUT_S: Final = (
     2.0  # of writing marks: a disk that hangs must not keep this node from leaving its chains
@@ -102,7 +102,7 @@ class Membership:
         self._listeners.append(listener)
 
     async def admit(self, routing: Routing) -> bool:
-        """Whether to adopt `routing`, once the marks that it raises are on disk (M4)."""
+        """Return whether to adopt `routing`, once the marks that it raises are on disk (M4)."""
         marks = self._directory.marks
         outdated = marks.outdated(routing)
         if outdated and outdated != self._outdated:
@@ -121,17 +121,17 @@ class Membership:
             if self._saving is None or self._saving.done():
                 self._saving_hangs = False
                 self._saving = asyncio.create_task(asyncio.to_thread(self._directory.marks.save))
-            saving = self._saving  # another caller may begin the next one before this one goes on
+            saving = self._saving  # another caller may begin the next one before this one continues
             done, _ = await asyncio.wait({saving}, timeout=0 if self._saving_hangs else MARK_TIMEOUT_S)
             if not done and self._saving_hangs:
                 return
             if not done:
                 self._saving_hangs = True
-                log.warning("marks are not on disk after %s s: the disk is slow or hangs", MARK_TIMEOUT_S)
+                log.warning("writing marks not done after %s s: the disk is slow or hangs", MARK_TIMEOUT_S)
                 return
             error = saving.exception()
             if isinstance(error, OSError):
-                log.warning("marks cannot be written: %s", error)
+                log.warning("writing marks failed: %s", error)
                 return
             if error is not None:
                 raise error
@@ -144,7 +144,7 @@ class Membership:
     # Events.
 
     def routing_changed(self, routing: Routing) -> None:
-        """Takes in what mgmtd published (already in `table`)."""
+        """Take in what mgmtd published (already in `table`)."""
         self._engine.node.set_routing(routing.SerializeToString())  # M3
         if not routing.delta:
             self._seen = {}
@@ -161,7 +161,7 @@ class Membership:
             listener()
 
     def sync_done(self, chain: ChainId, chain_version: ChainVersion) -> bool:
-        """The predecessor is done with our replica; whether that is still about the present chain."""
+        """Note that the predecessor is done with our replica; return whether that is about the present chain."""
         if not model.may_sync(self.state, chain, chain_version):
             return False
         self._apply(model.SyncDone(chain, chain_version))
@@ -182,7 +182,7 @@ class Membership:
         was_back = self.state.is_back
         self.state, effects = model.step(self.state, event)
         if self.state.is_back and not was_back:
-            log.info("mgmtd has noticed our absence; replicas are reported again")
+            log.info("mgmtd has noticed the restart; replicas are reported again")
             self._changed.set()
         for effect in effects:
             self._carry_out(effect)
@@ -200,7 +200,7 @@ class Membership:
                 try:
                     self._directory.restore(target)
                 except OSError as error:  # a full disk: after a restart it will be synced once more
-                    log.warning("target %d is up to date, but that cannot be written down: %s", target, error)
+                    log.warning("target %d: recording that it is up to date failed: %s", target, error)
             case model.Removed(target, chain):
                 self._forget(target, chain)
             case model.DataMissing(target, chain, Data.LOST):
@@ -218,12 +218,14 @@ class Membership:
                 )
 
     def _forget(self, target: TargetId, chain: ChainId) -> None:
-        """Drops the chunks of a replica that an administrator took out of its chain."""
+        """Drop the chunks of a replica that an administrator took out of its chain."""
         known = self.table.chains.get(chain)
         if known is None or any(member.node == self._about.id for member in known.targets):
-            log.warning("target %d of chain %d is not in routing any more; its chunks stay", target, chain)
+            log.warning("target %d of chain %d: not in routing any more; its chunks stay", target, chain)
             return
-        log.info("target %d was taken out of chain %d; its chunks are forgotten", target, chain)
+        log.info(
+            "target %d: removed from chain %d by an administrator; its chunks are dropped", target, chain
+        )
         self._spawn(self._engine.run(self._engine.node.wipe_chain, chain))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -234,12 +236,12 @@ class Membership:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
-            log.error("storage: a background call failed", exc_info=task.exception())
+            log.error("background call failed", exc_info=task.exception())
 
     # Heartbeats.
 
     async def run(self) -> None:
-        """Sends heartbeats for ever."""
+        """Send heartbeats. Return never."""
         while True:
             self._changed.clear()
             is_heard = await self._beat()
@@ -251,7 +253,7 @@ class Membership:
                 continue
 
     async def leave(self) -> None:
-        """Says that this node has stopped serving, so that nobody waits for its lease."""
+        """Report to mgmtd that this node has stopped serving, so that failover need not wait for its lease."""
         request = HeartbeatRequest(
             node=self._about,
             sequence=self._next(),
@@ -267,7 +269,9 @@ class Membership:
                 self._options.mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=LEAVE_TIMEOUT_S
             )
         except Error as error:
-            log.warning("mgmtd was not told of the stop, and will wait for the lease: %s", error)
+            log.warning(
+                "shutdown notice to mgmtd failed: %s; failover will wait for the lease to expire", error
+            )
 
     async def _beat(self) -> bool:
         request = await self._request()
@@ -278,15 +282,17 @@ class Membership:
             )
         except Error as error:
             if self._was_heard:
-                log.warning("heartbeats are not answered: %s", error)
+                log.warning(
+                    "heartbeat to mgmtd failed: %s; this node stops serving when its lease expires", error
+                )
             self._was_heard = False
             if isinstance(error, ConfigError) and error.fields.get("older") == "storage":  # M5
                 raise ConfigError(f"{error}; {self._remedy()}") from error
             if isinstance(error, InvalidArgument):
-                raise  # another process has taken this node's place, or has been told to: end, and start again
+                raise  # another process has this node's id, or a supervisor reported this one's end: end, and restart
             return False
         if not self._was_heard:
-            log.info("heartbeats are answered again")
+            log.info("heartbeats to mgmtd succeed again")
         self._was_heard = True
         if await self._acknowledge():
             self._granted(reply, sent_s)
@@ -311,7 +317,7 @@ class Membership:
                 await self._engine.quick(self._engine.node.confirm)
                 self._is_confirmed = True
         except (OSError, Error) as error:
-            log.warning("nothing is served: that mgmtd knows this process cannot be written down: %s", error)
+            log.warning("recording that mgmtd knows this process failed: %s; nothing is served", error)
             return False
         return True
 

@@ -4,15 +4,15 @@ mgmtd decides what each replica may do (its public state, in routing); the node 
 state, in heartbeats). Invariants:
 
     I1  After a start nothing is reported but OFFLINE until no replica of this node is publicly SERVING or
-        SYNCING: mgmtd has then noticed that the process was away, and whatever it missed will be sent to it.
+        SYNCING: mgmtd has then noticed that the process was away, and all that it missed will be sent to it.
     I2  A SYNCING replica is UPTODATE only if its predecessor said so under the very same chain version.
     I3  A replica whose data is gone (a replaced disk) never comes back as the last one that served: an operator
         decides that the data is lost, not an empty directory. One that is PARTIAL says so until it serves again, which
         makes what it has the truth, or is up to date.
     I4  A failed disk stays OFFLINE until the process is started again.
     I5  An older chain version than one already seen changes nothing.
-    I6  The lease is not used while a replica is publicly SERVING and reported OFFLINE: mgmtd may hand its part to
-        others as soon as it has heard that.
+    I6  The lease is not used while a replica is publicly SERVING and reported OFFLINE: mgmtd may give its role to
+        others as soon as that report has come.
 """
 
 from collections.abc import Mapping
@@ -112,7 +112,7 @@ ACTIVE: Final = (Public.SERVING, Public.SYNCING)
 
 
 def step(state: State, event: Event) -> tuple[State, list[Effect]]:
-    """The state after `event`, and what must be done about it."""
+    """Return the state after `event`, and what must be done about it."""
     match event:
         case RoutingChanged():
             return _routing_changed(state, event)
@@ -127,14 +127,14 @@ def step(state: State, event: Event) -> tuple[State, list[Effect]]:
 
 
 def may_serve(state: State) -> bool:
-    """Whether the lease may be used (I6)."""
+    """Return whether the lease may be used (I6)."""
     return not state.has_failed and not any(
         target.public == Public.SERVING and target.local == Local.OFFLINE for target in state.targets.values()
     )
 
 
 def may_sync(state: State, chain: ChainId, chain_version: ChainVersion) -> bool:
-    """Whether a predecessor may now compare its chunks of `chain` with ours."""
+    """Return whether a predecessor may now compare its chunks of `chain` with ours."""
     found = _find(state, chain)
     if found is None:
         return False
@@ -175,7 +175,7 @@ def _newest(before: Target | None, now: Seen) -> Seen:
 
 
 def _target(state: State, before: Target | None, now: Seen, *, data: Data) -> Target:
-    """The target after routing showed `now` of it."""
+    """Return the target after routing showed `now` of it."""
     is_synced = (
         before is not None
         and before.local == Local.UPTODATE

@@ -49,7 +49,7 @@ class Settings:
 
 
 async def serve(settings: Settings) -> None:
-    """Runs one storage node until SIGTERM or SIGINT.
+    """Run one storage node until SIGTERM or SIGINT.
 
     Raises: Busy, ConfigError, NotFound and other operating errors of the start; afterwards only mistakes.
     """
@@ -106,7 +106,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
         )
         background = [scrub.run(), quarantine.run(), reports, watch.run()]
         await _work(membership, clients, background, settings.cluster.mgmtd_grpc, _synced(stop, engine))
-    finally:  # serve nothing, say so, finish what is under way
+    finally:  # serve nothing, report that, finish what is in progress
         log.info("node %d stops", settings.node)
         await recovery.stop()
         await engine.quick(engine.node.drop_lease)
@@ -116,14 +116,14 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
         try:
             await engine.close()
         except Error as error:
-            log.error("the last sync failed: %s; the stop was not clean", error)  # noqa: TRY400
+            log.error("last sync failed: %s; the stop was not clean", error)  # noqa: TRY400
         else:
             directory.set_clean()
         log.info("node %d has stopped", settings.node)
 
 
 async def _synced(stop: asyncio.Event, engine: Engine) -> None:
-    """Return after `stop`, when what was acknowledged by then is on the disk: mgmtd hears of it with the leave.
+    """Return after `stop`, when what was acknowledged by then is on the disk: the shutdown notice reports that.
 
     Clients are served meanwhile; a disk that hangs does not keep the process.
     """
@@ -131,7 +131,7 @@ async def _synced(stop: asyncio.Event, engine: Engine) -> None:
     syncing = asyncio.ensure_future(engine.run(engine.node.sync))
     await asyncio.wait({syncing}, timeout=LAST_SYNC_S)
     if syncing.done() and (error := syncing.exception()) is not None:
-        log.warning("the sync before the stop failed: %s", error)
+        log.warning("sync before the stop failed: %s", error)
 
 
 async def _work(
@@ -141,7 +141,7 @@ async def _work(
     mgmtd: str,
     stopped: Coroutine[Any, Any, None],
 ) -> None:
-    """Runs everything that goes on for ever until `stopped` ends; a mistake in one of them ends them all."""
+    """Run all background loops until `stopped` ends; an error in one of them ends them all."""
     heard = asyncio.Event()
 
     def changed(routing: Routing) -> None:
@@ -153,7 +153,7 @@ async def _work(
             async with asyncio.timeout(FIRST_ROUTING_S):
                 await heard.wait()
         except TimeoutError:
-            log.warning("mgmtd has not sent routing yet")
+            log.warning("no routing from mgmtd yet; waiting")
         await membership.run()
 
     endless: list[Coroutine[Any, Any, None]] = [

@@ -3,7 +3,7 @@
     DATA/quarantine/CHAIN-CONTENT.INDEX-CHAINVERSION.VERSION   the bytes of one chunk; CONTENT in hexadecimal
 
 They may be the only copy of writes that were acknowledged and not synced before the power went. Each is kept for
-`quarantine_s`, so that somebody can look at it, and then deleted.
+`quarantine_s`, so that an operator can look at it, and then deleted.
 
 The wall clock alone never expires a chunk, since it may be set forwards: this process must have seen the file for
 `quarantine_s` on the boot clock, or have run for `SETTLE_S`, in which a wrong clock is noticed, where it found the file
@@ -49,7 +49,7 @@ class Quarantine:
         self._found: dict[str, float] | None = None  # name of a file → when the boot clock lets it expire
 
     async def keep(self, chain: int, chain_version: int, record: Record) -> bool:
-        """Sets a chunk aside, if it is still in that state; whether it was.
+        """Set a chunk aside, if it is still in that state; return whether it was.
 
         A record that our predecessor cannot read makes the chunk unreadable, if nothing of it is committed here.
 
@@ -71,16 +71,18 @@ class Quarantine:
         return kept
 
     async def run(self) -> None:
-        """Deletes what is old enough, now and then."""
+        """Delete what is old enough, every `INTERVAL_S`."""
         while True:
             try:
                 self.counters.expired += await asyncio.to_thread(self.expire)
             except OSError as error:
-                log.warning("deleting chunks that were set aside failed (%s); tried again later", error)
+                log.warning(
+                    "quarantine: deleting expired chunks failed: %s; tried again in %d s", error, INTERVAL_S
+                )
             await asyncio.sleep(INTERVAL_S)
 
     def expire(self) -> int:
-        """Delete what was set aside too long ago; how many chunks. Raises: OSError."""
+        """Delete what was set aside too long ago; return how many chunks. Raises: OSError."""
         now_s = self._clock.monotonic()
         paths = list(self._folder.iterdir()) if self._folder.exists() else []
         wait_s = SETTLE_S if self._found is None else self.config.quarantine_s
@@ -89,7 +91,7 @@ class Quarantine:
         old = [path for path in paths if now_s >= self._found[path.name] and self._is_old(path)]
         for path in old:
             path.unlink()
-            log.info("deleted %s, set aside more than %d s ago", path, self.config.quarantine_s)
+            log.info("quarantine: deleted %s, older than %d s", path, self.config.quarantine_s)
         return len(old)
 
     def _is_old(self, path: Path) -> bool:

@@ -1,10 +1,10 @@
-"""Brings a SYNCING replica up to date: the work of its predecessor, the last SERVING one.
+"""Bring a SYNCING replica up to date: the work of its predecessor, the last SERVING one.
 
 For every chain where this node is that predecessor, one task compares the successor's chunks with ours, range by
 range, and has the data server send what differs. New writes reach the successor meanwhile, whole chunks of them,
 so what differs only shrinks. When a round has left nothing to send, `SyncDone` ends it.
 
-    V1  A round belongs to one chain version; a change of the chain ends it. The next one goes on where it was only
+    V1  A round belongs to one chain version; a change of the chain ends it. The next one continues where it was only
         under the very next version, with the same successor SYNCING behind us: every write in between reached it.
     V2  `SyncDone` is sent only after every range was compared and every difference was sent without a failure.
     V3  At most `resync_batch` chunks are in flight, over all chains, and `resync_bytes_per_s` are begun.
@@ -76,7 +76,7 @@ class Progress:
     after: Name
 
     def continues(self, job: Job) -> bool:
-        """Whether that is still so under `job` (V1)."""
+        """Return whether that is still so under `job` (V1)."""
         return job.successor == self.successor and job.version - self.version in (0, 1)
 
 
@@ -87,7 +87,7 @@ class Pace:
         self._free_s = 0.0
 
     def reserve(self, count: int, *, bytes_per_s: int, now_s: float) -> float:
-        """How long to wait before `count` bytes may be sent. 0 bytes per second is no limit."""
+        """Return how long to wait before `count` bytes may be sent. 0 bytes per second is no limit."""
         if not bytes_per_s:
             return 0.0
         start_s = max(now_s, self._free_s)
@@ -113,7 +113,7 @@ class Recovery:
         self._batches = asyncio.Semaphore(max(1, config.resync_batch // BATCH))
 
     def routing_changed(self) -> None:
-        """Starts and ends tasks so that they fit the chains (V1)."""
+        """Start and end tasks so that they fit the chains (V1)."""
         wanted = {job for chain in self._table.chains.values() if (job := job_of(chain, self._node))}
         for job in [job for job in self._tasks if job not in wanted]:
             self._tasks.pop(job).cancel()
@@ -126,7 +126,7 @@ class Recovery:
             self._tasks[job] = asyncio.create_task(self._drive(job), name=f"resync chain {job.chain}")
 
     async def stop(self) -> None:
-        """Ends all tasks."""
+        """End all tasks."""
         tasks = list(self._tasks.values())
         self._tasks.clear()
         for task in tasks:
@@ -140,7 +140,9 @@ class Recovery:
             try:
                 is_done = await self._round(job)
             except Error as error:
-                log.info("chain %d version %d: resync is tried again: %s", job.chain, job.version, error)
+                log.info(
+                    "chain %d version %d: resync interrupted: %s; tried again", job.chain, job.version, error
+                )
             except Exception:
                 log.exception("chain %d version %d: resync failed", job.chain, job.version)
             if is_done:
@@ -153,7 +155,7 @@ class Recovery:
             pause_s = min(2 * pause_s, BACKOFF_S_MAX)
 
     async def _round(self, job: Job) -> bool:
-        """Compares everything that is not known to be equal; whether the successor is up to date then."""
+        """Compare everything that is not known to be equal; return whether the successor is up to date then."""
         self.counters.rounds += 1
         address, chain = self._address(job), ChainRef(chain=job.chain, version=job.version)
         outcome = Outcome()
@@ -233,10 +235,12 @@ class Recovery:
         self.counters.failed += len(failures)
         for content, index, status in failures:
             outcome.is_done = False
-            log.warning("chain %d: chunk %x.%d was not sent: %s", job.chain, content, index, status)
+            log.warning(
+                "chain %d: sending chunk %x.%d failed: %s; tried again", job.chain, content, index, status
+            )
 
     async def _quarantine(self, job: Job, plan: Plan, outcome: "Outcome") -> None:
-        """Has the successor set aside what its chain never had (V4)."""
+        """Have the successor set aside what its chain never had (V4)."""
         if not plan.conflicts:
             return
         outcome.is_done = False
@@ -251,7 +255,7 @@ class Recovery:
         await self._set_aside(job, [conflict.record for conflict in plan.conflicts])
 
     async def _report_unreadable(self, job: Job, plan: Plan, outcome: "Outcome") -> None:
-        """Has what we cannot read, and the successor has not, become unreadable there (V5)."""
+        """Have what we cannot read, and the successor has not, become unreadable there (V5)."""
         for names, consequence in (
             (plan.kept, "the replica's copy stays, and may lack the latest updates"),
             ([record.name for record in plan.lost], "the chunk is lost"),
@@ -288,7 +292,7 @@ class Outcome:
 
 
 def job_of(chain: Chain, node: int) -> Job | None:
-    """What `node` has to do for the chain: something if it is the last SERVING one and a SYNCING one follows."""
+    """Return what `node` has to do for the chain: something if it is the last SERVING one and a SYNCING one follows."""
     serving = [target for target in chain.targets if target.state == SERVING]
     syncing: list[Target] = [target for target in chain.targets if target.state == SYNCING]
     if not serving or not syncing or serving[-1].node != node:
@@ -301,7 +305,7 @@ def _name(name: Name | None) -> ChunkName | None:
 
 
 def records_of(messages: Iterable[ChunkRecord]) -> list[Record]:
-    """The records in a message."""
+    """Return the records in a message."""
     return [
         Record(
             record.chunk.content,
@@ -319,7 +323,7 @@ def records_of(messages: Iterable[ChunkRecord]) -> list[Record]:
 
 
 def message_of(record: Record) -> ChunkRecord:
-    """The record as a message."""
+    """Return the record as a message."""
     return ChunkRecord(
         chunk=ChunkName(content=record.content, index=record.index),
         version=record.version,

@@ -1,11 +1,11 @@
-"""Reads and verifies every chunk of this node, and forgets tombstones that nobody needs any more.
+"""Read and verify every chunk of this node, and forget tombstones that are not needed any more.
 
 A damaged chunk is taken again from another replica by the data server. The background pass runs at low priority:
 after each batch it sleeps several times as long as the batch took.
 
     S1  A tombstone is forgotten only in a chain whose members are all SERVING, when nothing older than it can still
         arrive (R7 in docs/architecture.md): it was there at a moment that is `TOMBSTONE_AGE_S` ago on the monotonic
-        clock. The engine's rounds of sync tell what was there; a tombstone's own time is of a clock that may be set.
+        clock. The engine's rounds of sync show what was there; a tombstone's own time is of a clock that may be set.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class Scrub:
         self._forgot_s = float("-inf")
 
     async def run(self) -> None:
-        """Scrubs and forgets tombstones when that is due, for ever."""
+        """Scrub and forget tombstones when that is due. Return never."""
         while True:
             await asyncio.sleep(TICK_S)
             try:
@@ -72,10 +72,10 @@ class Scrub:
                     await self._scrub_all()
                     self._directory.set_scrubbed_at(time.time())
             except OSError as error:
-                log.warning("scrub is tried again later: %s", error)
+                log.warning("scrub interrupted: %s; tried again later", error)
 
     async def chain(self, chain: int, *, repair: bool, rest: float = 0.0) -> ScrubReply:
-        """Verifies every chunk of a chain. Raises: NotFound if no replica of it is here."""
+        """Verify every chunk of a chain. Raises: NotFound if no replica of it is here."""
         if chain not in self._chains():
             raise NotFound(f"no replica of chain {chain} is on this node", chain=chain)
         reply = ScrubReply()
@@ -118,7 +118,7 @@ class Scrub:
         log.info("scrub: done; %s", self.counters)
 
     async def forget_tombstones(self, now_s: float) -> None:
-        """Forgets what is old enough when the monotonic clock shows `now_s`. Call it again and again."""
+        """Forget what is old enough when the monotonic clock shows `now_s`. Call it periodically."""
         self._marks.append((now_s, await self._engine.quick(self._engine.node.round)))
         while len(self._marks) > 1 and now_s - self._marks[1][0] >= TOMBSTONE_AGE_S:
             self._marks.popleft()

@@ -44,7 +44,7 @@ from .scrub import Scrub
 LIST_MAX: Final = 10_000  # records in one reply: about 600 KiB
 REMOVE_DEFAULT: Final = 1000
 REMOVE_MAX: Final = 10_000
-HOLD_MAX_MS: Final = 8000  # far less than clients go on with a request, and than meta waits for a chain
+HOLD_MAX_MS: Final = 8000  # far less than a client's deadline, and than meta waits for a chain
 CONTENTS_MAX: Final = 1024  # of which chunks are removed by one request
 
 
@@ -81,7 +81,7 @@ class StorageService:
         )
 
     def clock(self, _: Empty, __: Identity) -> ClockReply:
-        """The clock in which requests that change chunks say when they expire."""
+        """Return the clock in which requests that change chunks say when they expire."""
         return ClockReply(life=self._life, now_ms=int(boot_s() * 1000))
 
     async def remove_chunks(self, request: RemoveChunksRequest, _: Identity) -> RemoveChunksReply:
@@ -107,7 +107,7 @@ class StorageService:
         return RemoveChunksReply(removed=removed, finished=len(removals))
 
     async def truncate_chunk(self, request: TruncateChunkRequest, _: Identity) -> Empty:
-        """Cuts or extends one chunk through the chain."""
+        """Cut or extend one chunk through the chain."""
         await self._engine.run(
             self._engine.node.truncate_chunk,
             request.chain.chain,
@@ -155,7 +155,7 @@ class StorageService:
         yield ListChunksReply()
 
     async def quarantine_chunks(self, request: QuarantineChunksRequest, _: Identity) -> QuarantineChunksReply:
-        """Sets aside chunks that our predecessor finds in no history of the chain."""
+        """Set aside chunks that our predecessor finds in no history of the chain."""
         chain = request.chain
         self._check_syncing(chain.chain, chain.version)
         if latest := self._rounds.get(chain.chain):
@@ -194,11 +194,11 @@ class StorageService:
         )
 
     async def scrub(self, request: ScrubRequest, _: Identity) -> ScrubReply:
-        """Verifies every chunk of a chain now."""
+        """Verify every chunk of a chain now."""
         return await self._scrub.chain(request.chain, repair=request.repair)
 
     async def status(self, _: Empty, identity: Identity) -> StorageStatus:
-        """What this node holds and has done."""
+        """Return what this node holds and has done."""
         status = StorageStatus(space=await self.space(Empty(), identity))
         held = {target: (chunks, used) for target, _, _, chunks, used, _, _ in await self._targets()}
         for target, about in self._membership.state.targets.items():
@@ -228,7 +228,7 @@ class StorageService:
         return await self._engine.quick(self._engine.node.targets)
 
     def _expires_s(self, request: RemoveChunksRequest | TruncateChunkRequest) -> float:
-        """When the request is void. Raises: InvalidArgument if it does not say."""
+        """Return the moment when the request expires. Raises: InvalidArgument if it names none."""
         if not request.client or not request.sequence:
             raise InvalidArgument("a request that changes chunks needs a client and a sequence number, not 0")
         expiry: Expiry = request.expiry
@@ -245,7 +245,7 @@ class StorageService:
     def _check_round(self, chain: int, mine: "_Round") -> None:
         self._check_syncing(chain, mine.version)
         if self._rounds[chain] is not mine:
-            raise StaleRouting(f"chain {chain} is being compared anew")
+            raise StaleRouting(f"chain {chain} is being compared again")
 
     def _not_syncing(self, chain: int) -> StaleRouting | NotFound:
         for target in self._membership.state.targets.values():

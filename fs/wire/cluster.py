@@ -1,4 +1,4 @@
-"""The cluster file: where a cluster's manager is and where its secret lies. Written by `luciola up`."""
+"""The cluster file: the addresses of a cluster's manager and the path of its secret. Written by `luciola up`."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ FILE_NAME: Final = "cluster.json"
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What every process is told at its start."""
+    """What every process reads at its start."""
 
     cluster_id: str
     mgmtd_lane: str
@@ -23,12 +23,12 @@ class Cluster:
     secret_file: str
 
     def secret(self) -> bytes:
-        """The cluster secret. Raises as `load_secret`."""
+        """Return the cluster secret. Raises as `load_secret`."""
         return load_secret(Path(self.secret_file))
 
 
 def load_cluster(path: Path) -> Cluster:
-    """The cluster described in the file at `path`; a relative `secret_file` starts at its directory.
+    """Return the cluster described in the file at `path`; a relative `secret_file` starts at its directory.
 
     Raises: NotFound, PermissionDenied, ConfigError.
     """
@@ -54,7 +54,7 @@ def load_cluster(path: Path) -> Cluster:
 
 
 def save_cluster(path: Path, cluster: Cluster) -> None:
-    """Writes the cluster file (0600) in one step: a reader sees the old one or the new one."""
+    """Write the cluster file (0600) in one step: a reader sees the old one or the new one."""
     write_private(path, json.dumps(asdict(cluster), indent=1) + "\n")
 
 

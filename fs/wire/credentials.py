@@ -2,7 +2,7 @@
 
     secret ──mint──> Token(claims, key) ──text or handshake──> verify ──> Identity
 
-Whoever holds the secret can mint any token; whoever holds a token can be who it says until it expires
+A holder of the secret can mint any token; a holder of a token can be who it names until it expires
 (docs/protocol.md, "Credentials"). This module does no network I/O.
 """
 
@@ -35,7 +35,7 @@ SERVICE: Final = Claims.SERVICE
 
 
 def create_secret(path: Path) -> bytes:
-    """A new cluster secret, written to `path`, which must not exist; only its owner may read it.
+    """Return a new cluster secret, written to `path`, which must not exist; only its owner may read it.
 
     Raises: AlreadyExists.
     """
@@ -52,7 +52,7 @@ def create_secret(path: Path) -> bytes:
 
 
 def load_secret(path: Path) -> bytes:
-    """The cluster secret in `path`.
+    """Return the cluster secret in `path`.
 
     Raises: NotFound, PermissionDenied if this user may not read it; ConfigError if others may, if it belongs
     to somebody else, or if it is not 64 hex digits.
@@ -95,12 +95,12 @@ class Token(NamedTuple):
         return "Token(…)"  # logs and tracebacks must not hold what opens a cluster
 
     def encode(self) -> str:
-        """The text form, for headers and environment variables."""
+        """Return the text form, for headers and environment variables."""
         return f"{_base64(self.claims)}.{_base64(self.key)}"
 
     @classmethod
     def parse(cls, text: str) -> "Token":
-        """The token written as `text`. Says nothing about its truth. Raises: Unauthenticated."""
+        """Return the token written as `text`. Says nothing about its truth. Raises: Unauthenticated."""
         claims, dot, key = text.partition(".")
         if not dot or len(text) > 2 * (CLAIMS_BYTES_MAX + KEY_BYTES):
             raise Unauthenticated("not a token: <claims>.<key> is expected")
@@ -122,7 +122,7 @@ def mint(  # noqa: PLR0913 (the fields of Claims)
     groups: Iterable[int] | None = None,
     lifetime_s: float | None = None,
 ) -> Token:
-    """A token for this process's user, or for the one named. `lifetime_s` None: it never expires.
+    """Return a token for this process's user, or for the one named. `lifetime_s` None: it never expires.
 
     Raises: InvalidArgument for more groups than fit.
     """
@@ -141,7 +141,7 @@ def mint(  # noqa: PLR0913 (the fields of Claims)
 
 
 def derive_key(secret: bytes, claims: bytes) -> bytes:
-    """The key that belongs to serialized `claims`."""
+    """Return the key that belongs to serialized `claims`."""
     assert len(secret) == SECRET_BYTES, "a secret is 32 bytes"
     return hmac.digest(secret, claims, "sha256")
 
@@ -157,7 +157,7 @@ class Identity:
     expires_unix_s: int = 0
 
     def may(self, role: Claims.Role) -> bool:
-        """Whether this identity may do what `role` may: each role includes those before it."""
+        """Return whether this identity may do what `role` may: each role includes those before it."""
         return self.role >= role
 
     def user(self, caller: Caller) -> tuple[int, int, tuple[int, ...]]:
@@ -180,7 +180,7 @@ NOBODY: Final = 65534  # root without trust is squashed to it, as NFS does
 
 
 def verify(secret: bytes, token: Token, *, now_unix_s: float | None = None) -> Identity:
-    """The identity that `token` proves. Raises: Unauthenticated."""
+    """Return the identity that `token` proves. Raises: Unauthenticated."""
     if len(token.claims) > CLAIMS_BYTES_MAX or not hmac.compare_digest(
         derive_key(secret, token.claims), token.key
     ):
@@ -189,7 +189,7 @@ def verify(secret: bytes, token: Token, *, now_unix_s: float | None = None) -> I
 
 
 def read_claims(claims: bytes, *, now_unix_s: float | None = None) -> Identity:
-    """The identity in `claims`, whose key was proved. Raises: Unauthenticated if they have expired."""
+    """Return the identity in `claims`, whose key was proved. Raises: Unauthenticated if they have expired."""
     try:
         message = Claims.FromString(claims)
     except DecodeError as error:
@@ -201,7 +201,7 @@ def read_claims(claims: bytes, *, now_unix_s: float | None = None) -> Identity:
 
 
 def proof(key: bytes, *, side: bytes, kind: int, nonce_server: bytes, nonce_client: bytes) -> bytes:
-    """What `side` (b"client" or b"server") sends in a handshake to show that it holds `key`."""
+    """Return what `side` (b"client" or b"server") sends in a handshake to show that it holds `key`."""
     return hmac.digest(key, side + bytes((kind,)) + nonce_server + nonce_client, "sha256")
 
 

@@ -55,7 +55,7 @@ _CODES: Final[dict[str, str]] = {
 
 
 def encode(error: Error) -> common_pb2.Error:
-    """The message that carries `error`."""
+    """Return the message that carries `error`."""
     fields = {name: value[:TEXT_CHARS_MAX] for name, value in error.fields.items()}
     if error.filename is not None:
         fields["path"] = str(error.filename)[:TEXT_CHARS_MAX]
@@ -69,14 +69,14 @@ def encode(error: Error) -> common_pb2.Error:
 
 
 def unexpected() -> common_pb2.Error:
-    """What a caller learns of a programmer error."""
+    """Return what a caller learns of a programmer error."""
     return common_pb2.Error(
         code=Error.code, message="internal error; the service's log has the traceback", errno=_errno.EIO
     )
 
 
 def decode(message: common_pb2.Error) -> Error:
-    """The error that `message` carries."""
+    """Return the error that `message` carries."""
     fields = dict(message.fields)
     path = fields.pop("path", None)
     error = from_code(message.code, message.message, errno=message.errno)
@@ -87,7 +87,7 @@ def decode(message: common_pb2.Error) -> Error:
 
 
 def decode_bytes(payload: bytes) -> Error:
-    """The error in a serialized `Error`."""
+    """Return the error in a serialized `Error`."""
     try:
         return decode(common_pb2.Error.FromString(payload))
     except DecodeError:
@@ -95,9 +95,9 @@ def decode_bytes(payload: bytes) -> Error:
 
 
 def from_status(code: "grpc.StatusCode", details: str | None, *, address: str) -> Error:
-    """The error for a status that gRPC made itself."""
+    """Return the error for a status that gRPC made itself."""
     name = _CODES.get(code.name, Error.code)
-    what = "nobody serves there, or it does not answer: " if code.name == "UNAVAILABLE" else ""
+    what = "no service there, or it does not answer: " if code.name == "UNAVAILABLE" else ""
     return from_code(name, f"{address}: {what}{details or code.name}")
 
 

@@ -1,10 +1,10 @@
 """When a request that changes chunks is void: a moment on the clock of the node that serves it.
 
 A caller that has given a request up must know that it will not be executed later: it may wait in a socket, in a
-queue or for a processor, and whatever the caller does next would then be undone. So it names the moment until which
-the request may be begun, on the server's own clock, and goes on only when that has passed.
+queue or for a processor, and what the caller does next would then be undone. So it names the moment until which the
+request may be begun, on the server's own clock, and continues only when that has passed.
 
-The moment is reckoned from below: the server read its clock before we heard of it, and its clock is at most
+The moment is computed from below: the server read its clock before its reply arrived here, and its clock is at most
 `DRIFT` slower than ours. A clock belongs to one life of a process; the next life refuses requests of the one before.
 """
 
@@ -23,7 +23,7 @@ AGES_MAX: Final = 0.5  # a reading may be so old, in lives of the request: its d
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a server's clock showed, and when we had heard of it."""
+    """What a server's clock showed, and when its reply had arrived."""
 
     life: int
     now_ms: int
@@ -39,7 +39,7 @@ class Expiries:
         self._readings: dict[str, Reading] = {}
 
     async def expiry(self, address: str, until_s: float) -> Expiry:
-        """When our monotonic clock shows `until_s`, at the latest, by the clock of the node at `address`.
+        """Return when our monotonic clock shows `until_s`, at the latest, by the clock of the node at `address`.
 
         Raises: Unavailable, Timeout.
         """
@@ -55,7 +55,7 @@ class Expiries:
         return Expiry(life=reading.life, at_ms=reading.now_ms + passed_ms)
 
     def forget(self, address: str) -> None:
-        """The node may have been started anew."""
+        """Forget a node's clock: the node may have been restarted."""
         self._readings.pop(address, None)
 
 

@@ -88,7 +88,7 @@ class ClientSide:
         return ANSWER.pack(MAGIC, self._kind, VERSION, len(claims), self._nonce) + claims + shown
 
     def finish(self, welcome: bytes) -> None:
-        """Checks the server's proof. Raises: Unauthenticated if it refused us, or cannot prove itself."""
+        """Check the server's proof. Raises: Unauthenticated if it refused us, or cannot prove itself."""
         status, shown = WELCOME.unpack(welcome)
         if status != 0:
             raise Unauthenticated("refused: the token is wrong or has expired")

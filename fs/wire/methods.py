@@ -183,7 +183,7 @@ class Storage:
 
 
 def methods_of(service: type) -> tuple[Method[Any, Any], ...]:
-    """All methods of `Mgmtd`, `Meta` or `Storage`."""
+    """Return all methods of `Mgmtd`, `Meta` or `Storage`."""
     return tuple(entry for entry in vars(service).values() if isinstance(entry, Method))
 
 
@@ -199,7 +199,7 @@ class Bound:
 
 
 def bind(service: type, implementation: object) -> tuple[Bound, ...]:
-    """Every method of `service` with the function of `implementation` that serves it.
+    """Return every method of `service` with the function of `implementation` that serves it.
 
     A method that the implementation lacks is a programmer error.
     """

@@ -41,7 +41,7 @@ def _varint(number: int) -> bytes:
 
 
 def is_reply(reply: object, kind: type[Reply]) -> TypeGuard[Reply | Preserialized[Reply]]:
-    """Whether `reply` is a message of this kind, or the bytes of one."""
+    """Return whether `reply` is a message of this kind, or the bytes of one."""
     return (reply.kind if isinstance(reply, Preserialized) else type(reply)) is kind
 
 

@@ -1,7 +1,7 @@
 """The routing table as services hold it, and the call that keeps it fresh.
 
 follow_routing   snapshot, then deltas, over one streaming call that is opened again when it breaks
-RoutingTable     what was heard so far, by id
+RoutingTable     what was received so far, by id
 """
 
 import asyncio
@@ -31,7 +31,7 @@ class RoutingTable:
         self.tables: dict[tuple[int, int], ChainTable] = {}
 
     def apply(self, routing: Routing) -> bool:
-        """Takes in a snapshot or a delta. False: it is older than what is known, and was left out."""
+        """Take in a snapshot or a delta. False: it is older than what is known, and was left out."""
         if routing.version < self.version:
             return False
         if not routing.delta:
@@ -81,7 +81,7 @@ async def follow_routing(
                     changed(routing)
         except Error as error:
             if was_heard:
-                log.warning("routing is not heard: %s", error)
+                log.warning("stream of routing from mgmtd failed: %s; connecting again", error)
             was_heard = False
         await asyncio.sleep(RETRY_S)
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MESSAGE_BYTES_MAX: Final = 16 << 20  # a routing snapshot of a large cluster; a page of chunk records is 1 MiB
 CONCURRENT_MAX: Final = 1024  # calls served at once
 KEEPALIVE_MS: Final = 10_000
-# A server that is overloaded takes seconds to greet whoever connects. One that has not greeted by then hangs: the call
+# A server that is overloaded takes seconds to greet a client. One that has not greeted by then hangs: the call
 # fails, however long its deadline, and the next one makes a new connection.
 CONNECT_S: Final = 10.0
 BEARER: Final = "Bearer "
@@ -61,7 +61,7 @@ def _channel_options(connect_s: float) -> tuple[tuple[str, int], ...]:
 
 
 class RpcServer:
-    """Serves `bound` methods over gRPC to whoever shows a token made with `secret`."""
+    """Serves `bound` methods over gRPC to clients that show a token made with `secret`."""
 
     def __init__(self, bound: Iterable[Bound], *, secret: bytes) -> None:
         self._doorman = _Doorman(bound, secret)
@@ -83,7 +83,7 @@ class RpcServer:
         return self.address
 
     async def stop(self, *, grace_s: float = 5.0) -> None:
-        """Accepts nothing new and lets calls in flight finish for `grace_s`."""
+        """Accept nothing new and let calls in flight finish for `grace_s`."""
         if self._server is not None:
             await self._server.stop(grace_s)
             self._server = None
@@ -183,7 +183,7 @@ async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: Excep
 
 
 def _error(error: "grpc.RpcError | grpc.aio.AioRpcError", address: str, timeout_s: float | None) -> Error:
-    """What a failed call means. Both kinds of gRPC error have these three methods."""
+    """Return what a failed call means. Both kinds of gRPC error have these three methods."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), "every failed call is one"
     trailers: Any = error.trailing_metadata() or ()
     for name, value in trailers:
@@ -220,7 +220,7 @@ class RpcClients:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Reply:
-        """The reply of the service at `address`. Raises: Timeout, Unavailable, or what the service raised."""
+        """Return the reply of the service at `address`. Raises: Timeout, Unavailable, or what the service raised."""
         assert not method.streams, f"{method.path} is a stream"
         _check(method, request)
         invoke = self._channel(address).unary_unary(
@@ -260,13 +260,13 @@ class RpcClients:
             call.cancel()
 
     async def forget(self, address: str) -> None:
-        """Closes the channel to a service that is gone."""
+        """Close the channel to a service that is gone."""
         channel = self._channels.pop(address, None)
         if channel is not None:
             await channel.close(None)
 
     async def close(self) -> None:
-        """Closes every channel."""
+        """Close every channel."""
         channels, self._channels = list(self._channels.values()), {}
         await asyncio.gather(*(channel.close(None) for channel in channels))
 
@@ -296,7 +296,7 @@ class RpcClient:
     def call(
         self, method: Method[Request, Reply], request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S
     ) -> Reply:
-        """The service's reply. Raises: Timeout, Unavailable, or what the service raised."""
+        """Return the service's reply. Raises: Timeout, Unavailable, or what the service raised."""
         assert not method.streams, f"{method.path} is a stream"
         _check(method, request)
         invoke = self._channel.unary_unary(
@@ -330,7 +330,7 @@ class RpcClient:
             call.cancel()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Closes the channel."""
+        """Close the channel."""
         self._channel.close()
 
     def __enter__(self) -> Self:

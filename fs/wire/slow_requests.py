@@ -1,4 +1,4 @@
-"""Requests that are not answered yet; those that take long are named in the log, with what they wait for."""
+"""Requests that are not answered yet; slow ones are logged with what they wait for."""
 
 import asyncio
 import logging
@@ -10,9 +10,9 @@ from google.protobuf.message import Message
 
 log = logging.getLogger(__name__)
 
-SLOW_S: Final = 10.0  # far longer than anything that goes well, far shorter than clients are patient
+SLOW_S: Final = 10.0  # far longer than any request without a fault, far shorter than a client's deadline
 LOOK_S: Final = 10.0
-LINES_MAX: Final = 8  # of one look: hundreds of requests may wait for the same
+LINES_MAX: Final = 8  # per look: hundreds of requests may wait for the same
 DEPTH_MAX: Final = 12  # of the calls that are named for one request
 
 
@@ -27,7 +27,7 @@ class Waiting:
 
     @property
     def slow_at_s(self) -> float:
-        """When it begins to be worth a word: a poll may wait as long as it asks for."""
+        """From when it counts as slow: a poll may wait as long as it asks for."""
         return self.since_s + SLOW_S + getattr(self.request, "wait_ms", 0) / 1000
 
 
@@ -39,15 +39,15 @@ class PendingRequests:
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, future: "asyncio.Future[Any]", path: str, request: Message, peer: object) -> None:
-        """The reply to a request is going to come from `future`."""
+        """Add a request whose reply will come from `future`."""
         self._waiting[future] = Waiting(path, request, peer, asyncio.get_running_loop().time())
 
     def remove(self, future: "asyncio.Future[Any]") -> None:
-        """It has been answered, or nobody waits any more."""
+        """Drop a request that was answered, or whose connection is gone."""
         self._waiting.pop(future, None)
 
     def start(self) -> None:
-        """Looks again and again until `stop`."""
+        """Look periodically until `stop`."""
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(LOOK_S, self._look, loop.time() + LOOK_S)
 
@@ -59,16 +59,16 @@ class PendingRequests:
     def _look(self, due_s: float) -> None:
         now_s = asyncio.get_running_loop().time()
         if now_s - due_s >= SLOW_S:
-            log.warning("this process served nobody for %.0f s: it, or its machine, was busy", now_s - due_s)
+            log.warning("event loop blocked for %.1f s: no request was served meanwhile", now_s - due_s)
         self.report(now_s)
         self.start()
 
     def report(self, now_s: float) -> None:
-        """A warning for each request that is slow at `now_s`, the oldest first."""
+        """Log a warning for each request that is slow at `now_s`, the oldest first."""
         slow = [(future, each) for future, each in self._waiting.items() if now_s >= each.slow_at_s]
         for future, each in slow[:LINES_MAX]:
             log.warning(
-                "%s%s from %s is not answered after %.0f s; it waits in %s",
+                "slow request: %s%s from %s not answered after %.0f s; waits in %s",
                 each.path,
                 _about(each.request),
                 each.peer,
@@ -76,11 +76,11 @@ class PendingRequests:
                 " > ".join(_calls(future)) or "a future",
             )
         if len(slow) > LINES_MAX:
-            log.warning("%d further requests are not answered", len(slow) - LINES_MAX)
+            log.warning("suppressed %d further slow requests", len(slow) - LINES_MAX)
 
 
 def _about(request: Message) -> str:
-    """The inode that a request is about, where one is named."""
+    """Return the inode that a request is about, where one is named."""
     for name in ("inode", "parent", "path", "source"):
         value = getattr(request, name, None)
         inode = getattr(value, "at", value)

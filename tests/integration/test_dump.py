@@ -255,4 +255,4 @@ def test_names_are_loaded_into_another_cluster(tmp_path: Path) -> None:
             assert two.fsck()["problems"] == []
             luciola("rm", "-r", "lu:/d", "--data", str(two.data))
             result = luciola("load", "--data", str(two.data), "--discard", check=False)
-            assert "no load is under way" in result.stderr
+            assert "no load is in progress" in result.stderr

@@ -62,7 +62,7 @@ def backup() -> None:
     is_flag=True,
     help="Never let writes wait: every chunk is whole, but they are not of one moment.",
 )
-@click.option("--full", is_flag=True, help="Copy everything, whatever earlier backups have.")
+@click.option("--full", is_flag=True, help="Copy everything, also what earlier backups have.")
 @json_option
 @directory_argument
 def take(
@@ -70,8 +70,8 @@ def take(
 ) -> None:
     """Take a backup: all names, and what has changed since the newest backup in DIRECTORY.
 
-    Programs go on; for a moment, at the end, writes wait. Exits with 1 if something could not be read; it is named, and
-    the rest is there.
+    Programs keep running; for a moment, at the end, writes wait. Exits with 1 if something could not be read; it is
+    named, and the rest is there.
 
     \b
     Examples:
@@ -210,8 +210,8 @@ def restore(
 ) -> None:
     """Restore a whole cluster, into an empty one, or one directory of it, to anywhere.
 
-    A cluster that is restored may have other nodes, chains and numbers of copies. It serves nobody until everything is
-    there and has been compared. If that breaks off, the same command begins it again.
+    A cluster that is restored may have other nodes, chains and numbers of copies. It stays closed until everything is
+    there and has been compared. If that is interrupted, the same command begins it again.
 
     \b
     Examples:

@@ -45,7 +45,7 @@ INDEX: Final = "CREATE INDEX IF NOT EXISTS chunk_content ON chunk (content, numb
 
 
 class Place(NamedTuple):
-    """Where the bytes of a chunk lie. `crc32c`: of these bytes."""
+    """Where the bytes of a chunk are stored. `crc32c`: of these bytes."""
 
     pack: int
     offset: int
@@ -92,7 +92,7 @@ class Repository:
 
     @classmethod
     def open(cls, root: Path) -> "Repository":
-        """An existing one. Raises: NotFound, InvalidArgument."""
+        """Open an existing one. Raises: NotFound, InvalidArgument."""
         repository = cls(root)
         repository.cluster  # noqa: B018, it raises
         return repository
@@ -136,7 +136,7 @@ class Repository:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Nobody else changes it. Raises: Busy."""
+        """Keep other processes from changing it. Raises: Busy."""
         with (self.root / "lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,11 +147,11 @@ class Repository:
     # What is there.
 
     def numbers(self) -> list[int]:
-        """The backups that are finished, oldest first."""
+        """Return the backups that are finished, oldest first."""
         return sorted(int(path.stem) for path in self.root.glob("*.manifest") if path.stem.isdecimal())
 
     def manifest(self, number: int | None = None) -> Manifest:
-        """What is said of a backup, of the newest by default. Raises: NotFound, CorruptData."""
+        """Return what is said of a backup, of the newest by default. Raises: NotFound, CorruptData."""
         if number is None:
             numbers = self.numbers()
             if not numbers:
@@ -213,7 +213,7 @@ class Repository:
         _write(self.root / f"{manifest.number:06}.manifest", f"{text.decode()}\n{checksum}\n")
 
     def prune(self, keep: int) -> tuple[list[int], int]:
-        """Remove all but the newest `keep`; which, and how many bytes of packs that nobody refers to any more."""
+        """Remove all but the newest `keep`; which, and how many bytes of packs without a reference."""
         numbers = self.numbers()
         removed = numbers[: max(0, len(numbers) - keep)]
         for number in removed:
@@ -240,7 +240,7 @@ class PackWriter:
         self.bytes = 0
 
     def add(self, data: memoryview) -> tuple[int, int]:
-        """Where the bytes lie: pack and offset. Raises: OSError."""
+        """Return where the bytes are stored: pack and offset. Raises: OSError."""
         with self._lock:
             if self._file < 0 or self._offset >= self._pack_bytes:
                 self._next()
@@ -264,7 +264,7 @@ class PackWriter:
         sync_directory(self._repository.packs)
 
     def close(self) -> None:
-        """Ends without a promise."""
+        """End without a promise."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -1,6 +1,6 @@
 """Filling an empty cluster from a backup.
 
-R1  The namespace serves nobody from the first record until everything has been written, made durable and compared
+R1  The namespace is closed from the first record until everything has been written, made durable and compared
     (fs/meta/load.py): a restore that breaks off is seen, and the same command begins it again.
 R2  Files get contents and layouts of this cluster, however many chains and nodes it has. What an attempt that broke off
     had written belongs to no file, and `luciola fsck --repair` removes it.
@@ -62,7 +62,7 @@ class Restore:
         self.report = Report(number)
 
     async def run(self, *, advance: Callable[[int], None]) -> Report:
-        """Restore into the cluster. Raises: NotEmpty, CorruptData, and whatever the cluster answers."""
+        """Restore into the cluster. Raises: NotEmpty, CorruptData, and any error of the cluster."""
         number = self.report.backup
         manifest = self._repository.manifest(number)
         await asyncio.to_thread(self._repository.check_database, manifest)
@@ -82,7 +82,7 @@ class Restore:
     async def _fill(
         self, base: sqlite3.Connection, packs: PackReader, advance: Callable[[int], None]
     ) -> tuple[pb.DumpTrailer, int]:
-        """All names, and the chunks of each file when it has its place; the trailer, and the load's name."""
+        """Return all names, and the chunks of each file when it has its place; the trailer, and the load's name."""
         header, trailer, load = pb.DumpHeader(), pb.DumpTrailer(), 0
         for batch in _batches(base):
             if batch[0].HasField("header"):
@@ -133,7 +133,7 @@ class Restore:
         rows: list[Row] = []
 
         def write(chain: int, number: int, place: Place, length: int) -> Row:
-            data = packs.read(place)[:length]  # what lies behind the end of the file is not part of it
+            data = packs.read(place)[:length]  # bytes behind the end of the file are not part of it
             self._source.write(chain, inode.content, number, data)
             return chain, inode.content, number, length, crc32c(data)
 
@@ -177,7 +177,7 @@ class Restore:
                         )
 
     async def _equal(self, chain: int, node: int) -> int:
-        """How many chunks of a chain a node has as they were written."""
+        """Return how many chunks of a chain a node has as they were written."""
         query = "SELECT COUNT(*) FROM expected WHERE chain = ? AND content = ? AND number = ?"
         query += " AND length = ? AND crc32c = ?"
         count = 0

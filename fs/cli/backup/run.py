@@ -1,12 +1,12 @@
-"""Taking a backup.
+"""Take a backup.
 
-Passes over all chunks copy what the backup before did not have, while programs go on. When a pass has found little,
+Passes over all chunks copy what the backup before did not have, while programs run. When a pass has found little,
 updates of clients are held for a moment: the namespace's snapshot is taken, and what has changed since the last pass is
 copied. Everything that was acknowledged before that moment is in the backup, and nothing that came after it; so what
 caused something that is in it is in it as well.
 
     P1  Within a hold everything is listed and copied, or nothing counts. If that takes longer than the hold may last,
-        updates go on, and another pass follows: it finds less.
+        updates are released, and another pass follows: it finds less.
     P2  A listing `since` a round of sync shows what was staged after that round had begun. What was pending in the
         listing before is asked for by name; after a change of the chain, or after `MARK_AGE_S`, when removals may have
         been forgotten, everything is listed.
@@ -90,7 +90,7 @@ class Backup:
         self._marks: dict[int, Mark] = {}
         self._pending: dict[
             tuple[int, int, int], None
-        ] = {}  # chain, content, number: seen with an update under way
+        ] = {}  # chain, content, number: seen with an update in flight
         self._damaged: dict[tuple[int, int, int], None] = {}
         self.progress = Progress()
 
@@ -111,7 +111,7 @@ class Backup:
                 packs.close()
 
     def _usable(self) -> Path | None:
-        """The database of the newest backup, whose packs are there."""
+        """Return the database of the newest backup, whose packs are there."""
         for number in reversed(self._repository.numbers()):
             try:
                 manifest = self._repository.manifest(number)
@@ -163,7 +163,7 @@ class Backup:
     # Passes.
 
     async def _prepare(self) -> None:
-        """Passes until one is short enough for a hold."""
+        """Pass until one is short enough for a hold."""
         allowed_s = self._options.hold_ms / 1000 * HOLD_SHARE
         for _ in range(PASSES_MAX):
             await self._source.refresh()
@@ -255,7 +255,7 @@ class Backup:
             raise TooLong
 
     async def _of_another(self, chain: mgmtd_pb2.Chain, unreadable: ChunkRecord) -> ChunkRecord | None:
-        """What another replica says of a chunk whose record the head of its chain cannot read."""
+        """Return what another replica says of a chunk whose record the head of its chain cannot read."""
         for target in chain.targets[1:]:
             if target.state == mgmtd_pb2.SERVING:
                 record = await self._source.record(chain.id, target.node, unreadable.chunk)
@@ -346,7 +346,7 @@ class Backup:
         )
 
     async def _try_hold(self) -> AsyncGenerator[DumpBatch] | None:
-        """Names and chunks of one moment; None if the hold did not last (P1)."""
+        """Copy names and chunks of one moment; return None if the hold did not last (P1)."""
         began_s, names, is_whole = time.monotonic(), None, False
         self.progress.holds += 1
         try:

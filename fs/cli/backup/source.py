@@ -3,7 +3,7 @@
 S1  A chunk counts as read only if version, length and CRC32C are those of its listing: the checksum was computed by
     the chunk engine when the bytes were written, so everything between its disk and ours is checked.
 S2  A hold counts only if every storage node says at its end that it had lasted, and no chain has changed meanwhile:
-    a head that nobody had asked could have served under another chain version only.
+    a head that was not asked could have served under another chain version only.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ READ_TRIES: Final = 3  # bytes that were damaged on the way may be whole the nex
 
 
 class Got(Enum):
-    """What became of reading a chunk."""
+    """The outcome of reading a chunk."""
 
     WHOLE = "whole"
     CHANGED = "changed"  # it is not any more what was listed
@@ -80,11 +80,11 @@ class Source:
     # Listing.
 
     def head_of(self, chain: mgmtd_pb2.Chain) -> int:
-        """The node whose listing of a chain is complete as soon as nothing is under way."""
+        """Return the node whose listing of a chain is complete as soon as no update is in flight."""
         return chain.targets[0].node
 
     async def pages(self, chain: int, node: int, since_round: int = 0) -> AsyncIterator[ListChunksReply]:
-        """Records of a chain by content and index, page by page; the last page may be empty."""
+        """Yield records of a chain by content and index, page by page; the last page may be empty."""
         request = ListChunksRequest(chain=chain, limit=LIST_LIMIT, since_round=since_round)
         while True:
             reply = await self._call_node(node, methods.Storage.list_chunks, request)
@@ -94,7 +94,7 @@ class Source:
             request.after.CopyFrom(reply.chunks[-1].chunk)
 
     async def record(self, chain: int, node: int, chunk: ChunkName) -> ChunkRecord | None:
-        """What a node has of one chunk."""
+        """Return what a node has of one chunk."""
         request = ListChunksRequest(chain=chain, limit=1)
         if chunk.index:
             request.after.content, request.after.index = chunk.content, chunk.index - 1
@@ -107,7 +107,7 @@ class Source:
     # Reading.
 
     def read(self, chain: int, record: ChunkRecord) -> tuple[Got, memoryview]:
-        """The bytes of a chunk as it was listed (S1). They are valid until this thread reads the next."""
+        """Return the bytes of a chunk as it was listed (S1). They are valid until this thread reads the next."""
         into = self._memory(record.length)[: record.length]
         name = record.chunk
         for _ in range(READ_TRIES):
@@ -141,7 +141,9 @@ class Source:
     # Holding.
 
     async def hold(self, limit_ms: int) -> float:
-        """No update of a client is under way when this returns, nor begun until `release`; when it ends by itself.
+        """Hold updates of clients: none is in flight when this returns, nor begun until `release`.
+
+        Return the monotonic time at which the hold ends by itself.
 
         Raises: Error if some node does not hold; then none does.
         """
@@ -160,7 +162,7 @@ class Source:
         return until_s
 
     async def release(self) -> bool:
-        """Updates go on; whether none had been executed since `hold` (S2)."""
+        """Let updates continue. Return whether none had been executed since `hold` (S2)."""
         before = {chain.id: chain.version for chain in self.routing.chains}
         request = ReleaseUpdatesRequest(holder=self._holder)
         asked = [

@@ -89,7 +89,7 @@ class Tree:
         return DumpRecord.FromString(row[0]).inode
 
     def find(self, path: str) -> Inode:
-        """What a path from the root names; symbolic links are not followed. Raises: NotFound, NotADirectory."""
+        """Return what a path from the root names; symbolic links are not followed. Raises: NotFound, NotADirectory."""
         inode = self.inode(ROOT_INODE)
         for name in filter(None, os.fsencode(path).split(b"/")):
             if inode.type != DIRECTORY:
@@ -101,7 +101,7 @@ class Tree:
         return inode
 
     def entries(self, directory: int) -> list[tuple[bytes, int]]:
-        """Names in a directory, and their inodes."""
+        """Return the names in a directory, and their inodes."""
         with self._lock:
             query = "SELECT name, inode FROM temp.entry WHERE parent = ? ORDER BY name"
             return self._base.execute(query, (directory,)).fetchall()
@@ -114,13 +114,13 @@ class Tree:
             )
 
     def chunk(self, content: int, number: int) -> Place | None:
-        """Where one chunk lies; None for a hole."""
+        """Return where one chunk is stored; None for a hole."""
         query = "SELECT pack, offset, length, crc32c FROM chunk WHERE content = ? AND number = ? AND length"
         row = self._row(query, content, number)
         return None if row is None else Place(*row)
 
     def path_of_content(self, content: int, chunk: int) -> str | None:
-        """A path of the file that has that chunk of a content; None if no file has."""
+        """Return a path of the file that has that chunk of a content; None if no file has."""
         row = self._row("SELECT id FROM temp.inode WHERE content = ?", content)
         if row is None:
             return None
@@ -143,7 +143,7 @@ class Tree:
 
 
 def _kind(record: DumpRecord) -> str:
-    """Which field the record has: it has one."""
+    """Return which field the record has: it has one."""
     return record.ListFields()[0][0].name
 
 

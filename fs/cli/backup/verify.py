@@ -28,7 +28,7 @@ class Report:
 
 
 def verify(repository: Repository, numbers: list[int], *, advance: Callable[[int], None]) -> Report:
-    """Read all that these backups refer to, each byte once. `advance` is told of bytes."""
+    """Read all that these backups refer to, each byte once. `advance` is called with counts of bytes."""
     report, seen = Report(), set[tuple[int, int]]()
     with PackReader(repository) as packs, ThreadPoolExecutor(READERS) as threads:
 

@@ -9,7 +9,7 @@
     contents     the bytes of files
     files        open files
     ranges       many ranges in one submission
-    paths        URLs, and what is told of a file
+    paths        URLs, and information about a file
     threads      the coroutines' threads
 
 Needs the package `fsspec`, which the rest of Luciola does not: nothing else imports this one.

@@ -120,7 +120,7 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
         return {} if cluster is None else {"cluster": cluster}
 
     def unstrip_protocol(self, name: str) -> str:
-        """The URL of a path."""
+        """Return the URL of a path."""
         return str(Location(self._path(name), self.cluster))
 
 

@@ -142,7 +142,7 @@ class Contents(Names):
         return AsyncStream(self, file, self._strip_protocol(path), mode)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        """The bytes of a file, or of its slice [start:end]."""
+        """Return the bytes of a file, or of its slice [start:end]."""
         with self._raw(self._path(path), "rb") as file:
             offset, length = bounds(start, end, file.native.length())
             return file.pread(length, offset)
@@ -156,7 +156,7 @@ class Contents(Names):
         on_error: str = "return",
         **_: Any,
     ) -> list[Any]:
-        """The slice [start:end] of each path: files are opened once, and all ranges are in flight together.
+        """Return the slice [start:end] of each path: files are opened once, and all ranges are in flight together.
 
         `max_gap`: ranges that are nearer than this become one. `on_error`: "return" puts an error in the place of the
         bytes, "raise" raises the first.
@@ -236,7 +236,7 @@ class Contents(Names):
         }
 
     def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **_: Any) -> None:
-        """Makes `value` the whole content of a file, in one step: others see the old or the new.
+        """Make `value` the whole content of a file, in one step: others see the old or the new.
 
         `mode`: "create" raises FileExistsError if there is one.
         """
@@ -246,7 +246,7 @@ class Contents(Names):
             file.write(value)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
-        """Copies one file, or makes a directory where `path1` is one."""
+        """Copy one file, or make a directory where `path1` is one."""
         if self.isdir(path1):
             self.makedirs(path2, exist_ok=True)
             return
@@ -256,7 +256,7 @@ class Contents(Names):
     def get_file(
         self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **_: Any
     ) -> None:
-        """Copies one file to this machine, to a path or an open file; or makes a directory where `rpath` is one."""
+        """Copy one file to this machine, to a path or an open file; or make a directory where `rpath` is one."""
         source = self._path(rpath)
         outfile = lpath if outfile is None and isfilelike(lpath) else outfile
         if outfile is not None:
@@ -271,7 +271,7 @@ class Contents(Names):
     def put_file(
         self, lpath: Any, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **_: Any
     ) -> None:
-        """Copies one file of this machine here, in one step (`pipe_file`); or makes a directory."""
+        """Copy one file of this machine here, in one step (`pipe_file`); or make a directory."""
         if os.path.isdir(lpath):
             self.makedirs(rpath, exist_ok=True)
             return
@@ -283,7 +283,7 @@ class Contents(Names):
                 callback.relative_update(count)
 
     def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
-        """Makes an empty file; of one that is there, empties it (`truncate`) or sets its times to now."""
+        """Make an empty file; of one that is there, empties it (`truncate`) or set its times to now."""
         self.invalidate_cache(path)
         path = self._path(path)
         with self._raw(path, "wb" if truncate else "ab"):

@@ -84,7 +84,7 @@ class Replacement:
 
 
 def destination(files: FileSystem, path: str) -> tuple[str, os.stat_result | None]:
-    """Where writing to `path` goes, and what is there now."""
+    """Return where writing to `path` goes, and what is there now."""
     for _ in range(LINKS_MAX):
         try:
             status = files.lstat(path)
@@ -142,7 +142,7 @@ class _Opened:
         return self.tell()  # type: ignore[attr-defined,no-any-return]
 
     def pread_into(self, buffer: "WriteableBuffer", offset: int) -> int:
-        """Fills `buffer` from `offset`; returns the number of bytes. The position stays, buffers are passed by."""
+        """Fill `buffer` from `offset`; return the number of bytes. The position stays, buffers are passed by."""
         return self.file.pread_into(buffer, offset)
 
     def fsync(self, *, data_only: bool = False) -> None:
@@ -169,7 +169,7 @@ class Reader(_Opened, io.BufferedReader):
             return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        """The end is that of the file when it was opened, or what this client has heard of since."""
+        """Move the position. The end is that of the file when it was opened, or as this client has seen it since."""
         if whence == os.SEEK_END:
             return super().seek(self.size + offset)
         return super().seek(offset, whence)
@@ -257,7 +257,7 @@ class _Written(_Opened):
         self.close()
 
     def __del__(self) -> None:
-        # Whoever forgets to close a file has not said that it is complete.
+        # A file that was never closed counts as incomplete.
         self._commits = False
         super().__del__()  # type: ignore[misc]
 
@@ -277,7 +277,7 @@ OpenFile = Reader | Writer | Updater
 
 
 def wrapped(fs: "LuciolaFileSystem", raw: File, path: str, block_size: int | None) -> OpenFile:
-    """The buffered object for a file just opened."""
+    """Return the buffered object for a file just opened."""
     if not raw.writable():
         return Reader(fs, raw, path, block_size or READ_BYTES)
     return (Updater if raw.readable() else Writer)(fs, raw, path, block_size or WRITE_BYTES)

@@ -40,9 +40,9 @@ class Names(Cluster):
         return info_of(place.name, stat, target=target, destination=self.files.readlink(place.path))
 
     def ls(self, path: str, detail: bool = True, *, follow_links: bool = True, **_: Any) -> list[Any]:
-        """What is in a directory, in the order of the names' bytes; of a file, the file itself.
+        """Return what is in a directory, in the order of the names' bytes; of a file, the file itself.
 
-        `follow_links`: whether a link to a directory is told as "directory"; else it is a "link".
+        `follow_links`: whether a link to a directory is shown as "directory"; else it is a "link".
         """
         place = self._place(path)
         stat = self._stat(place.path, follow=True)
@@ -137,7 +137,7 @@ class Names(Cluster):
         detail: bool = False,
         **options: Any,
     ) -> Any:
-        """The files below a directory (or the file itself), sorted."""
+        """Return the files below a directory (or the file itself), sorted."""
         return AbstractFileSystem.find(self, path, maxdepth, withdirs, detail, **options)
 
     def glob(self, path: str, maxdepth: int | None = None, **options: Any) -> Any:
@@ -171,7 +171,7 @@ class Names(Cluster):
         return dt.datetime.fromtimestamp(self.info(path)["mtime"], tz=dt.UTC)
 
     def ukey(self, path: str) -> str:
-        """Changes with every change of the file that others can see."""
+        """Change with every change of the file that others can see."""
         info = self.info(path)
         parts = [info[name] for name in ("ino", "size", "mtime_ns", "ctime_ns")]
         return hashlib.sha256(repr((self.fsid, parts)).encode()).hexdigest()
@@ -209,13 +209,13 @@ class Names(Cluster):
         self.invalidate_cache(path)
 
     def rm_file(self, path: str) -> None:
-        """Removes a file or a link. Raises: IsADirectoryError."""
+        """Remove a file or a link. Raises: IsADirectoryError."""
         path = self._path(path)
         self.files.remove(path)
         self.invalidate_cache(path)
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:
-        """Removes files, and with `recursive` directories and all that is in them (the metadata service does it)."""
+        """Remove files, and with `recursive` directories and all that is in them (the metadata service does it)."""
         if recursive and maxdepth is not None:
             self._rm_down_to(path, maxdepth)
             return
@@ -237,7 +237,7 @@ class Names(Cluster):
                 self.rmdir(name)
 
     def mv_file(self, path1: str, path2: str, **_: Any) -> None:
-        """Gives a file or a directory another name, in one step. A file at `path2` is replaced."""
+        """Give a file or a directory another name, in one step. A file at `path2` is replaced."""
         path1, path2 = self._path(path1), self._path(path2)
         try:
             self.files.rename(path1, path2)
@@ -251,7 +251,7 @@ class Names(Cluster):
     def mv(
         self, path1: Any, path2: Any, recursive: bool = True, maxdepth: int | None = None, **_: Any
     ) -> None:
-        """Renames; into `path2` where that is a directory. Nothing is copied, and a directory goes with all in it."""
+        """Rename; into `path2` where that is a directory. Nothing is copied, and a directory goes with all in it."""
         if isinstance(path1, list) and isinstance(path2, list):
             for source, target in zip(path1, path2, strict=True):
                 self.mv_file(source, target)
@@ -268,7 +268,7 @@ class Names(Cluster):
         self.invalidate_cache(dst)
 
     def symlink(self, src: str, dst: str, **_: Any) -> None:
-        """Makes `dst` a link to the path `src`."""
+        """Make `dst` a link to the path `src`."""
         self.files.symlink(self._path(src), self._path(dst))
         self.invalidate_cache(dst)
 
@@ -277,13 +277,13 @@ class Names(Cluster):
         self.invalidate_cache(path)
 
     def _make_parent(self, path: str) -> bool:
-        """Whether the directory above is there now: this call may have made it, or another one."""
+        """Return whether the directory above is there now: this call may have made it, or another one."""
         if self.auto_mkdir:
             self.files.makedirs(posixpath.dirname(path), exist_ok=True)
         return self.auto_mkdir
 
     def invalidate_cache(self, path: str | None = None) -> None:
-        """Forgets listings: of a path, of the directory it is in, and of what is below it."""
+        """Forget listings: of a path, of the directory it is in, and of what is below it."""
         super().invalidate_cache(path)
         if not self.dircache.use_listings_cache:
             return

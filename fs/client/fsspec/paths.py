@@ -1,4 +1,4 @@
-"""What a URL names, and what is told of a file: the two forms in which fsspec's callers speak of files.
+"""URLs and file information, in the two forms that fsspec's callers use.
 
     luciola://HOST:PORT/path            the cluster whose manager listens there
     luciola:///DATA_DIR!/path           the cluster of that data directory on this machine
@@ -28,7 +28,7 @@ Info = dict[str, Any]
 
 
 def split_url(text: str) -> tuple[str | None, str]:
-    """The cluster that a URL names (None if it names none), and the path there.
+    """Return the cluster that a URL names (None if it names none), and the path there.
 
     Raises: InvalidArgument for luciola:// with something else behind it.
     """
@@ -71,7 +71,7 @@ def text_of(path: Any) -> str:
 
 
 def canonical(text: str) -> str:
-    """The name within fsspec: the URL without "luciola://". So whoever puts that before a name has its URL again."""
+    """The name within fsspec: the URL without "luciola://", which put before the name gives the URL again."""
     cluster, path = split_url(text)
     if cluster is None and not text.startswith((SCHEME, SHORT)) and ADDRESS.match(text):
         cluster, path = split_url(SCHEME + text)
@@ -83,7 +83,7 @@ def canonical(text: str) -> str:
 def resolved_cluster(
     cluster: str | os.PathLike[str] | None, secret_file: Any, token: str | None = None
 ) -> tuple[str, str | None, str | None]:
-    """A cluster, its secret file and token as `connect` takes them, whatever the environment becomes later.
+    """Return a cluster, its secret file and token for `connect`, independent of later changes of the environment.
 
     The environment's token is left out, and what it comes before: see `location_of`.
     Raises: InvalidArgument if neither the caller nor the environment names a cluster.
@@ -109,7 +109,7 @@ def resolved_cluster(
 
 
 def location_of(cluster: str, secret_file: str | None, token: str | None) -> Location:
-    """What to connect to: with the credentials of the environment where the options have none.
+    """Return what to connect to: with the credentials of the environment where the options have none.
 
     A data directory is opened with the environment's token where the environment names it too, as lu: is.
     """
@@ -126,12 +126,12 @@ def location_of(cluster: str, secret_file: str | None, token: str | None) -> Loc
 
 
 def kind(stat: Stat) -> str:
-    """The type as fsspec names it."""
+    """Return the type as fsspec names it."""
     return KINDS.get(TYPE_BITS.get(stat.type, 0), "other")
 
 
 def info_of(path: str, own: Stat, *, target: Stat | None = None, destination: str | None = None) -> Info:
-    """What `info` and `ls` tell. `target`: what a link `own` leads to, whose size and kind count then."""
+    """Return what `info` and `ls` show. `target`: what a link `own` leads to, whose size and kind count then."""
     seen = own if target is None else target
     info: Info = {
         "name": path,

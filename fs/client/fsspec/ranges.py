@@ -37,7 +37,7 @@ class RangeReader:
         self._arena = memoryview(Buffer(ARENA_BYTES))
 
     def read(self, ranges: Sequence[Range]) -> list[bytes | OSError]:
-        """The bytes of each range, or what went wrong with it."""
+        """Return the bytes of each range, or what went wrong with it."""
         results: list[bytes | OSError] = [b""] * len(ranges)
         wave: list[tuple[int, int]] = []  # index of the range, where it lands
         filled = 0

@@ -28,7 +28,7 @@ def parts() -> ThreadPoolExecutor:
 
 
 async def in_thread(work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
-    """Carries out a call that may wait."""
+    """Carry out a call that may wait."""
     pool = _pool("calls", CALLS, os.getpid())
     return await asyncio.get_running_loop().run_in_executor(
         pool, functools.partial(work, *arguments, **named)
@@ -36,7 +36,7 @@ async def in_thread(work: Callable[..., Result], *arguments: Any, **named: Any) 
 
 
 def awaitable(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The coroutine function that does what a method does."""
+    """Return the coroutine function that does what a method does."""
 
     @functools.wraps(method)
     async def call(self: Any, *arguments: Any, **named: Any) -> Any:

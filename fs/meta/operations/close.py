@@ -15,7 +15,7 @@ CLOSES_MAX: Final = 1024  # sessions closed in one transaction
 
 
 def close(context: OperationContext, request: CloseRequest) -> StoredReply[CloseReply]:
-    """Closes each session and takes over what its writer reports. One that fails does not hinder the others.
+    """Close each session and take over what its writer reports. One that fails does not hinder the others.
 
     A session that fails to close because its report is refused (Conflict for inline bytes) stays open.
     """
@@ -51,11 +51,11 @@ def _encode_error(error: OperatingError) -> bytes:
 
 
 def _close_one(context: OperationContext, one: CloseOne) -> bytes | None:
-    """The inode as it is stored now, if it was asked for by a report."""
+    """Return the inode as it is stored now, if it was asked for by a report."""
     end = _abandon_session if one.measure else _end_session
     if not reports(one):
         end(context, one)
-        return None  # hundreds of these come in one request: what nobody asks for is not looked up
+        return None  # hundreds of these come in one request: an inode without a report is not looked up
     inode = context.get_for_update(one.inode)
     context.pause(inode)
     require_writer(context, inode, one.session)
@@ -66,7 +66,7 @@ def _close_one(context: OperationContext, one: CloseOne) -> bytes | None:
 
 
 def reports(one: CloseOne) -> bool:
-    """Whether this close tells of a change. One that does not may be carried out twice without harm."""
+    """Return whether this close reports a change. One that does not may be carried out twice without harm."""
     return one.HasField("length") or one.has_inline or one.clear_set_id or bool(one.mtime_ns)
 
 
@@ -81,7 +81,7 @@ def _end_session(context: OperationContext, one: CloseOne) -> None:
         return
     key = schema.session_key(one.inode, one.session)
     value = context.txn.get(key)
-    if value is None:  # it has been closed before, or its client was taken for dead
+    if value is None:  # closed before, or ended by the collector because its client was declared failed
         return
     if schema.decode_session(value).client != context.request.client:
         raise NotFound("not this client's session", inode=one.inode)

@@ -10,7 +10,7 @@ from .open import open_inode
 
 
 def create(context: OperationContext, request: CreateRequest) -> AnyInodeReply:
-    """A new file under a free name; else, unless `exclusive`, the existing file, opened.
+    """Create a file under a free name; else, unless `exclusive`, open the existing one.
 
     Reads with conflict: the directory, the entry. Writes: entry, inode, the directory's entry time, a
     session. Creates in one directory do not conflict with each other; with its removal they do.

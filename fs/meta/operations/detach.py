@@ -9,7 +9,7 @@ from ..resolve import Place
 
 
 def victim(context: OperationContext, place: Place) -> Inode:
-    """The inode whose name is taken away, guarded together with its entry.
+    """Return the inode whose name is taken away, guarded together with its entry.
 
     Raises: NotFound, PermissionDenied.
     """
@@ -40,7 +40,7 @@ def require_empty(context: OperationContext, inode: Inode) -> None:
 
 
 def drop(context: OperationContext, place: Place, inode: Inode) -> None:
-    """Takes the name away, and one link off the inode; without any it is left to the collector."""
+    """Take the name away, and one link off the inode; without any it is left to the collector."""
     directory, entry = place.directory, place.entry
     assert directory is not None, "only an entry can be dropped"
     assert entry is not None, "only an entry can be dropped"

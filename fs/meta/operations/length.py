@@ -7,15 +7,13 @@ Three homes of bytes:
 
 L1  A file's length never shrinks except by truncation, and each truncation makes `truncate_version` grow.
 L2  A length reported under an older `truncate_version` is not believed; the chains are asked.
-L3  When a truncation commits, no byte beyond its length is left under the content that the file then has,
-except
-    bytes written while it ran, and those lie within the length that is settled before their writer's session
-    ends.
-L4  While nobody has a file open for writing, all chunks of its content lie below its length.
+L3  When a truncation commits, no byte beyond its length is left under the content that the file then has, except
+    bytes written while it ran, which are within the length that is settled before their writer's session ends.
+L4  While no client has a file open for writing, all chunks of its content are below its length.
 L5  A file in chunks becomes inline again only by truncation to nothing.
-L6  Nothing is written under the content of an inline file. Whoever moves a file out of its inode writes the inode's
-    bytes under a spare content of its own; the transaction that installs it fails if the inode has changed, so the
-    bytes of one of two movers are never among the other's. A spare that is not installed is collected as garbage.
+L6  Nothing is written under the content of an inline file. A client that moves a file out of its inode writes the
+    inode's bytes under a spare content of its own; the transaction that installs it fails if the inode has changed, so
+    the bytes of one of two clients are never among the other's. A spare that is not installed is collected as garbage.
 """
 
 from typing import Final
@@ -32,13 +30,13 @@ EFBIG: Final = 27
 
 
 class Overtaken(Conflict):
-    """The caller made its bytes from a state of the file that is no more; trying again here is of no use."""
+    """The caller made its bytes from an older state of the file: only the caller can try again."""
 
 
 def set_length(context: OperationContext, inode: Inode, length: int) -> None:
-    """Truncates or extends `inode`, which was taken; the caller stores it.
+    """Truncate or extend `inode`, which was taken; the caller stores it.
 
-    Where chunks must go first, the rest of the operation goes on as if they had gone, and the attempt ends with
+    Where chunks must be removed first, the rest of the operation runs as if they were, and the attempt ends with
     RetryAfterTruncate: nothing is removed for an operation that is refused.
     Raises: InvalidArgument (EFBIG).
     """
@@ -90,7 +88,7 @@ def _require_cut(context: OperationContext, inode: Inode, length: int) -> None:
 
 
 def absorb_length(context: OperationContext, inode: Inode, hint: LengthHint, *, exact: bool) -> None:
-    """Lets a file in chunks grow to what a writer reports, or to what the chains hold.
+    """Let a file in chunks grow to what a writer reports, or to what the chains hold.
 
     Raises: RetryAfterMeasure where the chains must be asked.
     """
@@ -106,7 +104,7 @@ def absorb_length(context: OperationContext, inode: Inode, hint: LengthHint, *, 
 
 
 def absorb_inline(inode: Inode, data: bytes, hint: LengthHint, *, base: int) -> None:
-    """Replaces the content of an inline file.
+    """Replace the content of an inline file.
 
     Raises: Conflict if the caller made it from an older state; InvalidArgument if it does not fit.
     """
@@ -121,7 +119,7 @@ def absorb_inline(inode: Inode, data: bytes, hint: LengthHint, *, base: int) -> 
 
 
 def reserve_spare(context: OperationContext, inode: Inode, *, base: int) -> Spare:
-    """A content for the bytes of an inline file that is to leave its inode. It is born as garbage (L6).
+    """Reserve a content for the bytes of an inline file that is to leave its inode. It starts as garbage (L6).
 
     Raises: Conflict if the caller would write the bytes of an older state there.
     """

@@ -1,8 +1,8 @@
 """The entries of a directory, a page at a time, in the order of their names or of their cookies.
 
-Whoever goes on after the last name, or the last cookie, misses no entry that is there all the while and meets none
-twice, whatever comes and goes meanwhile. A cookie fits where a name does not: in the offset of an entry that the kernel
-gives to programs, who may come back to it at any time.
+A caller that continues after the last name, or the last cookie, misses no entry that exists all the while and sees none
+twice, whatever is made or removed meanwhile. A cookie fits where a name does not: in the offset of an entry that the
+kernel gives to programs, which may seek to it at any time.
 """
 
 from bisect import bisect_right
@@ -32,7 +32,7 @@ PAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # stored inodes, after which a page end
 
 
 def list_directory(context: OperationContext, request: ListRequest) -> StoredReply[ListReply]:
-    """A page of entries, as of one moment. "." and ".." are the client's.
+    """Return a page of entries, as of one moment. "." and ".." are the client's.
 
     Attributes come without the bytes of small files, and with `change` as stored, without `first_change`: a client that
     knows the inode from before a loss of power keeps that until it asks for the inode. This is the one operation that
@@ -61,7 +61,7 @@ def list_directory(context: OperationContext, request: ListRequest) -> StoredRep
 
 
 def _range(directory: int, request: ListRequest) -> tuple[bytes, bytes]:
-    """The keys of the entries that are asked for."""
+    """Return the keys of the entries that are asked for."""
     if request.by_cookie:
         return cookie_range(directory, after=request.after_cookie)
     return entry_range(directory, after=request.after)
@@ -105,7 +105,7 @@ _ENTRY: Final = Prefixes(b"\n")  # field 1 of `ListReply`
 
 
 def _dentries(entries: Sequence[bytes], inodes: Sequence[bytes] | None) -> list[bytes]:
-    """The wire form, by hand, in pieces."""
+    """Return the wire form, by hand, in pieces."""
     pieces: list[bytes] = []
     for entry, inode in zip(entries, repeat(b"") if inodes is None else inodes, strict=False):
         shown = entry[ENTRY_BYTES:]

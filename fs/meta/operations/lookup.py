@@ -9,7 +9,7 @@ from ..resolve import check_name
 
 
 def lookup(context: OperationContext, request: LookupRequest) -> AnyInodeReply:
-    """The inode behind a name. "." and ".." are names like others to the client, not here.
+    """Return the inode behind a name. "." and ".." are names like others to the client, not here.
 
     Raises: NotFound, NotADirectory, PermissionDenied, InvalidArgument.
     """

@@ -10,7 +10,7 @@ from ..schema import Entry
 
 
 def free_place(context: OperationContext, path: Path) -> tuple[Inode, bytes]:
-    """The directory and the free name that `path` leads to; the commit fails if either changes.
+    """Return the directory and the free name that `path` leads to; the commit fails if either changes.
 
     Raises: AlreadyExists, NotFound, PermissionDenied, and what `locate` raises.
     """
@@ -21,7 +21,7 @@ def free_place(context: OperationContext, path: Path) -> tuple[Inode, bytes]:
 
 
 def claim(context: OperationContext, place: Place) -> Inode:
-    """The directory of a free place, guarded: the commit fails if it or the name changes meanwhile."""
+    """Return the directory of a free place, guarded: the commit fails if it or the name changes meanwhile."""
     directory = place.directory
     assert directory is not None, "only an entry's place can be claimed"
     if not directory.link_count:
@@ -33,7 +33,7 @@ def claim(context: OperationContext, place: Place) -> Inode:
 
 
 def new_inode(context: OperationContext, directory: Inode, *, kind: FileType, permissions: int) -> Inode:
-    """An inode that the caller makes in `directory`; not stored yet."""
+    """Return an inode that the caller makes in `directory`; not stored yet."""
     gid, permissions = inherit(context.user, directory, permissions, kind=kind)
     now_ns = context.now_ns
     return Inode(
@@ -54,7 +54,7 @@ def new_inode(context: OperationContext, directory: Inode, *, kind: FileType, pe
 def new_file(
     context: OperationContext, directory: Inode, *, permissions: int, layout: Layout | None
 ) -> Inode:
-    """An empty regular file. Raises: InvalidArgument for a bad layout; Unavailable without a chain table."""
+    """Return an empty regular file. Raises: InvalidArgument for a bad layout; Unavailable without a chain table."""
     inherited = directory.layout if directory.HasField("layout") else None
     inode = new_inode(context, directory, kind=REGULAR, permissions=permissions)
     inode.layout.CopyFrom(context.shared.placer.place(context.shared.placer.template(layout, inherited)))
@@ -66,7 +66,7 @@ def new_file(
 def new_directory(
     context: OperationContext, directory: Inode, name: bytes, *, permissions: int, layout: Layout | None
 ) -> Inode:
-    """An empty directory whose files follow `layout`, or the parent's."""
+    """Return an empty directory whose files follow `layout`, or the parent's."""
     inode = new_inode(context, directory, kind=DIRECTORY, permissions=permissions)
     inode.link_count = DIRECTORY_LINKS
     inode.parent = directory.id
@@ -80,7 +80,7 @@ def new_directory(
 
 
 def attach(context: OperationContext, directory: Inode, name: bytes, inode: Inode) -> None:
-    """Stores a new inode and gives it its name."""
+    """Store a new inode and give it its name."""
     context.put(inode)
     context.new_inodes += 1
     context.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=inode.id))

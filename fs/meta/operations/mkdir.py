@@ -10,7 +10,7 @@ from .make import attach, free_place, new_directory
 
 
 def mkdir(context: OperationContext, request: MkdirRequest) -> InodeReply:
-    """A new directory; with `parents` also those above it, and one that exists already is fine.
+    """Make a directory; with `parents` also those above it, and one that exists already is no error.
 
     Reads with conflict: the parent, the entry, the parent's number of subdirectories.
     Raises: AlreadyExists, NotFound, NotADirectory, PermissionDenied, InvalidArgument.
@@ -25,7 +25,7 @@ def mkdir(context: OperationContext, request: MkdirRequest) -> InodeReply:
 
 
 def _with_parents(context: OperationContext, request: MkdirRequest, layout: Layout | None) -> InodeReply:
-    """Resolves the longest part of the path that exists, then makes the rest in the same transaction."""
+    """Resolve the longest part of the path that exists, then make the rest in the same transaction."""
     missing: list[bytes] = []
     inode = _deepest(context, request.path, missing)
     created = bool(missing)
@@ -35,7 +35,7 @@ def _with_parents(context: OperationContext, request: MkdirRequest, layout: Layo
 
 
 def _deepest(context: OperationContext, path: Path, missing: list[bytes]) -> Inode:
-    """The end of the part of `path` that exists; the names after it go to `missing`, last first."""
+    """Return the end of the part of `path` that exists; the names after it go to `missing`, last first."""
     start = b"/" if path.path.startswith(b"/") else b""
     names = [name for name in path.path.split(b"/") if name]
     while True:

@@ -8,7 +8,7 @@ from .make import attach, check_kind, free_place, new_file, new_inode
 
 
 def mknod(context: OperationContext, request: MknodRequest) -> AnyInodeReply:
-    """A new inode of the type asked for. Devices are made by root only.
+    """Make an inode of the type asked for. Devices are made by root only.
 
     Raises: AlreadyExists, NotFound, NotADirectory, PermissionDenied (EPERM for devices), InvalidArgument.
     """

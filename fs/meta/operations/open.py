@@ -10,7 +10,7 @@ from .length import set_length
 
 
 def open_path(context: OperationContext, request: OpenRequest) -> AnyInodeReply:
-    """Opens what a path leads to; for writing, the reply brings a session.
+    """Open what a path leads to; for writing, the reply brings a session.
 
     Raises: NotFound, IsADirectory, PermissionDenied, InvalidArgument (ELOOP for a symbolic link).
     """
@@ -25,7 +25,7 @@ def open_path(context: OperationContext, request: OpenRequest) -> AnyInodeReply:
 def open_inode(
     context: OperationContext, number: int, *, read: bool, write: bool, truncate: bool
 ) -> AnyInodeReply:
-    """Opens the inode. It may be one without a name, which the caller has kept open otherwise."""
+    """Open the inode. It may be one without a name, which the caller has kept open otherwise."""
     changes = write or truncate
     inode = context.get_for_update(number) if changes else context.load(number)
     context.pause(inode)

@@ -9,10 +9,10 @@ from ..resolve import ENAMETOOLONG, PATH_BYTES_MAX
 
 
 def real_path(context: OperationContext, request: RealPathRequest) -> RealPathReply:
-    """The absolute path of a directory. Files may have many names, and do not know them.
+    """Return the absolute path of a directory. Files may have many names, and do not know them.
 
     Raises: NotFound if it or an ancestor has been removed; NotADirectory; InvalidArgument (ENAMETOOLONG);
-    PermissionDenied if the caller may not search one of its ancestors, whose names this would tell.
+    PermissionDenied if the caller may not search one of its ancestors, whose names this would show.
     """
     inode = context.load(request.inode or ROOT_INODE)
     if inode.type != DIRECTORY:

@@ -22,7 +22,7 @@ PAGE: Final = 64  # entries looked at, a fraction of a millisecond, before other
 
 
 def remove_tree(context: OperationContext, request: RemoveTreeRequest) -> Empty:
-    """Takes the name of a tree away; what lies below is out of reach from then on.
+    """Take the name of a tree away; what is below it cannot be reached from then on.
 
     A user who is not root must be permitted to remove every entry; directories that are being filled
     meanwhile may slip in. A file, or an empty directory, is removed as by unlink or rmdir. Files that have
@@ -42,7 +42,7 @@ def remove_tree(context: OperationContext, request: RemoveTreeRequest) -> Empty:
 
 
 async def check_tree(engine: Engine, user: User, root: int) -> None:
-    """Find out whether `user` may remove everything below `root`, page by page: requests go on meanwhile.
+    """Find out whether `user` may remove everything below `root`, page by page: other requests are served meanwhile.
 
     Raises: PermissionDenied; Unsupported for a tree too large to check.
     """
@@ -66,7 +66,7 @@ async def check_tree(engine: Engine, user: User, root: int) -> None:
 def _check_page(
     txn: Transaction, user: User, number: int, after: bytes
 ) -> tuple[Sequence[int], bytes | None]:
-    """Checks some entries of a directory. Returns the directories among them, and the last name if more follow."""
+    """Check some entries of a directory. Returns the directories among them, and the last name if more follow."""
     value = txn.snapshot_get(schema.inode_key(number))
     if value is None:  # removed meanwhile
         return (), None

@@ -17,7 +17,7 @@ ANCESTORS_MAX: Final = 16_384  # deeper trees than this cannot be moved
 
 
 def rename(context: OperationContext, request: RenameRequest) -> RenameReply | StoredReply[RenameReply]:
-    """Gives what the source names the target's name, replacing what had it; or exchanges the two.
+    """Give what the source names the target's name, replacing what had it; or exchange the two.
 
     Reads with conflict: both parents, both entries, both inodes; if a directory moves to another one, every
     ancestor of the target; if a directory is replaced, the range of its entries.
@@ -83,7 +83,7 @@ def _occupant(context: OperationContext, place: Place) -> Inode | None:
 
 
 def _require_move(context: OperationContext, source: Place, inode: Inode, *, into: Place) -> None:
-    """Raises unless the inode may leave its directory and go to the other one."""
+    """Raise unless the inode may leave its directory and go to the other one."""
     require_removal(context.user, _parent(source), inode)
     if inode.type != DIRECTORY or _parent(source).id == _parent(into).id:
         return
@@ -92,7 +92,7 @@ def _require_move(context: OperationContext, source: Place, inode: Inode, *, int
 
 
 def _refuse_loop(context: OperationContext, inode: Inode, *, below: Inode) -> None:
-    """Raises: InvalidArgument if `below` lies inside `inode`. The commit fails if an ancestor moves."""
+    """Raises: InvalidArgument if `below` is inside `inode`. The commit fails if an ancestor moves."""
     ancestor = below
     for _ in range(ANCESTORS_MAX):
         if ancestor.id == inode.id:
@@ -156,7 +156,7 @@ def _reply(
 
 
 def _settle(context: OperationContext, inode: Inode, place: Place, cookie: int) -> None:
-    """Puts the inode under its new name."""
+    """Put the inode under its new name."""
     directory = _parent(place)
     if inode.type == DIRECTORY:
         inode.parent = directory.id

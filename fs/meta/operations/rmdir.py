@@ -10,7 +10,7 @@ from .detach import drop, require_empty, victim
 
 
 def rmdir(context: OperationContext, request: RmdirRequest) -> Empty:
-    """Removes a directory without entries.
+    """Remove a directory without entries.
 
     Reads with conflict: the entry, the inode, the range of its entries.
     Raises: NotEmpty, NotADirectory, NotFound, PermissionDenied, InvalidArgument for "." (EINVAL) and the root (EBUSY).

@@ -23,7 +23,7 @@ NO_ID: Final = 0xFFFF_FFFF  # (uid_t)-1: "leave it"
 
 
 def set_attr(context: OperationContext, request: SetAttrRequest) -> AnyInodeReply:
-    """Changes what is set in the request, all or nothing.
+    """Change what is set in the request, all or nothing.
 
     Reads with conflict: the inode. Raises: NotFound, PermissionDenied, IsADirectory, InvalidArgument.
     """

@@ -7,7 +7,7 @@ from ..resolve import inode_at
 
 
 def stat(context: OperationContext, request: StatRequest) -> AnyInodeReply:
-    """The inode that a path leads to. Raises: what `locate` raises; NotFound."""
+    """Return the inode that a path leads to. Raises: what `locate` raises; NotFound."""
     inode = inode_at(context, request.path, follow=request.follow)
     context.pause(inode)
     return context.reply(inode)

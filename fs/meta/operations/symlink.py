@@ -9,7 +9,7 @@ from .make import attach, free_place, new_inode
 
 
 def symlink(context: OperationContext, request: SymlinkRequest) -> AnyInodeReply:
-    """A symbolic link whose target need not exist.
+    """Make a symbolic link whose target need not exist.
 
     Raises: AlreadyExists, NotFound, NotADirectory, PermissionDenied, InvalidArgument.
     """

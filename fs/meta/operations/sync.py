@@ -16,7 +16,7 @@ def sync(context: OperationContext, request: SyncRequest) -> AnyInodeReply:
 
     A retry that finds the file left inline already, or the same bytes there, is recognised by its record.
     Raises: NotFound; PermissionDenied; InvalidArgument; Conflict if inline bytes were made from an older
-    state, or somebody else was faster to leave the inode.
+    state, or another client has moved the file out of its inode first.
     """
     inode = context.get_for_update(request.inode)
     if inode.type == DIRECTORY and not reports(request):
@@ -72,7 +72,7 @@ def require_writer(context: OperationContext, inode: Inode, session: int) -> Non
 
 
 def reports(request: SyncRequest) -> bool:
-    """Whether this asks for a change. fsync of a descriptor that is open for reading does not."""
+    """Return whether this asks for a change. fsync of a descriptor that is open for reading does not."""
     changes = request.has_inline or request.leave_inline or request.HasField("attributes")
     measures = request.exact or request.HasField("length")
     return changes or measures or request.reserve_spare or request.clear_set_id or bool(request.mtime_ns)

@@ -9,7 +9,7 @@ from .detach import drop, require_file, victim
 
 
 def unlink(context: OperationContext, request: UnlinkRequest) -> AnyInodeReply:
-    """Removes one name; the reply is the inode with the links it has left.
+    """Remove one name; the reply is the inode with the links it has left.
 
     Reads with conflict: the entry, the inode. Writes: both, the directory's entry time, an orphan without
     links.

@@ -21,7 +21,7 @@ ENOSPC: Final = 28
 
 
 def get_xattr(context: OperationContext, request: XattrRequest) -> XattrReply:
-    """The value. Raises: NotFound (ENODATA), Unsupported, PermissionDenied."""
+    """Return the value. Raises: NotFound (ENODATA), Unsupported, PermissionDenied."""
     inode = context.load(request.inode)
     _require_namespace(request.name)
     if request.name.startswith(b"user."):
@@ -35,7 +35,7 @@ def get_xattr(context: OperationContext, request: XattrRequest) -> XattrReply:
 
 
 def set_xattr(context: OperationContext, request: XattrRequest) -> Empty:
-    """Sets the value; flags as of setxattr(2).
+    """Set the value; flags as of setxattr(2).
 
     Raises: AlreadyExists, NotFound (ENODATA), Unsupported, PermissionDenied, InvalidArgument (E2BIG, ERANGE).
     """
@@ -62,7 +62,7 @@ def set_xattr(context: OperationContext, request: XattrRequest) -> Empty:
 
 
 def list_xattr(context: OperationContext, request: XattrRequest) -> XattrReply:
-    """The names that the caller may know of."""
+    """Return the names that the caller may know of."""
     inode = context.load(request.inode)
     pairs = context.txn.snapshot_range(*schema.attribute_range(inode.id), limit=COUNT_MAX)
     names = [schema.split_one(key)[1] for key, _ in pairs]

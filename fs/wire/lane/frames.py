@@ -21,7 +21,7 @@ def socket_name(host: str, port: int) -> str:
 
 
 def keep_alive(connection: socket.socket) -> None:
-    """Has the kernel notice that the peer is gone: of one on this host it knows."""
+    """Have the kernel notice that the peer is gone; of one on this host it knows."""
     if connection.family == socket.AF_UNIX:
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -37,14 +37,16 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 4096  # a client process holds a few; below the usual limit of file descriptors
 BACKLOG: Final = 1024  # connections that wait to be accepted
-HANDSHAKES_MAX: Final = 256  # strangers at the door; the one that has waited longest makes room
+HANDSHAKES_MAX: Final = (
+    256  # connections before the end of their handshake; the oldest is closed to make room
+)
 IDLE_CLOSED: Final = 64  # at once, when there is no room: looking for them takes a millisecond
 IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
 HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
 
 
 class LaneServer:
-    """Serves `bound` methods to whoever proves a token made with `secret`."""
+    """Serves `bound` methods to clients that prove a token made with `secret`."""
 
     def __init__(
         self, bound: Iterable[Bound], *, secret: bytes, handshake_s: float = handshake.TIMEOUT_S
@@ -94,7 +96,7 @@ class LaneServer:
             return None
 
     async def stop(self, *, grace_s: float = 5.0) -> None:
-        """Accepts nothing new, lets requests in flight finish for `grace_s`, then closes every connection."""
+        """Accept nothing new, lets requests in flight finish for `grace_s`, then close every connection."""
         if self._server is None:
             return
         self._server.close()
@@ -110,7 +112,7 @@ class LaneServer:
         self._server = None
 
     def close_idle(self) -> None:
-        """Makes room: closes the connections that have asked for nothing for longest. Their clients open new ones."""
+        """Make room: close the connections that have been idle for longest. Their clients open new ones."""
         idle = [each for each in self._connections if each.is_idle]
         for connection in heapq.nsmallest(IDLE_CLOSED, idle, key=lambda each: each.heard_s):
             connection.close()
@@ -141,7 +143,7 @@ class _ServerConnection(asyncio.Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether its client has nothing under way, as far as this end knows."""
+        """Whether its client has no request in flight, as far as this end knows."""
         return self._identity is not None and not self.in_flight and not self._buffer
 
     # Life and flow control.
@@ -173,7 +175,7 @@ class _ServerConnection(asyncio.Protocol):
         self._transport.close()
 
     def _peer(self) -> object:
-        """Who is at the other end, for the log."""
+        """Return who is at the other end, for the log."""
         return self._transport.get_extra_info("peername") or "a client on this host"
 
     def _forget_stranger(self) -> None:
@@ -212,7 +214,7 @@ class _ServerConnection(asyncio.Protocol):
             self._pump(data)
 
     def _welcome(self, data: bytes) -> bytes:
-        """Goes on with the handshake; returns what followed it."""
+        """Continue the handshake; return the bytes that followed it."""
         buffer = self._buffer
         buffer += data
         try:
@@ -234,7 +236,7 @@ class _ServerConnection(asyncio.Protocol):
         return rest
 
     def _pump(self, data: bytes | bytearray) -> None:
-        """Serves every whole frame of what was kept and `data`."""
+        """Serve every whole frame of what was kept and `data`."""
         if self._buffer:
             self._buffer += data
             data = self._buffer

@@ -8,7 +8,7 @@ from luciola.wire.pb import meta_pb2 as pb
 from .world import World
 
 
-def test_counts_while_inodes_come_and_go(world, monkeypatch):
+def test_counts_while_inodes_are_made_and_removed(world, monkeypatch):
     monkeypatch.setattr(inode_counter, "PAGE", 4)
     for number in range(20):
         world.mkdir(b"%02d" % number)
@@ -35,20 +35,20 @@ def test_counts_while_inodes_come_and_go(world, monkeypatch):
     assert count.count == 21
 
 
-def test_count_that_begins_anew_ends_the_one_before(world, monkeypatch):
+def test_second_count_ends_the_first(world, monkeypatch):
     monkeypatch.setattr(inode_counter, "PAGE", 4)
     for number in range(20):
         world.mkdir(b"%02d" % number)
     count = InodeCounter()
 
     async def both():
-        await asyncio.gather(count.count_all(world.engine), count.take(world.engine))
+        await asyncio.gather(count.count_all(world.engine), count.count_all(world.engine))
 
     world.run(both())
     assert count.count == 21
 
 
-def test_statfs_tells_it_after_a_restart_too():
+def test_statfs_shows_the_count_after_a_restart():
     world = World(MemoryEngine())
     world.mkdir(b"a/b", parents=True)
     world.create(b"f", write=False)

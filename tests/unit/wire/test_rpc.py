@@ -284,7 +284,7 @@ def test_a_server_that_never_greets_is_not_waited_for_as_long_as_the_call_may_ta
             Tardy(address, wait_s=3600) as never,
             RpcClients(TOKEN, connect_s=0.5) as clients,
         ):
-            with pytest.raises(Unavailable, match=f"{never}: nobody serves there, or it does not answer"):
+            with pytest.raises(Unavailable, match=f"{never}: no service there, or it does not answer"):
                 await clients.call(never, methods.Meta.lookup, LOOKUP, timeout_s=3600)
 
     run(test)

@@ -66,7 +66,9 @@ def test_slow_request_is_named_with_its_inode_and_what_it_waits_in(lines):
         assert not lines()
         them.report(after(SLOW_S + 2))
         (line,) = lines()
-        assert line.startswith(f"/luciola.Meta/Sync about inode 21 from {PEER} is not answered after 12 s; ")
+        assert line.startswith(
+            f"slow request: /luciola.Meta/Sync about inode 21 from {PEER} not answered after 12 s; "
+        )
         assert [call.split(":")[0] for call in line.split(" waits in ")[1].split(" > ")] == [
             "outer",
             "inner",
@@ -98,7 +100,7 @@ def test_lines_of_one_look_are_bounded(lines):
     def _(them, after, _tasks):
         them.report(after(SLOW_S + 1))
         assert len(lines()) == LINES_MAX + 1
-        assert lines()[-1] == "5 further requests are not answered"
+        assert lines()[-1] == "suppressed 5 further slow requests"
 
 
 def test_server_looks_by_itself_and_says_when_it_could_not(lines, monkeypatch):
