@@ -128,7 +128,7 @@ def test_a_file_open_for_reading_stays_readable_after_meta_forgot_who_reads(clus
 
 
 @pytest.mark.slow
-def test_errors_come_within_the_deadline_when_nobody_is_there(cluster):
+def test_errors_come_within_the_deadline_without_a_cluster(cluster):
     fs = luciola.connect(cluster.data, config=ClientConfig(deadline_ms=1000))
     file = patiently(lambda: fs.open("/f", "wb"))
     patiently(lambda: file.write(b"x" * 300_000))

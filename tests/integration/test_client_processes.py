@@ -88,7 +88,7 @@ def test_files_and_rings_of_the_parent_refuse_use_in_a_child(fs):
         assert file.pread(4, 0) == DATA[:4]
 
 
-def test_the_parent_goes_on_after_a_child_used_and_closed_the_file_system(fs):
+def test_parent_continues_after_a_child_used_and_closed_the_file_system(fs):
     with fs.open("/processes/mine", "wb") as file:
         file.write(DATA)
         answer = in_child(lambda: (fs.read("/processes/3") == DATA[3:], fs.close()))

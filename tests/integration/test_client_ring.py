@@ -112,7 +112,7 @@ def test_a_full_ring_takes_no_more_than_it_has_room_for(fs, base):
         assert len(ring.drain(least=4)) == 2
 
 
-def test_draining_waits_no_longer_than_told(fs, base):
+def test_draining_waits_no_longer_than_its_timeout(fs, base):
     with fs.ring(4) as ring:
         assert ring.drain() == []
         assert ring.drain(least=1, timeout_s=100_000) == [], "nothing is in flight"

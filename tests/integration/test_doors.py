@@ -131,13 +131,13 @@ def test_cluster_listens_on_loopback_only(doors):
     assert all(port.startswith("127.") for port in doors.ports), doors.ports
 
 
-def test_every_service_has_a_door(doors):
+def test_every_service_has_an_address(doors):
     # mgmtd: gRPC and lane; meta: gRPC and lane; three storage nodes: gRPC, data port and data socket.
     assert len(doors.ports) >= 2 + 2 + 3 * 2
     assert len([path for path in doors.sockets if path.endswith("data.sock")]) == 3
 
 
-def test_other_user_opens_no_door(cluster, doors):
+def test_other_user_opens_nothing_without_the_secret(cluster, doors):
     assert intrude(cluster, doors, uid=NOBODY) == {}
 
 
@@ -145,7 +145,7 @@ def test_root_without_the_secret_opens_no_port(cluster, doors):
     assert intrude(cluster, doors, uid=0, paths=False) == {}
 
 
-def test_real_token_opens_every_door(cluster, doors):
+def test_real_token_opens_every_address(cluster, doors):
     """The control: the attempts above fail for want of the secret, not for being wrong."""
     secret = (cluster.data / "secret").read_text().strip()
     opened = intrude(cluster, doors, uid=0, secret=secret, paths=False)

@@ -21,7 +21,7 @@ def now(cluster: LocalCluster, service: dict[str, Any]) -> dict[str, Any]:
     return next(each for each in cluster.services(service["kind"]) if each["id"] == service["id"])
 
 
-def test_hanging_node_is_ended_and_writers_go_on(tmp_path: Path) -> None:
+def test_hanging_node_is_killed_and_writers_continue(tmp_path: Path) -> None:
     with LocalCluster(tmp_path, mount=True) as cluster:
         assert cluster.mountpoint is not None
         victim = cluster.services("storage")[1]
@@ -62,7 +62,7 @@ def test_hanging_node_is_ended_and_writers_go_on(tmp_path: Path) -> None:
         assert cluster.fsck()["problems"] == []
 
 
-def test_readers_go_on_beside_a_node_that_hangs_and_is_not_ended(tmp_path: Path) -> None:
+def test_readers_continue_beside_a_hanging_node(tmp_path: Path) -> None:
     with LocalCluster(tmp_path, mount=True) as cluster:
         assert cluster.mountpoint is not None
         content = os.urandom(1 << 20)

@@ -74,7 +74,7 @@ def test_a_program_that_slept_while_others_replaced_its_file_gets_estale(cluster
         assert fs.read("/slept") == b"theirs"
 
 
-def test_a_program_that_did_not_sleep_goes_on(cluster, writer):
+def test_a_program_that_did_not_sleep_keeps_its_session(cluster, writer):
     assert outcomes(writer) == [0, 0, 0]
     with luciola.connect(cluster.data) as fs:
         assert fs.stat("/slept").st_size == 300_015

@@ -23,7 +23,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 
 @pytest.mark.parametrize(("before", "after"), [(10, 20), (10, 100_000), (100_000, 200_000), (100_000, 10)])
-def test_whoever_opens_a_file_reads_all_that_another_mount_has_written(cluster, before, after):
+def test_open_after_close_reads_all_that_another_mount_has_written(cluster, before, after):
     name = f"{before}-{after}"
     with cluster.mounted(f"second-{name}") as second:
         (cluster.mountpoint / name).write_bytes(b"a" * before)
@@ -40,7 +40,7 @@ def test_whoever_opens_a_file_reads_all_that_another_mount_has_written(cluster, 
                 assert file.read() == letter * (after + 1000)
 
 
-def test_a_listing_that_goes_on_shows_what_was_written_since_it_began(cluster):
+def test_listing_in_progress_shows_what_was_written_since_it_began(cluster):
     directory: Path = cluster.mountpoint / "listed"
     directory.mkdir()
     names = [f"{number:0200d}" for number in range(500)]  # so long that the kernel asks more than once

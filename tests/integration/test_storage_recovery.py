@@ -254,7 +254,7 @@ def test_lost_disk_of_the_only_replica_does_not_come_back_empty(tmp_path):
         assert states == {mgmtd_pb2.LASTSRV}
 
 
-def test_status_space_and_scrub_tell_what_is_there(cluster):
+def test_status_space_and_scrub_report_what_is_stored(cluster):
     fill(cluster, chunks=3)
     status = cluster.status(1)
     mine = [c for c in cluster.chains().values() if any(t.node == 1 for t in c.targets)]

@@ -17,7 +17,7 @@ def test_a_hidden_name_can_be_given_wherever_the_name_can(tmp_path: Path, name: 
     assert os.listdir(os.fsencode(tmp_path)) == [name]
 
 
-def test_a_hidden_name_lies_beside_and_is_new_each_time() -> None:
+def test_temporary_name_is_in_the_same_directory_and_unique() -> None:
     names = {temp_beside("/deep/f") for _ in range(9)}
     assert len(names) == 9
     assert all(name.startswith("/deep/.f.") for name in names)

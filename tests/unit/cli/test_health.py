@@ -40,7 +40,7 @@ def test_complete_cluster_waits_for_nothing_and_has_no_trouble() -> None:
     assert describe_trouble(whole, NODES) == []
 
 
-def test_chains_are_not_judged_before_mgmtd_has_heard_all_nodes() -> None:
+def test_chains_are_not_judged_before_all_nodes_have_reported() -> None:
     assert awaited(routing(BOTH, {201: "serving"}, bootstrapping=True), NODES)
 
 

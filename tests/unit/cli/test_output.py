@@ -13,7 +13,7 @@ from luciola.cli.output import describe_error, print_json, shown
 from luciola.errors import NotFound
 
 
-def test_json_is_utf_8_whatever_is_in_a_name(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_json_is_utf_8_for_any_name(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     names = [os.fsdecode(name) for name in (b"a\xff\xfe", "grün".encode(), b"two\nlines", b"\\udcff")]
     print_json(names)
     printed = capsysbinary.readouterr().out.decode("utf-8")

@@ -60,7 +60,7 @@ def test_what_is_missing_is_said(data, tmp_path):
         parameters("10.0.0.1:4711", secret_file=str(tmp_path / "none")).resolve()
 
 
-def test_nobody_answers(data):
+def test_unreachable_manager_is_an_error_within_the_deadline(data):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
     with pytest.raises(Unavailable):
@@ -84,7 +84,7 @@ def test_a_signal_handler_that_raises_ends_the_attempt(data):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_somebody_else_answers(data):
+def test_answer_of_another_protocol_is_an_error_within_the_deadline(data):
     """A program that is no cluster manager: refused within the deadline, and told nothing."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         heard = []

@@ -10,7 +10,7 @@ from luciola.client import LocalFileSystem, Operation
 from luciola.errors import InvalidArgument
 
 
-def test_operation_at_an_offset_that_no_file_has_is_an_error_and_the_ring_goes_on(tmp_path):
+def test_impossible_offset_is_an_error_of_its_operation_only(tmp_path):
     path = tmp_path / "data"
     path.write_bytes(b"bytes of a file")
     buffer = bytearray(5)

@@ -84,7 +84,7 @@ def test_forms(text, environment, expected):
         ("luciola:///var/lib/lu!x", 'no "!"'),
     ],
 )
-def test_what_names_nothing_is_told_what_to_write(text, advice):
+def test_bad_location_is_refused_with_advice(text, advice):
     with pytest.raises(InvalidArgument, match=advice):
         parse_location(text, {})
 
@@ -219,7 +219,7 @@ def test_a_local_ring_moves_what_is_asked(tmp_path, entries):
     assert sorted((one.user_data, one.moved) for one in done) == pieces
 
 
-def test_a_local_ring_writes_and_tells_the_event_loop(tmp_path):
+def test_a_local_ring_writes_and_wakes_the_event_loop(tmp_path):
     fs = LocalFileSystem()
     with fs.ring() as ring, fs.open(str(tmp_path / "f"), "w+b") as file:
         assert select.select([ring], [], [], 0)[0] == []

@@ -10,7 +10,7 @@ from luciola.fuse import lifecycle
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signal_is_heard_while_the_main_thread_sleeps(number):
+def test_signal_arrives_while_the_main_thread_sleeps(number):
     # The main thread waits for a lock, and another thread gets the signal: Python's own handlers do not run then.
     heard = threading.Event()
     got = []

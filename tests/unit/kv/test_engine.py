@@ -39,7 +39,7 @@ def test_empty_value_is_not_a_missing_one(engine):
     assert get(engine, b"a") == b""
 
 
-def test_uncommitted_write_is_seen_by_nobody_else(engine):
+def test_uncommitted_write_is_invisible_to_other_transactions(engine):
     transaction = engine.begin()
     transaction.put(b"a", b"1")
     assert get(engine, b"a") is None
@@ -207,7 +207,7 @@ def test_phantom_in_a_range_conflicts(engine):
         transaction.commit()
 
 
-def test_emptiness_of_a_range_is_guarded(engine):
+def test_emptiness_of_a_range_is_a_conflict_when_it_changes(engine):
     transaction = engine.begin()
     assert not transaction.get_range(b"d/", b"d0", limit=1)
     transaction.delete(b"d")
@@ -348,7 +348,7 @@ def test_picture_is_taken_at_the_first_read_not_at_begin(engine):
     assert transaction.get(b"a") == b"1"
 
 
-def test_transaction_older_than_the_window_is_told_to_begin_again(engine):
+def test_transaction_older_than_the_window_is_a_conflict(engine):
     put(engine, a=b"1")
     writer = engine.begin()
     writer.get(b"a")

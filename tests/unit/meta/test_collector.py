@@ -106,7 +106,7 @@ class TestTrouble:
         world.collect()
         assert world.control.contents() == set()
 
-    def test_record_that_cannot_be_read_stays_and_hinders_nobody(self, world):
+    def test_unreadable_record_stays_and_blocks_no_other(self, world):
         world.chunked(b"f", DATA)
         world.unlink(b"f")
         transaction = world.engine.begin()
@@ -162,7 +162,7 @@ class TestPruning:
         assert not error.code
         assert result.inode.length == CHUNK + 6
 
-    def test_nobody_is_unknown_while_mgmtd_gathers(self, world):
+    def test_no_client_is_unknown_while_mgmtd_bootstraps(self, world):
         self.open_(world)
         for _ in range(5):
             world.members.known = None

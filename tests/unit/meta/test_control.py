@@ -160,7 +160,7 @@ def test_an_answer_under_a_newer_chain_version_need_not_wait() -> None:
     asyncio.run(scenario())
 
 
-def test_a_node_that_was_started_anew_is_asked_for_its_clock_again() -> None:
+def test_clock_is_asked_again_after_a_node_restart() -> None:
     async def scenario() -> None:
         world = World()
         assert await world.remove() == ()

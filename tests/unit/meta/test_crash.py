@@ -143,7 +143,7 @@ def test_truncation_that_was_cut_short_is_completed_without_its_client(world):
     check_store(world)
 
 
-def test_whoever_comes_first_after_a_crash_completes_the_truncation(world):
+def test_first_request_after_a_crash_completes_the_truncation(world):
     world.chunked(b"f", DATA)
     world.control.crash_at = world.control.calls + 2
     with pytest.raises(Crash):
@@ -378,7 +378,7 @@ class TestNumbersOfChanges:
         assert not result.HasField("inode") or result.inode.change > found.change
         world.close()
 
-    def test_bytes_made_from_a_state_that_was_lost_are_refused_for_ever(self):
+    def test_bytes_made_from_a_lost_state_are_always_refused(self):
         world = self.after_loss()
         for number in range(4):
             for lost in self.lost:

@@ -158,7 +158,7 @@ def test_loaded_namespace_is_dumped_as_the_same_text(engines, seed):
     assert other.dependencies.inode_counter.count == found[-1].trailer.inodes
 
 
-def test_dump_is_of_one_moment_and_lets_requests_go_on(world):
+def test_dump_is_of_one_moment_while_requests_are_served(world):
     for number in range(3 * BATCH_RECORDS):
         world.create(b"f%04d" % number, write=False)
     before = dump(world)
@@ -313,7 +313,7 @@ def test_removed_trees_and_open_files_are_loaded_to_be_collected(world):
     check_store(other)
 
 
-def test_namespace_serves_nobody_before_the_load_is_finished(world):
+def test_namespace_is_closed_before_the_load_is_finished(world):
     world.create(b"f")
     found = records(world)
     other = successor(world)
@@ -338,7 +338,7 @@ def test_namespace_serves_nobody_before_the_load_is_finished(world):
     assert other.names() == [b"f"]
 
 
-def test_operation_under_way_does_not_get_into_the_namespace_that_is_loaded(world):
+def test_operation_in_progress_does_not_get_into_a_loaded_namespace(world):
     other = successor(world)
     found = records(world)
     allocator = other.dependencies.shared.inodes
@@ -433,7 +433,7 @@ def test_store_of_no_later_generation_is_refused(world):
     load(world, found)  # the store that was dumped itself
 
 
-def test_ids_go_on_above_all_that_the_dump_knew(world):
+def test_ids_continue_above_all_ids_of_the_dump(world):
     for number in range(5):
         world.create(b"f%d" % number, write=False)
     inode = world.lookup(b"f4")

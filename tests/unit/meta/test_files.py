@@ -162,7 +162,7 @@ class TestByNumber:
         assert not error.code
         return directory, result.inode
 
-    def test_bytes_in_an_inode_are_told_to_readers_only(self, world):
+    def test_inline_bytes_are_sent_to_readers_only(self, world):
         directory, inode = self.hidden(world, 0o600)
         world.set_attr(b"private", permissions=0o755)
         asked = {
@@ -221,7 +221,7 @@ class TestByNumber:
         assert world.read(world.stat(b"", at=inode.id)) == b"a secret"
         assert world.open(b"", at=inode.id, user=ALICE).inode.id == inode.id
 
-    def test_names_of_directories_are_told_to_who_may_search_them(self, world):
+    def test_names_of_directories_are_sent_to_callers_who_may_search_them(self, world):
         directory, _ = self.hidden(world, 0o600)
         inner = world.mkdir(b"inner", at=directory.id, permissions=0o777, user=ALICE)
         ask = pb.RealPathRequest(inode=inner.id)
@@ -430,7 +430,7 @@ class TestSpare:
         assert world.read(world.leave(inode, session, client=9)) == b"hello"
         check_store(world)
 
-    def test_a_lost_session_hinders_nobody(self, world):
+    def test_a_lost_session_blocks_no_other_client(self, world):
         inode, session = self.small(world, client=9)
         spare = world.reserve(inode, session, client=9)
         world.write_to(inode, spare.content, 0, b"hello")
@@ -622,7 +622,7 @@ class TestLength:
         assert world.stat(b"f", client=2).length == 1500
         assert world.control.calls == calls
 
-    def test_replies_to_writers_tell_what_others_have_written(self, world):
+    def test_replies_to_writers_show_what_others_have_written(self, world):
         inode, session = world.chunked(b"f", b"", close=False)
         other = world.open(b"f", write=True, read=False, client=2)
         world.write(inode, 0, b"x" * 1000)
@@ -823,7 +823,7 @@ class TestTruncate:
             len(DATA), b"\0"
         )
 
-    def test_extension_of_a_closed_file_asks_nobody(self, world):
+    def test_extension_of_a_closed_file_asks_no_chain(self, world):
         world.chunked(b"f", DATA)
         calls = world.control.calls
         assert world.set_attr(b"f", length=10 * CHUNK).length == 10 * CHUNK
@@ -949,7 +949,7 @@ class TestTruncate:
         assert world.read(world.stat(b"f")) == b""
         assert world.stat(b"f").id == inode.id
 
-    def test_whoever_asks_meanwhile_waits(self, world):
+    def test_requests_during_a_truncation_wait(self, world):
         inode, _ = world.chunked(b"f", DATA)
 
         async def both():
@@ -996,7 +996,7 @@ class TestUnlinkedButOpen:
         with refused(NotFound):
             world.stat(b"", at=inode.id)
 
-    def test_writer_keeps_it_and_goes_on(self, world):
+    def test_writer_keeps_its_session_and_continues(self, world):
         inode, session = world.chunked(b"f", b"abc", close=False)
         world.unlink(b"f")
         world.clock.advance(100)

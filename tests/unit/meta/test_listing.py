@@ -99,7 +99,7 @@ def test_renamed_file_is_not_listed_again(world):
     assert cookies(world) == {b"z": before[b"a"]}
 
 
-def test_name_keeps_its_cookie_whatever_file_it_is_given(world):
+def test_name_keeps_its_cookie_when_it_gets_another_file(world):
     for made in (b"kept", b"new", b"other"):
         world.create(made, write=False)
     before = cookies(world)

@@ -33,7 +33,7 @@ def test_the_first_class_that_matches_decides(permissions, wanted):
         assert may(user, inode, wanted) == (permissions >> shift & wanted == wanted)
 
 
-def test_root_executes_only_what_somebody_may_execute():
+def test_root_executes_only_what_has_an_execute_bit():
     assert may(ROOT, file(0o000), 6)
     assert not may(ROOT, file(0o666), 1)
     assert may(ROOT, file(0o001), 1)

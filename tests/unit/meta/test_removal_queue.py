@@ -126,7 +126,7 @@ class TestClock:
         clock.advance(1)
         assert removals.now_ms() == moment
 
-    def test_extension_lets_it_go_on(self, world):
+    def test_extension_lets_the_clock_run(self, world):
         clock = PatientClock()
         removals = self.started(world, clock)
         first = removals.now_ms()

@@ -142,7 +142,7 @@ class TestAnswers:
             send(world, mkdir(b"%d" % sequence, sequence=sequence, settled_below=8))
         assert stored(world) == {9, 10, 11, 12, 13, 14}
 
-    def test_are_told_apart_where_one_could_not_overwrite_another(self):
+    def test_requests_are_distinguished_where_one_could_not_overwrite_another(self):
         engine = FaultyEngine(MemoryEngine(), lambda _: Fault.NONE)
         world = World(engine)
         send(world, mkdir(b"a", sequence=1))

@@ -62,7 +62,7 @@ def test_values_come_back(number, kind):
     assert schema.decode_count(None) == 0
 
 
-def test_garbage_names_the_content_and_where_it_lies():
+def test_garbage_names_the_content_and_its_layout():
     inode = Inode(id=20, content=30, length=40)
     inode.layout.stripe = 5
     record = schema.decode_garbage(schema.encode_garbage(inode, 60, length=40))

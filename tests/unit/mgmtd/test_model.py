@@ -98,7 +98,7 @@ def test_silent_node_keeps_its_place_until_its_lease_has_run_out_on_the_slowest_
     assert manager.model.lives[TAIL].status == pb.FAILED
 
 
-def test_node_that_has_not_heard_of_its_removal_gets_no_lease(manager):
+def test_node_that_has_not_received_its_removal_gets_no_lease(manager):
     manager.model.end(TAIL)
     manager.wait(0.1)
     manager.beat(TAIL, incarnation=2)
@@ -129,7 +129,7 @@ def test_replica_that_was_removed_from_its_chain_denies_the_lease_to_a_node_that
     assert manager.beat(TAIL, incarnation=2).lease_ms > 0
 
 
-def test_manager_that_was_asleep_itself_declares_nobody_dead(manager):
+def test_manager_that_was_stopped_itself_declares_no_node_failed(manager):
     manager.now_s += 10
     assert not manager.keep(manager.model.look(now_s=manager.now_s)).chains
     manager.wait(LEASE_S - 0.3)
@@ -179,7 +179,7 @@ def test_report_of_an_older_process_that_ended_changes_nothing(manager):
     assert manager.version == version
 
 
-def test_new_incarnation_passes_through_offline_whatever_it_reports(manager):
+def test_new_incarnation_passes_through_offline_with_any_report(manager):
     manager.beat(TAIL, (target(TAIL), 1, UPTODATE), incarnation=2)
     manager.beat(TAIL, (target(TAIL), 1, UPTODATE), incarnation=2)
     manager.wait(0.1)
@@ -269,7 +269,7 @@ def test_malformed_heartbeats_are_refused(manager):
     assert manager.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms > 0
 
 
-def test_stale_and_repeated_heartbeats_are_refused_with_the_sequence_to_go_on_from(manager):
+def test_stale_heartbeat_is_refused_with_the_sequence_to_continue_from(manager):
     manager.beat(HEAD, (target(HEAD), 1, UPTODATE), sequence=50)
     for sequence in (49, 50):
         with pytest.raises(Conflict) as caught:
@@ -294,7 +294,7 @@ def test_restarted_manager_waits_for_leases_it_did_not_grant(manager):
     assert after.states[TAIL] is Public.OFFLINE
 
 
-def test_bootstrap_ends_when_everybody_was_heard(manager):
+def test_bootstrap_ends_when_all_nodes_have_reported(manager):
     after = manager.restart()
     after.sequence = 100
     after.wait(0.1)
@@ -649,7 +649,7 @@ def test_tables_are_created_once(manager):
 # Stores that are older than the cluster.
 
 
-def test_no_lease_is_granted_after_a_start_before_every_holder_of_replicas_was_heard(manager):
+def test_no_lease_is_granted_after_a_start_before_every_holder_of_replicas_has_reported(manager):
     again = manager.restart()
     assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms == 0
     assert again.model.unheard(again.now_s) == [TAIL]
@@ -657,7 +657,7 @@ def test_no_lease_is_granted_after_a_start_before_every_holder_of_replicas_was_h
     assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms > 0
 
 
-def test_node_that_is_not_heard_after_a_start_holds_leases_up_for_the_bootstrap_only(manager):
+def test_node_that_does_not_report_after_a_start_delays_leases_for_the_bootstrap_only(manager):
     again = manager.restart()
     again.wait(CONFIG.bootstrap_ms / 1000 - 0.1)
     assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms == 0

@@ -68,7 +68,7 @@ def test_nothing_to_rebuild_of_is_refused():
         rebuild({1: marks(3)})
 
 
-def test_rebuilt_store_goes_on_above_every_term_that_was_seen():
+def test_rebuilt_store_continues_above_every_term_that_was_seen():
     change, term = rebuild({1: marks(7, chain(1, 5, n1=SERVING), position=20)})
 
     async def story() -> None:

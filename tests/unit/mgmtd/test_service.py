@@ -137,7 +137,7 @@ def test_nodes_register_themselves_and_chains_are_placed_over_them():
     scenario(story)
 
 
-def test_first_start_has_nobody_to_wait_for_and_a_restart_has():
+def test_only_a_restart_waits_for_known_nodes():
     engine = MemoryEngine()
 
     async def first(cluster: Cluster) -> None:
@@ -504,7 +504,7 @@ def test_leases_of_a_longer_configuration_are_respected_after_a_restart(restarts
     asyncio.run(story())
 
 
-def test_lease_of_a_node_that_is_heard_again_still_counts():
+def test_lease_of_a_node_that_reports_again_still_counts():
     """Its reply may have been lost: the node then believes in the longer lease of the earlier manager."""
     engine, clock = MemoryEngine(), ManualClock()
 
@@ -566,7 +566,7 @@ def test_manager_ends_when_a_storage_node_has_seen_a_newer_store():
     scenario(story)
 
 
-def test_metadata_store_is_compared_once_all_storage_nodes_were_heard():
+def test_metadata_store_is_compared_once_all_storage_nodes_have_reported():
     engine = MemoryEngine()
     mark = pb.StoreMark(store=7, generation=1, position=50)
 

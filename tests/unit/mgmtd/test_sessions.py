@@ -40,7 +40,7 @@ def test_leaving_client_is_forgotten_at_once():
     assert listed(sessions, 2) == []
 
 
-def test_nobody_is_called_dead_before_everybody_could_be_heard():
+def test_no_client_counts_as_dead_before_all_could_report():
     sessions = Sessions(timeout_s=60, now_s=0)
     assert sessions.list(now_s=59).bootstrapping
     assert not sessions.list(now_s=60).bootstrapping

@@ -297,5 +297,5 @@ def test_chain_resumes_with_the_newest_state_that_is_known(local, held, after):
     assert states(advance(members, said, known)) == after
 
 
-def test_only_replica_serves_at_once_whatever_it_lost_with_the_power():
+def test_only_replica_serves_at_once_also_after_a_loss_of_power():
     assert states(advance(chain(LASTSRV), {TargetId(1): ONLINE}, {TargetId(1): PARTIAL})) == [(1, SERVING)]

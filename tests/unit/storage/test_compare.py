@@ -91,7 +91,7 @@ def test_states_that_should_not_exist_are_named_and_replaced(theirs, reason):
     assert reason in plan.conflicts[0].reason
 
 
-def test_successor_may_be_ahead_by_the_write_that_is_under_way_and_by_no_other():
+def test_successor_may_be_ahead_by_the_write_in_flight_only():
     ours = replace(SAME, pending=True, pending_version=5)
     for version, is_explained in ((5, True), (6, False)):
         plan = compare([ours], [replace(SAME, version=version)])
@@ -99,7 +99,7 @@ def test_successor_may_be_ahead_by_the_write_that_is_under_way_and_by_no_other()
         assert (plan.conflicts == []) is is_explained
 
 
-def test_tombstones_are_equal_whatever_they_buried():
+def test_tombstones_are_equal_for_any_content():
     ours = replace(SAME, removed=True, length=0, crc32c=0)
     assert compare([ours], [replace(ours, length=9, crc32c=9)]).equal_count == 1
 

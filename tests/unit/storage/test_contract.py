@@ -24,7 +24,8 @@ from luciola.wire.pb.mgmtd_pb2 import (
     Routing,
     Target,
 )
-from storage_twin import MemoryNode, record
+
+from .fake_node import FakeNode, record
 
 CHAIN: Final = 7
 REMOVED: Final = None
@@ -56,8 +57,8 @@ class Fakes:
     """`MemoryNode` twice."""
 
     def __init__(self) -> None:
-        peers: dict[int, MemoryNode] = {}
-        self.nodes = MemoryNode(1, peers), MemoryNode(2, peers)
+        peers: dict[int, FakeNode] = {}
+        self.nodes = FakeNode(1, peers), FakeNode(2, peers)
 
     def update(self, number: int, content: int, history: History, chain_version: int) -> None:
         so_far = [each for each in history if each[0] <= chain_version]

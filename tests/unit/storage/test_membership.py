@@ -25,7 +25,8 @@ from luciola.wire.pb.mgmtd_pb2 import (
     StoreMark,
     Target,
 )
-from storage_twin import MemoryNode
+
+from .fake_node import FakeNode
 
 SECRET = bytes(range(32))
 LEASE_MS = 60_000
@@ -52,8 +53,8 @@ class Manager:
 
 
 class World:
-    def __init__(self, manager, membership, twin, directory):
-        self.manager, self.membership, self.twin, self.directory = manager, membership, twin, directory
+    def __init__(self, manager, membership, fake, directory):
+        self.manager, self.membership, self.fake, self.directory = manager, membership, fake, directory
         self.version = 0
 
     def routing(self, *states):
@@ -80,14 +81,14 @@ def run(tmp_path, test):
         manager = Manager()
         server = RpcServer(methods.bind(methods.Mgmtd, manager), secret=SECRET)
         address = await server.start()
-        twin = MemoryNode(1, {})
+        fake = FakeNode(1, {})
         directory = Directory(tmp_path, node=1, cluster_id="test")
         clients = RpcClients(mint(SECRET, role=SERVICE))
         about = Node(id=1, incarnation=5)
-        membership = Membership(Engine(twin), directory, clients, about, Options(address, 5))
+        membership = Membership(Engine(fake), directory, clients, about, Options(address, 5))
         task = asyncio.create_task(membership.run())
         try:
-            await test(World(manager, membership, twin, directory), task)
+            await test(World(manager, membership, fake, directory), task)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
@@ -110,7 +111,7 @@ def test_lease_is_counted_from_before_the_heartbeat_was_sent(tmp_path):
         sent_s = boot_s()
         await world.beats(1)
         # The lease in force is that of the heartbeat before the last one.
-        assert 0 < world.twin.lease_until_s <= sent_s + LEASE_MS / 1000 * 0.95
+        assert 0 < world.fake.lease_until_s <= sent_s + LEASE_MS / 1000 * 0.95
 
     run(tmp_path, test)
 
@@ -123,24 +124,24 @@ def test_a_heartbeat_may_take_half_of_a_long_lease(tmp_path):
         await world.beats(2)
         world.manager.delay_s = 2.0
         await world.beats(1)
-        before = world.twin.lease_until_s
+        before = world.fake.lease_until_s
         await world.beats(2)
-        assert world.twin.lease_until_s > before
+        assert world.fake.lease_until_s > before
 
     run(tmp_path, test)
 
 
-def test_heartbeats_go_on_while_the_disk_does_not_tell_its_space(tmp_path):
+def test_heartbeats_continue_while_the_disk_does_not_report_space(tmp_path):
     async def test(world, _):
         hang = threading.Event()
-        world.twin.on_space = lambda: hang.wait(60)
+        world.fake.on_space = lambda: hang.wait(60)
         try:
             world.routing(OFFLINE)
             await world.beats(2)
             world.membership.disk_failed("it hangs")
             await world.beats(2)
             assert states(world.manager.heard[-1]) == {101: Local.OFFLINE}
-            assert (world.twin.gave_up, world.twin.lease_until_s) == (True, 0)
+            assert (world.fake.gave_up, world.fake.lease_until_s) == (True, 0)
         finally:
             hang.set()
 
@@ -151,11 +152,11 @@ def test_no_lease_is_used_while_our_absence_is_unnoticed(tmp_path):
     async def test(world, _):
         world.routing(SERVING)
         await world.beats(3)
-        assert world.twin.lease_until_s == 0
+        assert world.fake.lease_until_s == 0
         assert states(world.manager.heard[-1]) == {101: Local.OFFLINE}
         world.routing(OFFLINE)
         await world.beats(3)
-        assert world.twin.lease_until_s > boot_s()
+        assert world.fake.lease_until_s > boot_s()
         assert states(world.manager.heard[-1]) == {101: Local.ONLINE}
 
     run(tmp_path, test)
@@ -166,17 +167,17 @@ def test_lease_is_dropped_before_a_serving_replica_is_reported_offline(tmp_path)
         world.routing()
         world.routing(SERVING)
         await world.beats(3)
-        assert world.twin.lease_until_s > 0
+        assert world.fake.lease_until_s > 0
         world.membership.disk_failed("test")
 
         def answer(request):
             assert set(states(request).values()) == {Local.OFFLINE}
-            assert world.twin.lease_until_s == 0, "reported while it could still serve"
+            assert world.fake.lease_until_s == 0, "reported while it could still serve"
             return HeartbeatReply(lease_ms=LEASE_MS, interval_ms=20)
 
         world.manager.answer = answer
         await world.beats(3)
-        assert world.twin.lease_until_s == 0
+        assert world.fake.lease_until_s == 0
 
     run(tmp_path, test)
 
@@ -186,7 +187,7 @@ def test_reply_without_a_lease_grants_none(tmp_path):
         world.manager.answer = lambda _: HeartbeatReply(lease_ms=0, interval_ms=20)
         world.routing()
         await world.beats(3)
-        assert world.twin.lease_until_s == 0
+        assert world.fake.lease_until_s == 0
 
     run(tmp_path, test)
 
@@ -271,13 +272,13 @@ def test_routing_of_an_older_store_is_left_out_and_reported(tmp_path):
         assert not await world.membership.admit(older)
         await world.beats(2)
         assert world.manager.heard[-1].outdated == "version 9 of chain 1, not 3"
-        world.twin.lease_until_s = 0
+        world.fake.lease_until_s = 0
         await world.beats(2)
-        assert world.twin.lease_until_s == 0, "no lease of that manager is used"
+        assert world.fake.lease_until_s == 0, "no lease of that manager is used"
         assert await world.membership.admit(Routing(version=7 << 32 | 1, manager=3, chains=adopted.chains))
         await world.beats(2)
         assert world.manager.heard[-1].outdated == ""
-        assert world.twin.lease_until_s > 0
+        assert world.fake.lease_until_s > 0
 
     run(tmp_path, test)
 
@@ -372,13 +373,13 @@ def test_leaving_says_that_nothing_is_served(tmp_path):
 def test_directory_knows_what_mgmtd_has_stored_before_a_lease_is_used(tmp_path):
     async def test(world, _):
         known = []
-        set_lease = world.twin.set_lease
+        set_lease = world.fake.set_lease
 
         def note(*arguments):
             known.append(json.loads((tmp_path / "node.json").read_text())["incarnations"])
             set_lease(*arguments)
 
-        world.twin.set_lease = note
+        world.fake.set_lease = note
         world.routing()
         await world.beats()
         assert world.manager.heard[0].directory_incarnations == [0, 5]

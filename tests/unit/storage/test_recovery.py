@@ -35,7 +35,8 @@ from luciola.wire.pb.storage_pb2 import (
     SyncDoneRequest,
     SyncStartRequest,
 )
-from storage_twin import MemoryNode, record, unreadable
+
+from .fake_node import FakeNode, record, unreadable
 
 SECRET = bytes(range(32))
 CHAIN = 7
@@ -52,9 +53,9 @@ class Member:
     """One storage node without its process: everything but the native engine is real."""
 
     def __init__(self, number, peers, path, clients):
-        self.twin = MemoryNode(number, peers)
+        self.fake = FakeNode(number, peers)
         self.about = Node(id=number)
-        self.engine = Engine(self.twin)
+        self.engine = Engine(self.fake)
         directory = Directory(path, node=number, cluster_id="test")
         self.directory = directory
         self.membership = Membership(self.engine, directory, clients, self.about, Options("127.0.0.1:1", 5))
@@ -137,13 +138,13 @@ def run(tmp_path, test):
 
 
 def equal(pair):
-    return pair.first.twin.chain(CHAIN) == pair.second.twin.chain(CHAIN)
+    return pair.first.fake.chain(CHAIN) == pair.second.fake.chain(CHAIN)
 
 
 def test_empty_replica_gets_everything_page_by_page(tmp_path):
     async def test(pair):
         count = 2 * PAGE_RECORDS + 17
-        pair.first.twin.put(CHAIN, *(record(1 + n // 50, n % 50) for n in range(count)))
+        pair.first.fake.put(CHAIN, *(record(1 + n // 50, n % 50) for n in range(count)))
         pair.join()
         await pair.until_done()
         assert equal(pair)
@@ -157,12 +158,12 @@ def test_returning_replica_gets_only_what_differs(tmp_path):
         same = [record(1, n) for n in range(3 * PAGE_RECORDS)]
         buried = record(3, 2, version=2, removed=True)
         half = record(4, 0, version=0, pending=True, pending_version=1)
-        pair.first.twin.put(CHAIN, *same, record(5, 0), record(3, 1, version=3), buried)
-        pair.second.twin.put(CHAIN, *same, half, record(3, 1, version=2), record(3, 2))
+        pair.first.fake.put(CHAIN, *same, record(5, 0), record(3, 1, version=3), buried)
+        pair.second.fake.put(CHAIN, *same, half, record(3, 1, version=2), record(3, 2))
         pair.join()
         await pair.until_done()
         assert equal(pair)
-        names = {name for _, _, batch in pair.first.twin.calls for name in batch}
+        names = {name for _, _, batch in pair.first.fake.calls for name in batch}
         assert names == {(3, 1), (3, 2), (4, 0), (5, 0)}
         assert pair.first.recovery.counters.removed == 1
 
@@ -171,14 +172,14 @@ def test_returning_replica_gets_only_what_differs(tmp_path):
 
 def test_done_is_not_said_while_a_chunk_cannot_be_sent(tmp_path):
     async def test(pair):
-        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(40)))
-        pair.first.twin.refuse = {(1, 33): "NoSpace"}
+        pair.first.fake.put(CHAIN, *(record(1, n) for n in range(40)))
+        pair.first.fake.refuse = {(1, 33): "NoSpace"}
         pair.join()
         await until(lambda: pair.first.recovery.counters.rounds >= 3)
         assert pair.second.local == Local.ONLINE
-        assert (1, 33) not in pair.second.twin.chain(CHAIN)
-        assert len(pair.second.twin.chain(CHAIN)) == 39, "the others were sent"
-        pair.first.twin.refuse = {}
+        assert (1, 33) not in pair.second.fake.chain(CHAIN)
+        assert len(pair.second.fake.chain(CHAIN)) == 39, "the others were sent"
+        pair.first.fake.refuse = {}
         await pair.until_done()
         assert equal(pair)
 
@@ -196,15 +197,15 @@ def test_done_is_not_said_while_a_chunk_cannot_be_sent(tmp_path):
 )
 def test_chunk_that_its_chain_never_had_is_set_aside_and_no_other_is_sent(tmp_path, strange, names):
     async def test(pair):
-        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(40)))
-        pair.second.twin.put(CHAIN, *(record(1, n) for n in range(40)), strange)
+        pair.first.fake.put(CHAIN, *(record(1, n) for n in range(40)))
+        pair.second.fake.put(CHAIN, *(record(1, n) for n in range(40)), strange)
         pair.join()
         await pair.until_done()
         assert equal(pair)
-        assert pair.second.twin.quarantined == [(CHAIN, strange)]
+        assert pair.second.fake.quarantined == [(CHAIN, strange)]
         assert pair.second.quarantine.counters.chunks == 1
-        assert pair.second.twin.wiped == []
-        assert {name for _, _, batch in pair.first.twin.calls for name in batch} == names
+        assert pair.second.fake.wiped == []
+        assert {name for _, _, batch in pair.first.fake.calls for name in batch} == names
         assert pair.first.recovery.counters.rounds == 2, (
             "a round in which something was set aside is not the last"
         )
@@ -214,16 +215,16 @@ def test_chunk_that_its_chain_never_had_is_set_aside_and_no_other_is_sent(tmp_pa
 
 def test_unreadable_records_of_the_predecessor_neither_stop_a_sync_nor_cost_a_copy(tmp_path):
     async def test(pair):
-        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(10)), unreadable(2, 0), unreadable(2, 1))
-        pair.second.twin.put(CHAIN, record(2, 0))
+        pair.first.fake.put(CHAIN, *(record(1, n) for n in range(10)), unreadable(2, 0), unreadable(2, 1))
+        pair.second.fake.put(CHAIN, record(2, 0))
         pair.join()
         await pair.until_done()
         readable = {(1, n): record(1, n) for n in range(10)}
-        assert pair.second.twin.chain(CHAIN) == readable | {
+        assert pair.second.fake.chain(CHAIN) == readable | {
             (2, 0): record(2, 0),
             (2, 1): unreadable(2, 1),  # absent, it would be read as zeros
         }
-        assert pair.second.twin.quarantined == []
+        assert pair.second.fake.quarantined == []
         assert pair.second.quarantine.counters.chunks == 0
 
     run(tmp_path, test)
@@ -231,8 +232,8 @@ def test_unreadable_records_of_the_predecessor_neither_stop_a_sync_nor_cost_a_co
 
 def test_unreadable_record_of_the_successor_is_replaced(tmp_path):
     async def test(pair):
-        pair.first.twin.put(CHAIN, record(1, 1), record(1, 2))
-        pair.second.twin.put(CHAIN, unreadable(1, 1), unreadable(1, 3))
+        pair.first.fake.put(CHAIN, record(1, 1), record(1, 2))
+        pair.second.fake.put(CHAIN, unreadable(1, 1), unreadable(1, 3))
         pair.join()
         await pair.until_done()
         assert equal(pair)
@@ -244,7 +245,7 @@ def test_late_request_to_set_a_chunk_aside_undoes_the_comparison_before(tmp_path
     async def test(pair):
         pair.publish((1, SERVING), (2, OFFLINE))
         pair.publish((1, OFFLINE), (2, SYNCING))  # nobody else drives the recovery
-        pair.second.twin.put(CHAIN, record(1, 1))
+        pair.second.fake.put(CHAIN, record(1, 1))
         chain = ChainRef(chain=CHAIN, version=pair.version)
         address = pair.second.about.grpc_address
 
@@ -268,7 +269,7 @@ def test_late_request_to_set_a_chunk_aside_undoes_the_comparison_before(tmp_path
 def test_round_ends_when_the_chain_changes_and_starts_again_under_the_new_version(tmp_path):
     async def test(pair):
         loop = asyncio.get_running_loop()
-        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(200)))
+        pair.first.fake.put(CHAIN, *(record(1, n) for n in range(200)))
         changed = []
 
         def change():
@@ -279,41 +280,41 @@ def test_round_ends_when_the_chain_changes_and_starts_again_under_the_new_versio
         async def again():
             pair.publish((1, SERVING), (2, SYNCING))
 
-        pair.first.twin.before_sync = change
+        pair.first.fake.before_sync = change
         pair.join()
         old = pair.version
         await pair.until_done()
         assert equal(pair)
         target = next(iter(pair.second.membership.state.targets.values()))
         assert target.chain_version == old + 1
-        assert {version for _, version, _ in pair.first.twin.calls} == {old, old + 1}
+        assert {version for _, version, _ in pair.first.fake.calls} == {old, old + 1}
 
     run(tmp_path, test)
 
 
 @pytest.mark.parametrize("versions", [1, 2])
-def test_comparison_goes_on_after_one_change_of_the_chain_and_begins_again_after_two(tmp_path, versions):
+def test_comparison_continues_after_one_chain_change_and_restarts_after_two(tmp_path, versions):
     """Two versions on, the successor may have been away in between."""
     done = 3 * PAGE_RECORDS
 
     async def test(pair):
         loop = asyncio.get_running_loop()
-        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(done)), record(2, 0))
-        pair.second.twin.put(CHAIN, *(record(1, n) for n in range(done)))
+        pair.first.fake.put(CHAIN, *(record(1, n) for n in range(done)), record(2, 0))
+        pair.second.fake.put(CHAIN, *(record(1, n) for n in range(done)))
 
         async def change():
             if pair.version == 2:
-                pair.second.twin.listed.clear()
+                pair.second.fake.listed.clear()
                 pair.version += versions - 1
                 pair.publish((1, SERVING), (2, SYNCING))
 
-        pair.first.twin.before_sync = lambda: asyncio.run_coroutine_threadsafe(change(), loop).result()
+        pair.first.fake.before_sync = lambda: asyncio.run_coroutine_threadsafe(change(), loop).result()
         pair.join()
         await pair.until_done()
         assert equal(pair)
         compared_again = pair.first.recovery.counters.compared - done
         assert compared_again == (0 if versions == 1 else done)
-        assert pair.second.twin.listed[0] == ((1, done - 1) if versions == 1 else None)
+        assert pair.second.fake.listed[0] == ((1, done - 1) if versions == 1 else None)
 
     run(tmp_path, test)
 
@@ -326,11 +327,11 @@ def test_bytes_are_sent_at_the_rate_of_the_configuration():
 
 def test_predecessor_that_hears_of_the_chain_first_waits_for_its_successor(tmp_path):
     async def test(pair):
-        pair.first.twin.put(CHAIN, record(1, 1))
+        pair.first.fake.put(CHAIN, record(1, 1))
         pair.publish((1, SERVING), (2, OFFLINE))
         pair.publish((1, SERVING), (2, SYNCING), hold=[2])
         await until(lambda: pair.first.recovery.counters.rounds >= 2)
-        assert not pair.second.twin.chain(CHAIN)
+        assert not pair.second.fake.chain(CHAIN)
         pair.publish((1, SERVING), (2, SYNCING))
         await pair.until_done()
         assert equal(pair)
@@ -340,8 +341,8 @@ def test_predecessor_that_hears_of_the_chain_first_waits_for_its_successor(tmp_p
 
 def test_writes_during_the_comparison_do_not_harm(tmp_path):
     async def test(pair):
-        pair.first.twin.put(CHAIN, *(record(2, n) for n in range(2 * PAGE_RECORDS)))
-        pair.second.twin.put(
+        pair.first.fake.put(CHAIN, *(record(2, n) for n in range(2 * PAGE_RECORDS)))
+        pair.second.fake.put(
             CHAIN,
             *(
                 record(2, n, version=0, pending=True, pending_version=1)
@@ -355,11 +356,11 @@ def test_writes_during_the_comparison_do_not_harm(tmp_path):
             count += 1
             for name in ((1, count), (2, 3 * count), (3, count)):
                 new = record(*name, version=count + 10, crc32c=count)
-                with pair.second.twin.lock:
-                    pair.first.twin.put(CHAIN, new)
-                    pair.second.twin.put(CHAIN, new)
+                with pair.second.fake.lock:
+                    pair.first.fake.put(CHAIN, new)
+                    pair.second.fake.put(CHAIN, new)
 
-        pair.first.twin.before_sync = write
+        pair.first.fake.before_sync = write
         pair.join()
         await pair.until_done()
         assert count > 10
@@ -371,11 +372,11 @@ def test_writes_during_the_comparison_do_not_harm(tmp_path):
 def test_replica_is_up_to_date_only_when_what_it_was_sent_is_durable(tmp_path):
     async def test(pair):
         reported = []
-        pair.second.twin.on_flush = lambda: reported.append(pair.second.local)
-        pair.first.twin.put(CHAIN, *(record(1, n) for n in range(40)))
+        pair.second.fake.on_flush = lambda: reported.append(pair.second.local)
+        pair.first.fake.put(CHAIN, *(record(1, n) for n in range(40)))
         pair.join()
         await pair.until_done()
-        assert pair.second.twin.flushed[CHAIN] == pair.first.twin.chain(CHAIN)
+        assert pair.second.fake.flushed[CHAIN] == pair.first.fake.chain(CHAIN)
         assert reported == [Local.ONLINE]
 
     run(tmp_path, test)
@@ -384,7 +385,7 @@ def test_replica_is_up_to_date_only_when_what_it_was_sent_is_durable(tmp_path):
 def test_replica_that_cannot_flush_or_is_not_syncing_any_more_is_not_up_to_date(tmp_path):
     async def test(pair):
         loop = asyncio.get_running_loop()
-        pair.first.twin.put(CHAIN, record(1, 1))
+        pair.first.fake.put(CHAIN, record(1, 1))
         flushes = 0
 
         def fail_then_change():
@@ -400,7 +401,7 @@ def test_replica_that_cannot_flush_or_is_not_syncing_any_more_is_not_up_to_date(
             pair.publish((1, SERVING), (2, OFFLINE))
             pair.publish((1, SERVING), (2, SYNCING))
 
-        pair.second.twin.on_flush = fail_then_change
+        pair.second.fake.on_flush = fail_then_change
         pair.join()
         await pair.until_done()
         assert flushes == 3
@@ -410,8 +411,8 @@ def test_replica_that_cannot_flush_or_is_not_syncing_any_more_is_not_up_to_date(
 
 def test_task_ends_when_the_successor_falls_out(tmp_path):
     async def test(pair):
-        pair.first.twin.put(CHAIN, record(1, 1))
-        pair.first.twin.refuse = {(1, 1): "Timeout"}
+        pair.first.fake.put(CHAIN, record(1, 1))
+        pair.first.fake.refuse = {(1, 1): "Timeout"}
         recovery = pair.first.recovery
         pair.join()
         await until(lambda: recovery.counters.rounds >= 2)
@@ -442,14 +443,14 @@ def test_sync_of_a_replica_that_is_not_syncing_is_refused(tmp_path):
                 await pair.call(methods.Storage.quarantine_chunks, QuarantineChunksRequest(chain=chain))
         with pytest.raises(NotFound):
             await pair.call(methods.Storage.sync_done, SyncDoneRequest(chain=ChainRef(chain=99)))
-        assert pair.second.twin.quarantined == []
+        assert pair.second.fake.quarantined == []
 
     run(tmp_path, test)
 
 
 def test_listing_is_paged(tmp_path):
     async def test(pair):
-        pair.second.twin.put(CHAIN, *(record(1, n) for n in range(25)))
+        pair.second.fake.put(CHAIN, *(record(1, n) for n in range(25)))
         first = await pair.call(methods.Storage.list_chunks, ListChunksRequest(chain=CHAIN, limit=20))
         assert (len(first.chunks), first.more) == (20, True)
         rest = ListChunksRequest(chain=CHAIN, limit=20, after=first.chunks[-1].chunk)

@@ -38,7 +38,8 @@ from luciola.wire.pb.meta_pb2 import (
     RmdirRequest,
     StatRequest,
 )
-from wire_service import SECRET, Service, bound
+
+from .service import SECRET, Service, bound
 
 TOKEN = mint(SECRET, uid=42, gid=42, groups=())
 LOOKUP = LookupRequest(parent=7, name=b"\xff\x00name")
@@ -149,7 +150,7 @@ def test_error_arrives_as_the_class_that_was_raised():
         assert lane_client.call(methods.Meta.lookup, LOOKUP).inode.id == 7
 
 
-def test_mistake_in_a_handler_is_eio_and_harms_nobody(caplog):
+def test_exception_in_a_handler_is_eio_for_its_caller_only(caplog):
     with serving() as (server, _), client(server) as lane_client:
         with pytest.raises(Error, match="internal error") as caught:
             lane_client.call(methods.Meta.rmdir, RmdirRequest())
@@ -160,7 +161,7 @@ def test_mistake_in_a_handler_is_eio_and_harms_nobody(caplog):
 
 
 @pytest.mark.parametrize("at", [0, 1], ids=["message", "encoded"])
-def test_handler_that_replies_with_another_message_is_a_mistake(caplog, at):
+def test_reply_of_another_type_is_eio(caplog, at):
     with (
         serving() as (server, _),
         client(server) as lane_client,
@@ -295,7 +296,7 @@ def test_request_that_takes_long_is_named_until_it_is_answered(caplog, monkeypat
         while "/luciola.Meta/List about inode 3 " not in caplog.text:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        assert "it waits in Service.list:" in caplog.text
+        assert "waits in Service.list:" in caplog.text
         _open(service)
         reply_of(raw)
         raw.sendall(frame(methods.Meta.lookup.lane, LOOKUP.SerializeToString()))
@@ -521,7 +522,7 @@ def test_client_gives_up_on_a_server_that_says_nothing():
         asyncio.run(main())
 
 
-def test_client_times_out_and_goes_on():
+def test_client_works_after_a_timeout():
     with serving() as (server, service), client(server) as lane_client:
         with pytest.raises(Timeout, match="Meta/List"):
             lane_client.call(methods.Meta.list, ListRequest(), timeout_s=0.1)

@@ -13,7 +13,8 @@ from luciola.wire.credentials import mint
 from luciola.wire.lane import server as lane_server
 from luciola.wire.lane.frames import FRAME_BYTES_MAX, REPLY
 from luciola.wire.pb.meta_pb2 import InodeReply, LookupRequest
-from wire_service import SECRET, Service, bound
+
+from .service import SECRET, Service, bound
 
 TOKEN = mint(SECRET, uid=1, gid=1, groups=())
 LOOKUP = methods.Meta.lookup.lane

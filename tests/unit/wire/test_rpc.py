@@ -19,7 +19,8 @@ from luciola.wire import RpcClient, RpcClients, RpcServer, methods
 from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
 from luciola.wire.pb.common_pb2 import Empty
 from luciola.wire.pb.meta_pb2 import ListRequest, LookupRequest, RmdirRequest, ScanRequest, StatRequest
-from wire_service import SECRET, Service, bound
+
+from .service import SECRET, Service, bound
 
 TOKEN = mint(SECRET, role=ADMIN, uid=42, gid=42, groups=())
 LOOKUP = LookupRequest(parent=7, name=b"\xff\x00name")
@@ -80,7 +81,7 @@ def test_error_arrives_as_the_class_that_was_raised():
     run(test)
 
 
-def test_mistake_in_a_handler_is_eio_and_harms_nobody(caplog):
+def test_exception_in_a_handler_is_eio_for_its_caller_only(caplog):
     async def test(address, _, clients):
         with pytest.raises(Error, match="internal error") as caught:
             await clients.call(address, methods.Meta.rmdir, RmdirRequest())
@@ -188,7 +189,7 @@ def test_message_above_the_limit_is_refused_and_the_server_lives():
     run(test)
 
 
-def test_garbage_on_the_port_harms_nobody():
+def test_garbage_on_the_port_affects_no_other_connection():
     async def test(address, _, clients):
         host, _, port = address.rpartition(":")
 

@@ -122,4 +122,4 @@ def test_server_looks_by_itself_and_says_when_it_could_not(lines, monkeypatch):
         await task
 
     asyncio.run(main())
-    assert {line.split(" ")[0] for line in lines()} == {"this", "/luciola.Meta/Sync"}
+    assert {line.split(" ")[0] for line in lines()} == {"event", "slow"}

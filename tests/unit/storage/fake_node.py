@@ -31,10 +31,10 @@ def _stamp(item: Record | None) -> tuple[int, int]:
     return (0, 0) if item is None else (item.chain_version, item.version)
 
 
-class MemoryNode:
+class FakeNode:
     """One node. `peers` finds the others, as routing does for the real one."""
 
-    def __init__(self, number: int, peers: dict[int, "MemoryNode"]) -> None:
+    def __init__(self, number: int, peers: dict[int, "FakeNode"]) -> None:
         self.number = number
         self.peers = peers
         peers[number] = self
@@ -158,7 +158,7 @@ class MemoryNode:
                 failures.append((*name, status))
         return len(chunks) - len(failures), failures
 
-    def _send(self, peer: "MemoryNode", chain: int, name: Name) -> str:
+    def _send(self, peer: "FakeNode", chain: int, name: Name) -> str:
         """As the chain machine does: what is newer stays, and content is not taken away by a missing chunk."""
         with peer.lock:
             ours = self.chain(chain).get(name)
