@@ -53,12 +53,15 @@ class ConflictWindow:
     def record(self, written: WriteSet) -> WriteSet | None:
         """Remember a commit; return the one that fell out of the window, if any."""
         assert not self._commits or written.version > self._commits[-1].version, "W1: versions must grow"
+        assert written.version > self.floor, "W2: what is remembered was written after the floor"
         self._commits.append(written)
         for key in written.keys:
             self._written_at[key] = written.version
         for cleared in written.ranges:
             self._ranges.append((written.version, cleared))
-        return self._forget_oldest() if len(self._commits) > self._commits_max else None
+        oldest = self._forget_oldest() if len(self._commits) > self._commits_max else None
+        assert len(self._commits) <= self._commits_max, "W3: memory is bounded"
+        return oldest
 
     def conflicts(self, read_version: int, keys: Collection[bytes], ranges: Sequence[KeyRange]) -> bool:
         """True if anything in `keys` or `ranges` was written after `read_version`."""
@@ -74,6 +77,7 @@ class ConflictWindow:
     def skip(self, version: int) -> None:
         """Note a commit before which no open transaction began: the window, which is empty, begins after it."""
         assert not self._commits, "W2: forget what is remembered first"
+        assert version > self.floor, "W1: versions must grow"
         self.floor = version
 
     def __bool__(self) -> bool:
@@ -108,6 +112,7 @@ class ConflictWindow:
 
     def _forget_oldest(self) -> WriteSet:
         oldest = self._commits.popleft()
+        assert oldest.version > self.floor, "W1: versions must grow"
         self.floor = oldest.version
         for key in oldest.keys:
             if self._written_at.get(key) == oldest.version:

@@ -40,6 +40,7 @@ async def run(
     own work by a request id, or is idempotent by nature. It must not wait for anything.
     Raises: whatever `operation` raises; Conflict or MaybeCommitted, the last one, when the tries are used up.
     """
+    assert retry.tries > 0, "an operation is tried at least once"
     begun_s: float | None = None
     failed = 0
     while True:

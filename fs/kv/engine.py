@@ -23,6 +23,7 @@ from .views import OpenViews
 KEY_BYTES_MAX: Final = 4096  # a directory entry: a name of 255 bytes and some ids
 VALUE_BYTES_MAX: Final = 256 * 1024  # an inode with the largest inline file, 64 KiB, with room to grow
 TRANSACTION_BYTES_MAX: Final = 8 * 1024 * 1024  # keeps one commit below about 50 ms, as the lane's frames do
+assert KEY_BYTES_MAX + VALUE_BYTES_MAX <= TRANSACTION_BYTES_MAX, "any one pair can be written"
 KEY_END: Final = b"\xff"  # keys from here on are the engines' own
 RANGE_LIMIT_MAX: Final = 100_000  # pairs in one answer; larger scans page through with several transactions
 
@@ -330,6 +331,7 @@ class Engine(ABC):
         self.version = version
         self._views.overtake()
         self._remember(transaction, version)
+        assert self.window.floor <= version, "W2: nothing is known of later versions"
         return version
 
     def _remember(self, transaction: Transaction, version: int) -> None:

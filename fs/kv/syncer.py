@@ -86,6 +86,7 @@ class Syncer:
                 self._changed.wait_for(lambda: self._waiting or self._closing, timeout=self._interval_s)
             if not self._dirty and not self._waiting:
                 return None
+            assert not self._flushing, "one flush at a time"
             waiting, self._waiting = self._waiting, []
             self._dirty = False
             self._flushing = True

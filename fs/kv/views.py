@@ -43,6 +43,8 @@ class OpenViews(Generic[View]):
 
     def add(self, view: View) -> None:
         """`view` is of the newest version, which had no view."""
+        assert self._newest() is None, "transactions of one version share a view"
+        assert not self._overtaken or view.version > self._overtaken[-1][0], "versions grow"
         self._newest = ref(view)
 
     def keep(self) -> None:

@@ -13,6 +13,7 @@ from .retry import RetryAfterRefill
 
 RANGE: Final = 65_536  # at 10,000 creates a second one sync in six seconds
 LOW: Final = RANGE // 2  # when the next range is fetched in the background
+assert 0 < LOW < RANGE, "a range is not low as soon as it is reserved"
 
 INODES: Final = b"i"
 CONTENTS: Final = b"c"
@@ -49,6 +50,7 @@ class Allocator:
             self._next, self._end = self._reserve.pop(0)
         number = self._next
         self._next += 1
+        assert self._floor <= number < self._end, "ids are handed out of reserved ranges, above the floor"
         return number
 
     async def skip_past(self, number: int) -> None:

@@ -248,6 +248,7 @@ class Collector:
         if value is None:
             return
         inode = schema.decode_inode(value)
+        assert inode.link_count > 0, "an entry is one of the inode's links"
         inode.link_count = 0 if inode.type == DIRECTORY else inode.link_count - 1
         if not inode.link_count:
             if inode.type != DIRECTORY and not self._is_open(number) and self._erase(removal, inode):
@@ -262,6 +263,7 @@ class Collector:
     def _erase(self, removal: Removal, inode: Inode) -> bool:
         """Remove the inode's records; its chunks become garbage that is due at once. False if a client writes it."""
         txn = removal.txn
+        assert not inode.link_count, "C1: an inode with a name stays"
         if txn.get_range(*schema.session_range(inode.id), limit=1):
             return False
         txn.delete(schema.inode_key(inode.id))

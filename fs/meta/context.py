@@ -228,6 +228,8 @@ class OperationContext:
 
     def put(self, inode: Inode) -> None:
         """Store the inode as it is."""
+        assert inode.is_inline or not inode.inline_data, "L5: a file in chunks has no inline bytes"
+        assert inode.id, "an inode has an id"
         self.older.discard(inode.id)
         self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
@@ -235,6 +237,9 @@ class OperationContext:
         """Store the inode, which the caller has taken and modified."""
         inode.ctime_ns = self.now_ns
         inode.change += 1
+        assert inode.change > self.shared.removal_clock.first_change, (
+            "clients never saw this change of another boot"
+        )
         self.put(inode)
 
     def add_entry(self, directory: int, name: bytes, entry: Entry) -> None:

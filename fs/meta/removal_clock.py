@@ -63,6 +63,7 @@ class RemovalClock:
         """The moment of a removal. It stands still when nothing is left of what was reserved: the delay grows."""
         assert self._end_ms, "the clock was not started"
         run_ms = int((self._clock.monotonic() - self._started_s) * 1000)
+        assert run_ms >= 0, "A1: the clock never goes back"
         return min(self._first_ms + run_ms, self._end_ms - 1)
 
     def age_ms(self) -> int:

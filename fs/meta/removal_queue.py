@@ -46,6 +46,7 @@ class RemovalQueue:
             pairs = self._engine.begin().snapshot_range(self._begin, end, limit=wanted)
             self._begin = end if len(pairs) < wanted else pairs[-1][0] + b"\x00"
             found += [pair for pair in pairs if pair[0] not in self._waiting]
+        assert len(found) <= limit, "no more than asked for"
         for key, _ in found:
             self.put_off(key, now_s + RETRY_S)
         return found
@@ -56,11 +57,13 @@ class RemovalQueue:
 
     def put_off(self, key: bytes, until_s: float) -> None:
         """The record is taken again at `until_s`."""
+        assert key.startswith(self._kind), "the record is of this queue"
         self._waiting[key] = until_s
         heappush(self._retries, (until_s, key))
 
     def add(self, key: bytes) -> None:
         """The collector has stored a record that is due already."""
+        assert key.startswith(self._kind), "the record is of this queue"
         self._begin = min(self._begin, key)
 
     def __len__(self) -> int:

@@ -65,6 +65,7 @@ class ClientRequests:
         live = self._live
         while live and live[0] < below:
             self._free.append(self._slots.pop(live.pop(0)))
+        assert len(live) == len(self._slots), "Q2: the slots of settled requests are free"
 
     def find(self, sequence: int) -> int | None:
         """Return the slot where the answer to this request may be."""
@@ -85,6 +86,8 @@ class ClientRequests:
             self._live.append(sequence)
         else:
             insort(self._live, sequence)
+        assert len(self._live) == len(self._slots), "Q4: each answer has a slot"
+        assert slot < self._end, "all slots are below the end"
         return slot
 
     def surplus(self) -> Sequence[int]:
@@ -94,6 +97,7 @@ class ClientRequests:
 
     def dropped(self, slots: Sequence[int]) -> None:
         """What `surplus` has just said is not in the store any more."""
+        assert list(slots) == self._free[: len(slots)], "nothing has used the slots since"
         del self._free[: len(slots)]
 
     def give(self, limit: int) -> Sequence[int]:
@@ -106,6 +110,7 @@ class ClientRequests:
         return slots
 
     def take_back(self, slots: Sequence[int]) -> None:
+        assert set(slots).isdisjoint(self._free), "a slot is free once"
         self._free.extend(slots)
 
 

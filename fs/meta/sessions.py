@@ -67,6 +67,7 @@ class Writers:
         client = sessions.pop(session, None)
         if client is not None:
             self.count -= 1
+            assert self.count >= 0, "a session is counted once"
             self._of_clients[client].discard((inode, session))
             if not self._of_clients[client]:
                 del self._of_clients[client]
@@ -78,7 +79,7 @@ class Writers:
         return len(self._of_clients.get(client, ()))
 
     def of_client(self, client: int) -> set[tuple[int, int]]:
-        """(inode, session) of what the client has open for writing."""
+        """Return (inode, session) of what the client has open for writing."""
         return set(self._of_clients.get(client, ()))
 
     def abandon(self, inode: int, session: int) -> None:

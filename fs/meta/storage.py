@@ -94,6 +94,7 @@ class Chunks:
 
     async def truncate(self, layout: Layout, content: int, length: int) -> None:
         """Remove every byte at or beyond `length`, durably. May be repeated. Raises: Unavailable."""
+        assert length >= 0, "a length is not negative"
         chains = self._placer.chains(layout)
         index, rest = divmod(length, layout.chunk_bytes)
         first = index + 1 if rest else index

@@ -35,6 +35,9 @@ log: Final = logging.getLogger("luciola.meta")
 DRIFT: Final = 0.05  # by which the clock of the process before may have been slower
 WAIT_S: Final = 10.0  # then the caller gets Busy, and tries again
 PAGE: Final = 1000
+assert WAIT_S > REQUEST_LIFE_S / (1 - DRIFT), (
+    "a caller can wait until requests of an earlier process are void (T1)"
+)
 
 
 class Truncations:
@@ -166,6 +169,8 @@ class Truncations:
 
     async def _complete(self, inode: int) -> None:
         """Step 3, unless it is done."""
+        assert inode not in self._inherited, "T1: requests of an earlier process are void first"
+        assert self._locks[inode].locked(), "one at a time works on an inode's chunks"
 
         def finish(txn: Transaction) -> None:
             value = txn.get(schema.intent_key(inode))
@@ -183,6 +188,7 @@ class Truncations:
     def _shorten(self, txn: Transaction, inode: Inode, intent: TruncateIntent) -> None:
         if inode.content != intent.content:
             return
+        assert inode.type == REGULAR, "only regular files are truncated"
         inode.length = intent.length
         inode.truncate_version += 1
         inode.change = self._removal_clock.next_change(inode.change)

@@ -38,6 +38,8 @@ CHAINS_MAX: Final = 100_000  # of all tables; each takes about 2 KiB here, and 7
 CHAIN_MEMBERS_MAX: Final = REPLICAS_MAX
 CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index + 1
 TARGETS_PER_CHAIN: Final = 1000  # and target = chain * this + n: replicas a chain may ever have had
+assert CHAIN_MEMBERS_MAX < TARGETS_PER_CHAIN, "a full chain has ids left"
+assert CHAINS_MAX <= CHAINS_PER_TABLE, "one table may have all chains"
 NEW_DIRECTORY: Final = 0  # in place of an incarnation: nothing was served from it yet
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
 MARK_INTERVAL_S: Final = 5.0  # between two times that marks are stored: each is a sync of the disk
@@ -285,6 +287,7 @@ class Model:
         self._take_in(node, life, reports)
         may_lease = self._may_lease(node, reports) and not self.unheard(now_s)
         lease_ms = self.config.lease_ms if may_lease else 0
+        assert not lease_ms or self._leased_until_s(life.heard_s) > now_s, "L1: the lease granted counts"
         return Heard(lease_ms)
 
     def end(self, node: NodeId) -> None:
@@ -388,6 +391,7 @@ class Model:
         )
         for chain in change.chains:
             before = self.records.chains[chain.id]
+            assert chain.version == before.version + 1, "one look changes a chain once"
             self._falling |= {member.target for member in before.serving} - {m.target for m in chain.serving}
         return change
 
@@ -401,6 +405,7 @@ class Model:
             )
             if now_s < alive_until:
                 continue
+            assert now_s >= self.granted_until_s, "L3: every lease granted before this start has expired"
             if life.status != pb.DISABLED:
                 self._set_status(node_id, pb.FAILED)
             life.has_ended = True
@@ -453,7 +458,10 @@ class Model:
     # Making a stored change true.
 
     def apply(self, change: Change) -> None:
-        """`change` is stored."""
+        """Make `change`, which is stored, true."""
+        assert not any(map(self.records.chains_of, change.removed_nodes)), (
+            "a node with replicas stays registered"
+        )
         for node in change.nodes:
             self._apply_node(node)
         for chain in change.chains:

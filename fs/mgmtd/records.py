@@ -203,7 +203,9 @@ class Records:
         """Make a stored change true in memory."""
         self.nodes.update({node.id: node for node in change.nodes})
         for chain in change.chains:
-            for member in self.chains[chain.id].members if chain.id in self.chains else ():
+            before = self.chains.get(chain.id)
+            assert before is None or chain.version > before.version, "a changed chain has a newer version"
+            for member in before.members if before is not None else ():
                 self._by_node[member.node].discard(chain.id)
             self.add_chain(chain)
         self.tables.update({(table.id, table.version): table for table in change.tables})

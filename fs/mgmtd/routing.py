@@ -55,6 +55,9 @@ class Publisher:
         if not touched and not change.removed_nodes:
             return False
         self.version = RoutingVersion(self.version + 1)
+        assert self.version < self._first + (1 << TERM_SHIFT), (
+            "the versions of a term are below those of the next"
+        )
         for record in touched:
             self._changed_at.pop(record, None)
             self._changed_at[record] = self.version
@@ -79,6 +82,7 @@ class Publisher:
         The reply may be given to several callers, and must not be changed. A call that came at `asked_s`, and has
         waited since, may get what others got meanwhile, though there is a newer version now.
         """
+        assert asked_s is None or asked_s <= now_s, "a caller that has waited asked before"
         if not self.has_delta(known):
             return self._everything(now_s, now_s if asked_s is None else asked_s)
         routing = self._blank(now_s, delta=True)

@@ -84,7 +84,23 @@ def advance(
         after = {
             target: Public.OFFLINE if state is Public.LASTSRV else state for target, state in after.items()
         }
+    _check(members, after)
     return ordered([Member(member.target, member.node, after[member.target]) for member in members])
+
+
+def _check(members: Sequence[Member], after: Mapping[TargetId, Public]) -> None:
+    """Assert C1 to C3 of a chain that has been advanced."""
+    assert len(after) == len(members), "a replica is in a chain once"
+    assert list(after.values()).count(Public.SYNCING) <= 1, "C1: at most one replica is SYNCING"
+    has_data = (Public.SERVING, Public.LASTSRV, Public.SYNCING)
+    assert all(member.state in has_data for member in members if after[member.target] is Public.SERVING), (
+        "C2: a replica serves that served last, or was synchronised"
+    )
+    if not _serves(after):
+        last = (Public.SERVING, Public.LASTSRV)
+        assert all(after[member.target] is Public.LASTSRV for member in members if member.state in last), (
+            "C3: while none serves, every replica that served last is kept"
+        )
 
 
 def ordered(members: Sequence[Member]) -> tuple[Member, ...]:

@@ -99,6 +99,8 @@ def compare(local: Iterable[Record], remote: Iterable[Record]) -> Plan:
     # Ours may be pending and yet not on its way to the successor: decided before we knew of it, and just being
     # committed. So what is pending on either side is sent, under the chunk's lock, once it is committed (R8).
     transfers |= {name: record.length for name, record in mine.items() if name not in lost}
+    assert transfers.keys().isdisjoint(lost), "V5: a chunk that cannot be read is not sent"
+    assert transfers.keys().isdisjoint(removes), "a chunk is sent or removed, not both"
     return Plan(removes, sorted(transfers), conflicts, kept, list(lost.values()), equal, transfers)
 
 

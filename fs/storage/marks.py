@@ -69,6 +69,7 @@ class MarkFile:
             )
             if marks.HasField("meta_store"):
                 raised.meta_store.CopyFrom(marks.meta_store)
+            assert term >= marks.term, "S2: routing of an older term is refused before"
             if raised != marks:
                 self.marks = raised
         return not self.is_saved

@@ -145,6 +145,7 @@ class Membership:
 
     def routing_changed(self, routing: Routing) -> None:
         """Take in what mgmtd published (already in `table`)."""
+        assert routing.version <= self.table.version, "the table has taken it in"
         self._engine.node.set_routing(routing.SerializeToString())  # M3
         if not routing.delta:
             self._seen = {}
@@ -181,6 +182,7 @@ class Membership:
     def _apply(self, event: model.Event) -> None:
         was_back = self.state.is_back
         self.state, effects = model.step(self.state, event)
+        assert self.state.is_back or not was_back, "I1: mgmtd notices a restart once"
         if self.state.is_back and not was_back:
             log.info("mgmtd has noticed the restart; replicas are reported again")
             self._changed.set()

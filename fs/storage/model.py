@@ -113,6 +113,33 @@ ACTIVE: Final = (Public.SERVING, Public.SYNCING)
 
 def step(state: State, event: Event) -> tuple[State, list[Effect]]:
     """Return the state after `event`, and what must be done about it."""
+    after, effects = _next(state, event)
+    _check(state, event, after)
+    return after, effects
+
+
+def _check(before: State, event: Event, after: State) -> None:
+    """Assert I1 to I5 of a step."""
+    reported = [target for target in after.targets.values() if target.local is not Local.OFFLINE]
+    assert after.is_back or not reported, "I1: nothing is reported before mgmtd has noticed the restart"
+    assert not after.has_failed or not reported, "I4: a failed disk stays OFFLINE"
+    assert after.has_failed or not before.has_failed, "I4: until the process is started again"
+    for id_, target in after.targets.items():
+        known = before.targets.get(id_)
+        if target.public is Public.SYNCING and target.local is Local.UPTODATE:
+            is_old = known is not None and (known.local, known.chain_version) == (
+                Local.UPTODATE,
+                target.chain_version,
+            )
+            assert is_old or isinstance(event, SyncDone), "I2: the predecessor said so under this version"
+        is_last = target.public is Public.LASTSRV and target.local is not Local.OFFLINE
+        assert target.data is not Data.LOST or not is_last, (
+            "I3: a replica whose data is gone is not the last one"
+        )
+        assert known is None or target.chain_version >= known.chain_version, "I5: chain versions grow"
+
+
+def _next(state: State, event: Event) -> tuple[State, list[Effect]]:
     match event:
         case RoutingChanged():
             return _routing_changed(state, event)
@@ -199,6 +226,7 @@ def _sync_done(state: State, event: SyncDone) -> tuple[State, list[Effect]]:
     if found is None or not may_sync(state, event.chain, event.chain_version):
         return state, []
     id_, target = found
+    assert target.public is Public.SYNCING, "I2: only a SYNCING replica is brought up to date"
     after = replace(target, local=Local.UPTODATE, data=Data.COMPLETE)
     effects: list[Effect] = [Report(id_)] if after.local != target.local else []
     if target.data != after.data:

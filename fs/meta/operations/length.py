@@ -50,8 +50,9 @@ def set_length(context: OperationContext, inode: Inode, length: int) -> None:
         _require_cut(context, inode, length)
     if inode.id in context.request.intents:
         context.txn.delete(schema.intent_key(inode.id))
+    assert inode.is_inline or not inode.inline_data, "L5: bytes are inline or in chunks"
     inode.length = length
-    inode.truncate_version += 1
+    inode.truncate_version += 1  # L1
     inode.mtime_ns = context.now_ns
     inode.permissions = after_write(context.user, inode)
 

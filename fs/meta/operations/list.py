@@ -11,6 +11,7 @@ from itertools import accumulate, repeat
 from typing import Final, cast
 
 from ...errors import InvalidArgument, NotFound
+from ...wire.lane.frames import FRAME_BYTES_MAX
 from ...wire.pb.meta_pb2 import DIRECTORY, ListReply, ListRequest
 from ...wire.preserialized import Prefixes
 from ..context import OperationContext
@@ -28,7 +29,8 @@ from ..schema import (
 )
 
 LIMIT_MAX: Final = 8192
-PAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # stored inodes, after which a page ends: half a lane frame
+PAGE_BYTES_MAX: Final = 4 * 1024 * 1024  # stored inodes, after which a page ends
+assert PAGE_BYTES_MAX <= FRAME_BYTES_MAX // 2, "a page, with its names, fits a frame of the lane"
 
 
 def list_directory(context: OperationContext, request: ListRequest) -> StoredReply[ListReply]:

@@ -43,6 +43,10 @@ HANDSHAKES_MAX: Final = (
 IDLE_CLOSED: Final = 64  # at once, when there is no room: looking for them takes a millisecond
 IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
 HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
+assert HELD_BYTES_MAX > FRAME_BYTES_MAX, "a request of any size is served"
+assert max(HANDSHAKES_MAX, IDLE_CLOSED) < CONNECTIONS_MAX, (
+    "some connections are past their handshake, and stay"
+)
 
 
 class LaneServer:
