@@ -39,7 +39,9 @@ WRITE_BUFFER_BYTES: Final = 32 * MIB  # replayed in a second after a crash
 RESERVE_BYTES: Final = 128 * MIB  # room for flushes and compactions that turn deletions into free space
 ENTRY_BYTES: Final = 100  # of a write buffer, at most, beside key and value
 SPACE_CHECK_BYTES: Final = 1 * MIB  # how much is written between two looks at the free space
-assert SPACE_CHECK_BYTES + TRANSACTION_BYTES_MAX < RESERVE_BYTES, "what is written between two looks fits the reserve"
+assert SPACE_CHECK_BYTES + TRANSACTION_BYTES_MAX < RESERVE_BYTES, (
+    "what is written between two looks fits the reserve"
+)
 CLEAR_KEYS_MAX: Final = (
     256  # a larger cleared range becomes one range tombstone, which slows every later read
 )

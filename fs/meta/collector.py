@@ -161,7 +161,7 @@ class Collector:
             batch = self._closed(due)
             if not batch:
                 break
-            removal = await self._bury(batch)
+            removal = await self._remove_inodes(batch)
             for key, step in zip(batch, removal.steps, strict=False):
                 done += step is not Step.OPEN
                 if step is Step.DONE:
@@ -186,7 +186,7 @@ class Collector:
     def _is_open(self, inode: int) -> bool:
         return inode in self._holds or inode in self._writers
 
-    async def _bury(self, batch: Sequence[bytes]) -> Removal:
+    async def _remove_inodes(self, batch: Sequence[bytes]) -> Removal:
         """Remove inodes, as many of the batch as fit one slice, in one transaction."""
         effects = Effects()
 
@@ -195,7 +195,7 @@ class Collector:
             removal = Removal(txn, effects, self._before_ms())
             until_s = self._clock.monotonic() + SLICE_S
             for key in batch:
-                removal.steps.append(self._bury_one(removal, key))
+                removal.steps.append(self._remove_one(removal, key))
                 if self._clock.monotonic() > until_s:
                     break
             return removal
@@ -213,7 +213,7 @@ class Collector:
             self._garbage.add(key)
         return removal
 
-    def _bury_one(self, removal: Removal, key: bytes) -> Step:
+    def _remove_one(self, removal: Removal, key: bytes) -> Step:
         txn = removal.txn
         number = schema.split_two(key)[1]
         value = txn.get(schema.inode_key(number))
@@ -440,7 +440,7 @@ class Collector:
             if inode is not None and inode.type == REGULAR and not inode.is_inline:
                 if any(self._is_away(chain) for chain in self._chunks.chains(inode.layout)):
                     return False
-                length = await self._chunks.end(inode.layout, inode.content, patient=False)
+                length = await self._chunks.end(inode.layout, inode.content, retry=False)
             settled = await run(
                 self._engine, lambda txn: self._settle(txn, inode, session, length, number), clock=self._clock
             )

@@ -25,7 +25,7 @@ from .storage import REQUEST_LIFE_S, ChunkRange, LastChunk, Space
 
 T = TypeVar("T")
 
-PATIENCE_S: Final = 10.0  # longer than it takes a chain to lose a member and serve again
+RETRY_FOR_S: Final = 10.0  # longer than it takes a chain to lose a member and serve again
 RETRY_S: Final = 0.1
 SYNC_TIMEOUT_S: Final = 30.0  # of a request that waits for disks: they may have much to write
 
@@ -56,7 +56,7 @@ class GrpcControl:
         self._expiries = Expiries(clients, clock)
         self._open: dict[tuple[int, int], list[Attempt]] = {}
 
-    async def last_chunk(self, chain: ChainId, content: int, *, patient: bool) -> LastChunk | None:
+    async def last_chunk(self, chain: ChainId, content: int, *, retry: bool) -> LastChunk | None:
         async def ask(address: str, ref: ChainRef) -> LastChunk | None:
             request = LastChunkRequest(chain=ref, content=content)
             reply = await self._clients.call(
@@ -64,10 +64,10 @@ class GrpcControl:
             )
             return LastChunk(reply.chunk.index, reply.length) if reply.found else None
 
-        return await self._persist(chain, ask, patience_s=PATIENCE_S if patient else 0.0)
+        return await self._persist(chain, ask, retry_s=RETRY_FOR_S if retry else 0.0)
 
     async def remove_chunks(
-        self, chain: ChainId, removals: Sequence[ChunkRange], *, limit: int, durable: bool, patient: bool
+        self, chain: ChainId, removals: Sequence[ChunkRange], *, limit: int, durable: bool, retry: bool
     ) -> Sequence[ChunkRange]:
         sequence = self._next()
         names = [ChunkName(content=each.content, index=each.first) for each in removals]
@@ -94,7 +94,7 @@ class GrpcControl:
             return (unfinished._replace(first=reply.next_index), *removals[reply.finished + 1 :])
 
         contents = [each.content for each in removals]
-        return await self._change(chain, contents, ask, patience_s=PATIENCE_S if patient else 0.0)
+        return await self._change(chain, contents, ask, retry_s=RETRY_FOR_S if retry else 0.0)
 
     async def truncate_chunk(self, chain: ChainId, content: int, *, index: int, length: int) -> None:
         sequence = self._next()
@@ -112,7 +112,7 @@ class GrpcControl:
                 address, methods.Storage.truncate_chunk, request, timeout_s=REQUEST_LIFE_S
             )
 
-        await self._change(chain, [content], ask, patience_s=PATIENCE_S)
+        await self._change(chain, [content], ask, retry_s=RETRY_FOR_S)
 
     async def space(self) -> Space:
         async def ask(address: str) -> SpaceReply:
@@ -137,7 +137,7 @@ class GrpcControl:
         contents: Sequence[int],
         ask: Callable[[str, ChainRef, Expiry], Awaitable[T]],
         *,
-        patience_s: float,
+        retry_s: float,
     ) -> T:
         """As `_persist`, for a request that changes chunks of `contents`; G1."""
         keys = [(chain, content) for content in contents]
@@ -162,7 +162,7 @@ class GrpcControl:
             return answer, ref.version
 
         try:
-            answer, version = await self._persist(chain, attempt, patience_s=patience_s)
+            answer, version = await self._persist(chain, attempt, retry_s=retry_s)
             opened = [
                 each.until_s for key in keys for each in self._open.get(key, ()) if each.version >= version
             ]
@@ -192,10 +192,10 @@ class GrpcControl:
             del self._open[key]
 
     async def _persist(
-        self, chain: ChainId, ask: Callable[[str, ChainRef], Awaitable[T]], *, patience_s: float
+        self, chain: ChainId, ask: Callable[[str, ChainRef], Awaitable[T]], *, retry_s: float
     ) -> T:
-        """Ask the head that the chain has by then, until `patience_s` have passed."""
-        deadline_s = self._clock.monotonic() + patience_s
+        """Ask the head that the chain has by then, until `retry_s` have passed."""
+        deadline_s = self._clock.monotonic() + retry_s
         while True:
             try:
                 address, version = self._cluster.routing.head(chain)

@@ -88,7 +88,7 @@ class Dumps:
 
     async def _measure(self, inode: Inode) -> None:
         try:
-            measured = await self._lengths.measure(inode, patient=False)
+            measured = await self._lengths.measure(inode, retry=False)
         except Error as error:
             log.warning("dump: measuring inode %d, which is being written, failed: %s", inode.id, error)
             return

@@ -18,7 +18,7 @@ class FakeControl:
             int, dict[tuple[int, int], bytes]
         ] = {}  # chain → (content, index) → what is on disk
         self.calls = 0
-        self.patient_calls = 0  # this fake answers or fails at once all the same
+        self.retried_calls = 0  # this fake answers or fails at once all the same
         self.fail_at: int | None = None  # the call with this number, and those after it, fail
         self.down: set[int] = set()  # chains that do not answer
 
@@ -42,9 +42,9 @@ class FakeControl:
         chain: ChainId,
         content: int,
         *,
-        patient: bool,
+        retry: bool,
     ) -> LastChunk | None:
-        self.patient_calls += patient
+        self.retried_calls += retry
         self._call(chain)
         chunks = self.chunks.get((chain, content))
         if not chunks:
@@ -59,9 +59,9 @@ class FakeControl:
         *,
         limit: int,
         durable: bool,
-        patient: bool,
+        retry: bool,
     ) -> Sequence[ChunkRange]:
-        self.patient_calls += patient
+        self.retried_calls += retry
         self._call(chain)
         for place, (content, first) in enumerate(removals):
             assert 0 <= first < CHUNK_COUNT_MAX, "the real one sends 32 bits"

@@ -28,9 +28,9 @@ class Lengths:
         self._known: OrderedDict[tuple[int, int], tuple[float, int]] = OrderedDict()
         self._asking: dict[tuple[int, int], asyncio.Task[int]] = {}
 
-    async def measure(self, inode: Inode, *, patient: bool = True) -> Measured:
-        """Return where the file's chunks end, asked now. `patient`: as in `StorageControl`. Raises: Unavailable."""
-        length = await self._chunks.end(inode.layout, inode.content, patient=patient)
+    async def measure(self, inode: Inode, *, retry: bool = True) -> Measured:
+        """Return where the file's chunks end, asked now. `retry`: as in `StorageControl`. Raises: Unavailable."""
+        length = await self._chunks.end(inode.layout, inode.content, retry=retry)
         return Measured(inode.content, inode.truncate_version, length)
 
     async def recent(self, inode: Inode) -> int:

@@ -35,12 +35,12 @@ PAGE: Final = 10_000
 class ClientRequests:
     """The mark and the slots of one client."""
 
-    __slots__ = ("_end", "_free", "_live", "_slots", "heard", "heard_s", "settled_below")
+    __slots__ = ("_end", "_free", "_live", "_slots", "has_sent", "seen_s", "settled_below")
 
-    def __init__(self, heard_s: float) -> None:
+    def __init__(self, seen_s: float) -> None:
         self.settled_below = 0
-        self.heard_s = heard_s  # or later, if `heard`
-        self.heard = False
+        self.seen_s = seen_s  # or later, if `has_sent`
+        self.has_sent = False
         self._slots: dict[int, int] = {}  # by the sequence of the request whose answer is there, or may be
         self._live: list[int] = []  # the keys of `_slots`, ascending
         self._free: list[int] = []  # slots of settled requests
@@ -146,7 +146,7 @@ class Requests:
             if len(self._clients) >= CLIENTS_MAX:
                 raise Busy(f"requests of {CLIENTS_MAX} clients are remembered; try again later")
             known = self._clients[client] = ClientRequests(clock.monotonic())
-        known.heard = True
+        known.has_sent = True
         if self._gone:
             self._gone.pop(client, None)
         if settled_below > sequence:
@@ -162,12 +162,12 @@ class Requests:
     def silent_outside(self, known: Collection[int], *, now_s: float, for_s: float) -> set[int]:
         """Clients that are not in `known`, and have sent nothing for `for_s`."""
         for client in self._clients.values():
-            if client.heard:
-                client.heard, client.heard_s = False, now_s
+            if client.has_sent:
+                client.has_sent, client.seen_s = False, now_s
         return {
             number
             for number, client in self._clients.items()
-            if number not in known and client.heard_s <= now_s - for_s
+            if number not in known and client.seen_s <= now_s - for_s
         }
 
     def end(self, clients: Collection[int]) -> None:

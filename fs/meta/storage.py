@@ -45,17 +45,17 @@ class Space(NamedTuple):
 class StorageControl(Protocol):
     """One request to one chain. All raise Unavailable, with the field `chain`, when it cannot be served now.
 
-    `patient`: try again for a while if the chain cannot be asked.
+    `retry`: try again for a while if the chain cannot be asked.
 
     Once `remove_chunks` or `truncate_chunk` has returned, nothing of it, nor of an earlier one of this process that
     was given up, is executed any more.
     """
 
-    async def last_chunk(self, chain: ChainId, content: int, *, patient: bool) -> LastChunk | None:
+    async def last_chunk(self, chain: ChainId, content: int, *, retry: bool) -> LastChunk | None:
         """Return the last committed chunk of `content` on this chain."""
 
     async def remove_chunks(
-        self, chain: ChainId, removals: Sequence[ChunkRange], *, limit: int, durable: bool, patient: bool
+        self, chain: ChainId, removals: Sequence[ChunkRange], *, limit: int, durable: bool, retry: bool
     ) -> Sequence[ChunkRange]:
         """Remove up to `limit` chunks. Returns what is left to remove.
 
@@ -80,13 +80,13 @@ class Chunks:
         """Return the chains of a layout. Raises: Unavailable while the table is not known."""
         return tuple(dict.fromkeys(self._placer.chains(layout)))
 
-    async def end(self, layout: Layout, content: int, *, patient: bool = True) -> int:
+    async def end(self, layout: Layout, content: int, *, retry: bool = True) -> int:
         """Return where the last chunk ends: the length of what was written, without zeros that truncation added.
 
         Raises: Unavailable if one of the chains cannot be asked.
         """
         lasts = await _gather(
-            [self._control.last_chunk(chain, content, patient=patient) for chain in self.chains(layout)]
+            [self._control.last_chunk(chain, content, retry=retry) for chain in self.chains(layout)]
         )
         return max(
             (last.number * layout.chunk_bytes + last.length for last in lasts if last is not None), default=0
@@ -106,7 +106,7 @@ class Chunks:
         )
         if last is None:
             return
-        found = await self._control.last_chunk(last, content, patient=True)
+        found = await self._control.last_chunk(last, content, retry=True)
         if found is not None and found >= (index, rest + 1):
             await self._control.truncate_chunk(last, content, index=index, length=rest)
         await self._remove(last, [], durable=True)
@@ -127,19 +127,19 @@ class Chunks:
         for _ in range(REMOVE_REQUESTS):
             asked, later = left[:REMOVE_CONTENTS], left[REMOVE_CONTENTS:]
             rest = await self._control.remove_chunks(
-                chain, asked, limit=REMOVE_BATCH, durable=not later, patient=False
+                chain, asked, limit=REMOVE_BATCH, durable=not later, retry=False
             )
             left = [*rest, *later]
             if not left:
                 return left
-        await self._control.remove_chunks(chain, [], limit=1, durable=True, patient=False)
+        await self._control.remove_chunks(chain, [], limit=1, durable=True, retry=False)
         return left
 
     async def _remove(self, chain: ChainId, removals: Sequence[ChunkRange], *, durable: bool) -> None:
         left = removals
         while left or durable:
             left = await self._control.remove_chunks(
-                chain, left, limit=REMOVE_BATCH, durable=durable, patient=True
+                chain, left, limit=REMOVE_BATCH, durable=durable, retry=True
             )
             if not left:
                 return

@@ -60,7 +60,7 @@ class NodeLife:
     """What is known of a node's process since this manager started."""
 
     status: int = pb.CONNECTING
-    heard_s: float = float("-inf")
+    reported_s: float = float("-inf")
     sequence: int = 0
     has_ended: bool = False  # the current incarnation: reaped, left, or silent for longer than its lease
     ended: list[int] = field(default_factory=list)  # incarnations that were reaped, or have left
@@ -80,7 +80,7 @@ class TargetLife:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class HeartbeatResult:
     """The outcome of a heartbeat."""
 
     lease_ms: int
@@ -128,14 +128,14 @@ class Model:
         """How long after hearing a node it may still believe in its lease: its clock may be the slower one."""
         return longest_lease_ms(self.config) / 1000
 
-    def _leased_until_s(self, heard_s: float) -> float:
+    def _leased_until_s(self, reported_s: float) -> float:
         """Return until when a node whose heartbeat came then may hold a lease: one of an earlier term may be longer."""
-        return max(heard_s + self.lease_s, self.granted_until_s)
+        return max(reported_s + self.lease_s, self.granted_until_s)
 
     def is_bootstrapping(self, now_s: float) -> bool:
         return now_s < self.bootstrap_until_s
 
-    def unheard(self, now_s: float) -> list[NodeId]:
+    def silent_nodes(self, now_s: float) -> list[NodeId]:
         """Storage nodes that may have seen a newer store than ours, and have not said so yet (L7)."""
         if not self.is_bootstrapping(now_s):
             return []
@@ -143,7 +143,7 @@ class Model:
             node.id
             for node in self.records.nodes.values()
             if node.kind == pb.NODE_STORAGE and not node.disabled and self.records.chains_of(node.id)
-            if self.lives[node.id].heard_s < self.started_s and not self.lives[node.id].has_ended
+            if self.lives[node.id].reported_s < self.started_s and not self.lives[node.id].has_ended
         ]
 
     # The store of the metadata service.
@@ -261,7 +261,7 @@ class Model:
                     f"node {other.id} runs the metadata service, as process {other.pid} on {other.host}"
                 )
 
-    def hear(self, request: pb.HeartbeatRequest, *, now_s: float) -> Heard:
+    def receive(self, request: pb.HeartbeatRequest, *, now_s: float) -> HeartbeatResult:
         """Take in a heartbeat whose registration is stored; `now_s` is when it was received.
 
         Raises: Conflict if it is older than the last one; InvalidArgument for a malformed report.
@@ -277,18 +277,18 @@ class Model:
         if engine is not None:
             self.engines[node.id] = engine
         if node.disabled:
-            return Heard(0)
+            return HeartbeatResult(0)
         if request.leaving:
             self.end(node.id)
-            return Heard(0)
-        life.heard_s = max(life.heard_s, now_s)
+            return HeartbeatResult(0)
+        life.reported_s = max(life.reported_s, now_s)
         life.has_ended = False
         self._set_status(node.id, pb.CONNECTED)
         self._take_in(node, life, reports)
-        may_lease = self._may_lease(node, reports) and not self.unheard(now_s)
+        may_lease = self._may_lease(node, reports) and not self.silent_nodes(now_s)
         lease_ms = self.config.lease_ms if may_lease else 0
-        assert not lease_ms or self._leased_until_s(life.heard_s) > now_s, "L1: the lease granted counts"
-        return Heard(lease_ms)
+        assert not lease_ms or self._leased_until_s(life.reported_s) > now_s, "L1: the lease granted counts"
+        return HeartbeatResult(lease_ms)
 
     def end(self, node: NodeId) -> None:
         """The process of `node` is known to have ended, or to have stopped serving: its lease is void."""
@@ -377,10 +377,10 @@ class Model:
             # This process was stopped itself: heartbeats may be waiting unread, so silence means nothing.
             for life in self.lives.values():
                 if life.status == pb.CONNECTED:
-                    life.heard_s = max(life.heard_s, now_s)
+                    life.reported_s = max(life.reported_s, now_s)
         self.looked_s = now_s
         if self.is_bootstrapping(now_s) and all(
-            life.heard_s >= self.started_s or life.has_ended for life in self.lives.values()
+            life.reported_s >= self.started_s or life.has_ended for life in self.lives.values()
         ):
             self.bootstrap_until_s = now_s  # every node that may hold an older lease has sent a heartbeat
         self._find_dead(now_s)
@@ -400,8 +400,8 @@ class Model:
             if life.has_ended or life.status == pb.FAILED:
                 continue
             alive_until = max(
-                self._leased_until_s(life.heard_s),
-                self.bootstrap_until_s if life.heard_s < self.started_s else 0,
+                self._leased_until_s(life.reported_s),
+                self.bootstrap_until_s if life.reported_s < self.started_s else 0,
             )
             if now_s < alive_until:
                 continue
@@ -478,7 +478,7 @@ class Model:
         self.records.apply(change)
 
     def _apply_node(self, node: NodeRecord) -> None:
-        life = self.lives.setdefault(node.id, NodeLife(heard_s=self.looked_s))
+        life = self.lives.setdefault(node.id, NodeLife(reported_s=self.looked_s))
         before = self.records.nodes.get(node.id)
         if before is not None and before.incarnation != node.incarnation:
             self._forget_process(node.id, life)
@@ -733,4 +733,4 @@ def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, tuple[int, Report]]
     return reports
 
 
-__all__ = ["Heard", "Model", "NodeLife", "Report", "TargetLife", "longest_lease_ms"]
+__all__ = ["HeartbeatResult", "Model", "NodeLife", "Report", "TargetLife", "longest_lease_ms"]

@@ -129,10 +129,10 @@ class Service:
 
     def check_store(self, request: pb.StoreMark, identity: Identity) -> pb.CheckStoreReply:
         model = self._primary().model
-        unheard = model.unheard(self._clock.monotonic())
-        if not unheard:
+        silent_nodes = model.silent_nodes(self._clock.monotonic())
+        if not silent_nodes:
             model.check_meta_store(StoreMark.from_pb(request))
-        return pb.CheckStoreReply(may_serve=not unheard)
+        return pb.CheckStoreReply(may_serve=not silent_nodes)
 
     def extend_client(self, request: pb.ExtendClientRequest, identity: Identity) -> pb.ExtendClientReply:
         term = self._primary()
@@ -264,16 +264,16 @@ class Service:
         return error
 
     def _hear(self, term: Term, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
-        heard = term.model.hear(request, now_s=received_s)
+        result = term.model.receive(request, now_s=received_s)
         self._publish(term, Change())
         if self._primary() is not term:
             raise Unavailable("the primary has changed")
         reply = pb.HeartbeatReply(
             routing_version=term.publisher.version,
-            lease_ms=heard.lease_ms,
+            lease_ms=result.lease_ms,
             interval_ms=self._config.heartbeat_interval_ms,
         )
-        if term.model.unheard(received_s):  # no lease before all have reported: ask again at once
+        if term.model.silent_nodes(received_s):  # no lease before all have reported: ask again at once
             reply.interval_ms = min(reply.interval_ms, UNHEARD_INTERVAL_MS)
         if request.node.kind == pb.NODE_STORAGE and term.model.records.meta_store is not None:
             reply.meta_store.CopyFrom(term.model.records.meta_store.to_pb())
@@ -414,7 +414,7 @@ class Service:
         now_s = self._clock.monotonic()
         model = Model(self._config, records, now_s=now_s, granted_ms=lease.granted_ms)
         own = model.lives[self._settings.node.id]
-        own.status, own.heard_s = pb.CONNECTED, float("inf")
+        own.status, own.reported_s = pb.CONNECTED, float("inf")
         timeout_s = self._config.client_session_timeout_ms / 1000
         self._term = Term(
             lease=lease,

@@ -90,7 +90,7 @@ class Membership:
         self._marked_s = float("-inf")
         self._is_confirmed = False  # the engine knows that it is the newest (M6)
         self._changed = asyncio.Event()
-        self._was_heard = True
+        self._was_answered = True
         self._is_full = False
         self._asked_space: asyncio.Task[tuple[int, int, int]] | None = None
         self._known_free_bytes = FREE_AGAIN_BYTES
@@ -246,10 +246,10 @@ class Membership:
         """Send heartbeats. Return never."""
         while True:
             self._changed.clear()
-            is_heard = await self._beat()
+            is_answered = await self._beat()
             await asyncio.sleep(SPACING_S)
             try:
-                async with asyncio.timeout(self._interval_s if is_heard else RETRY_S):
+                async with asyncio.timeout(self._interval_s if is_answered else RETRY_S):
                     await self._changed.wait()
             except TimeoutError:
                 continue
@@ -283,19 +283,19 @@ class Membership:
                 self._options.mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=self._timeout_s
             )
         except Error as error:
-            if self._was_heard:
+            if self._was_answered:
                 log.warning(
                     "heartbeat to mgmtd failed: %s; this node stops serving when its lease expires", error
                 )
-            self._was_heard = False
+            self._was_answered = False
             if isinstance(error, ConfigError) and error.fields.get("older") == "storage":  # M5
                 raise ConfigError(f"{error}; {self._remedy()}") from error
             if isinstance(error, InvalidArgument):
                 raise  # another process has this node's id, or a supervisor reported this one's end: end, and restart
             return False
-        if not self._was_heard:
+        if not self._was_answered:
             log.info("heartbeats to mgmtd succeed again")
-        self._was_heard = True
+        self._was_answered = True
         if await self._acknowledge():
             self._granted(reply, sent_s)
         return True

@@ -142,16 +142,16 @@ async def _work(
     stopped: Coroutine[Any, Any, None],
 ) -> None:
     """Run all background loops until `stopped` ends; an error in one of them ends them all."""
-    heard = asyncio.Event()
+    received = asyncio.Event()
 
     def changed(routing: Routing) -> None:
         membership.routing_changed(routing)
-        heard.set()
+        received.set()
 
     async def beat() -> None:
         try:
             async with asyncio.timeout(FIRST_ROUTING_S):
-                await heard.wait()
+                await received.wait()
         except TimeoutError:
             log.warning("no routing from mgmtd yet; waiting")
         await membership.run()

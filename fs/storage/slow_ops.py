@@ -17,12 +17,12 @@ async def report(engine: Engine) -> None:
     """Look periodically; return never."""
     while True:
         await asyncio.sleep(INTERVAL_S)
-        await look(engine, patience_s=SLOW_S)
+        await look(engine, slow_s=SLOW_S)
 
 
-async def look(engine: Engine, *, patience_s: float) -> None:
-    """Log a warning for each chunk that something has held for `patience_s`, the longest first."""
-    lines = await engine.quick(engine.node.held_up, patience_s)
+async def look(engine: Engine, *, slow_s: float) -> None:
+    """Log a warning for each chunk that something has held for `slow_s`, the longest first."""
+    lines = await engine.quick(engine.node.held_up, slow_s)
     for line in lines[:LINES_MAX]:
         log.warning("slow update: %s", line)
     if len(lines) > LINES_MAX:

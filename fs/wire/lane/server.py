@@ -37,9 +37,7 @@ log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 4096  # a client process holds a few; below the usual limit of file descriptors
 BACKLOG: Final = 1024  # connections that wait to be accepted
-HANDSHAKES_MAX: Final = (
-    256  # connections before the end of their handshake; the oldest is closed to make room
-)
+HANDSHAKES_MAX: Final = 256  # connections that are not authenticated yet; the oldest is closed to make room
 IDLE_CLOSED: Final = 64  # at once, when there is no room: looking for them takes a millisecond
 IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
 HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
@@ -55,14 +53,14 @@ class LaneServer:
     def __init__(
         self, bound: Iterable[Bound], *, secret: bytes, handshake_s: float = handshake.TIMEOUT_S
     ) -> None:
-        self._methods = by_lane(bound)
-        self._secret = secret
-        self._handshake_s = handshake_s
+        self.methods: Final = by_lane(bound)
+        self.secret: Final = secret
+        self.handshake_s: Final = handshake_s
+        self.pending: Final = PendingRequests()
         self._connections: set[_ServerConnection] = set()
-        self._strangers: dict[_ServerConnection, None] = {}  # in the order of arrival
+        self._unauthenticated: dict[_ServerConnection, None] = {}  # in the order of arrival
         self._server: asyncio.AbstractServer | None = None
         self._local: asyncio.AbstractServer | None = None
-        self._pending = PendingRequests()
         self.address = ""
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
@@ -78,7 +76,7 @@ class LaneServer:
         bound = self._server.sockets[0].getsockname()[:2]
         self.address = format_address(*bound)
         self._local = await self._listen_locally(socket_name(*bound))
-        self._pending.start()
+        self.pending.start()
         return self.address
 
     async def _listen_locally(self, name: str) -> asyncio.AbstractServer | None:
@@ -112,13 +110,36 @@ class LaneServer:
             await asyncio.wait(waited, timeout=grace_s)
         for connection in list(self._connections):
             connection.close()
-        self._pending.stop()
+        self.pending.stop()
         self._server = None
 
-    def close_idle(self) -> None:
+    def admit(self, connection: "_ServerConnection") -> bool:
+        """Take in a new connection; return whether there is room. The oldest unauthenticated one may have to go."""
+        if self.connection_count >= CONNECTIONS_MAX:
+            self._close_idle()
+        if self.connection_count >= CONNECTIONS_MAX:
+            log.warning("lane: refused a connection: %d are open", CONNECTIONS_MAX)
+            return False
+        self._connections.add(connection)
+        self._unauthenticated[connection] = None
+        if len(self._unauthenticated) > HANDSHAKES_MAX:
+            next(iter(self._unauthenticated)).close()
+        assert len(self._unauthenticated) <= HANDSHAKES_MAX, "I2: what is not authenticated is bounded"
+        return True
+
+    def authenticated(self, connection: "_ServerConnection") -> None:
+        """Its handshake is over, or it is being closed before that."""
+        self._unauthenticated.pop(connection, None)
+
+    def forget(self, connection: "_ServerConnection") -> None:
+        """The connection is gone."""
+        self._unauthenticated.pop(connection, None)
+        self._connections.discard(connection)
+
+    def _close_idle(self) -> None:
         """Make room: close the connections that have been idle for longest. Their clients open new ones."""
         idle = [each for each in self._connections if each.is_idle]
-        for connection in heapq.nsmallest(IDLE_CLOSED, idle, key=lambda each: each.heard_s):
+        for connection in heapq.nsmallest(IDLE_CLOSED, idle, key=lambda each: each.active_s):
             connection.close()
             self._connections.discard(connection)
 
@@ -131,8 +152,8 @@ class LaneServer:
 class _ServerConnection(asyncio.Protocol):
     def __init__(self, server: LaneServer) -> None:
         self._server = server
-        self._methods = server._methods  # noqa: SLF001 (one module, two classes)
-        self._shake = handshake.ServerSide(server._secret, kind=handshake.LANE)  # noqa: SLF001
+        self._methods = server.methods
+        self._shake = handshake.ServerSide(server.secret, kind=handshake.LANE)
         self._identity: Identity | None = None
         self._buffer = bytearray()
         self._timer: asyncio.TimerHandle | None = None
@@ -143,7 +164,7 @@ class _ServerConnection(asyncio.Protocol):
         self._paused = False
         self.in_flight = 0
         self._held_bytes = 0
-        self.heard_s = self._loop.time()
+        self.active_s = self._loop.time()
 
     @property
     def is_idle(self) -> bool:
@@ -153,37 +174,29 @@ class _ServerConnection(asyncio.Protocol):
     # Life and flow control.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        server = self._server
         self._transport = cast("asyncio.Transport", transport)
-        if len(server._connections) >= CONNECTIONS_MAX:  # noqa: SLF001
-            server.close_idle()
-        if len(server._connections) >= CONNECTIONS_MAX:  # noqa: SLF001
-            log.warning("lane: %d connections are open; one more was refused", CONNECTIONS_MAX)
-            transport.abort()  # type: ignore[attr-defined]
+        if not self._server.admit(self):
+            self._transport.abort()
             return
-        server._connections.add(self)  # noqa: SLF001
-        server._strangers[self] = None  # noqa: SLF001
-        if len(server._strangers) > HANDSHAKES_MAX:  # noqa: SLF001
-            next(iter(server._strangers)).close()  # noqa: SLF001
         keep_alive(transport.get_extra_info("socket"))
-        self._timer = self._loop.call_later(server._handshake_s, self._transport.abort)  # noqa: SLF001
+        self._timer = self._loop.call_later(self._server.handshake_s, self._transport.abort)
         self._transport.write(self._shake.hello)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's interface)
-        self._forget_stranger()
-        self._server._connections.discard(self)  # noqa: SLF001
+        self._end_handshake()
+        self._server.forget(self)
         self._buffer.clear()
 
     def close(self) -> None:
-        self._forget_stranger()
+        self._end_handshake()
         self._transport.close()
 
     def _peer(self) -> object:
         """Return who is at the other end, for the log."""
         return self._transport.get_extra_info("peername") or "a client on this host"
 
-    def _forget_stranger(self) -> None:
-        self._server._strangers.pop(self, None)  # noqa: SLF001
+    def _end_handshake(self) -> None:
+        self._server.authenticated(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -209,7 +222,7 @@ class _ServerConnection(asyncio.Protocol):
     # Bytes to requests.
 
     def data_received(self, data: bytes) -> None:
-        self.heard_s = self._loop.time()
+        self.active_s = self._loop.time()
         if self._identity is None:
             data = self._welcome(data)
             if self._identity is None:
@@ -231,7 +244,7 @@ class _ServerConnection(asyncio.Protocol):
         if answer is None:
             return b""
         self._identity, welcome, used = answer
-        self._forget_stranger()
+        self._end_handshake()
         if self._identity.expires_unix_s:
             self._timer = self._loop.call_later(self._identity.expires_unix_s - time.time(), self.close)
         self._transport.write(welcome)
@@ -308,7 +321,7 @@ class _ServerConnection(asyncio.Protocol):
         self._held_bytes += len(payload)
         future = asyncio.ensure_future(result, loop=self._loop)
         self.tasks.add(future)
-        self._server._pending.add(future, method.path, message, self._peer())  # noqa: SLF001
+        self._server.pending.add(future, method.path, message, self._peer())
         future.add_done_callback(partial(self._finished, method, request, len(payload)))
 
     def _finished(
@@ -318,7 +331,7 @@ class _ServerConnection(asyncio.Protocol):
         self.in_flight -= 1
         self._held_bytes -= held
         self.tasks.discard(future)
-        self._server._pending.remove(future)  # noqa: SLF001
+        self._server.pending.remove(future)
         replies: list[bytes] = []
         if future.cancelled():
             _append_error(replies, number, request, Unavailable("the service is stopping"))

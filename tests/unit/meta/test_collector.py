@@ -1,4 +1,4 @@
-"""The collector's patience: what it must leave alone, and until when."""
+"""What the collector must leave alone, and until when."""
 
 from luciola.errors import NotFound
 from luciola.meta import schema
@@ -231,13 +231,13 @@ class TestChainsThatAreAway:
         world.control.down.update(CHAINS)
         for inode, session in inodes:
             world.close_one(inode.id, session, measure=True)
-        calls, patient = world.control.calls, world.control.patient_calls
+        calls, retry = world.control.calls, world.control.retried_calls
         world.run(world.collector.end_abandoned())
         assert world.control.calls - calls <= len(CHAINS) * len(CHAINS)
         calls = world.control.calls
         world.run(world.collector.end_abandoned())
         assert world.control.calls == calls, "all chains are known to be away"
-        assert world.control.patient_calls == patient
+        assert world.control.retried_calls == retry
         world.control.down.clear()
         world.clock.advance(RETRY_S)
         world.run(world.collector.end_abandoned())

@@ -87,7 +87,7 @@ class World:
 
     async def remove_from(self, *contents: int) -> Sequence[ChunkRange]:
         removals = [ChunkRange(content, 1) for content in contents]
-        return await self.control.remove_chunks(CHAIN, removals, limit=10, durable=False, patient=True)
+        return await self.control.remove_chunks(CHAIN, removals, limit=10, durable=False, retry=True)
 
     async def settled(self, task: "asyncio.Task[Any]") -> bool:
         """Whether the request is done without time going on."""

@@ -147,10 +147,10 @@ def test_dead_chain_is_asked_once_for_all_contents_in_quarantine(world):
     quarantine(world, *contents, chains=CHAINS[:2])
     world.clock.advance(2 * DAY_MS / 1000)
     world.control.down.add(CHAINS[0])
-    patient = world.control.patient_calls
+    retry = world.control.retried_calls
     for _ in range(2):
         world.run(world.collector.round())
-    assert world.control.patient_calls == patient
+    assert world.control.retried_calls == retry
     assert all((CHAINS[0], content) in world.control.chunks for content in contents)
     assert not any(world.control.chunks.get((CHAINS[1], content)) for content in contents)
     assert len(quarantined(world)) == len(contents)

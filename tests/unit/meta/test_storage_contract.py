@@ -129,7 +129,7 @@ def side(request: pytest.FixtureRequest) -> Side:
 
 def remove(side: Side, *removals: ChunkRange, limit: int) -> bool:
     """Whether nothing is left to remove."""
-    left = asyncio.run(side.control.remove_chunks(CHAIN, removals, limit=limit, durable=True, patient=False))
+    left = asyncio.run(side.control.remove_chunks(CHAIN, removals, limit=limit, durable=True, retry=False))
     return not left
 
 
@@ -155,11 +155,11 @@ def carry_out(side: Side, operation: tuple[Any, ...], first: int) -> Any:
         case "cut", content, index, length:
             return asyncio.run(control.truncate_chunk(CHAIN, first + content, index=index, length=length))
         case "last", content:
-            return asyncio.run(control.last_chunk(CHAIN, first + content, patient=False))
+            return asyncio.run(control.last_chunk(CHAIN, first + content, retry=False))
         case "remove", removals, limit, durable:
             ranges = [ChunkRange(first + content, index) for content, index in removals]
             left = asyncio.run(
-                control.remove_chunks(CHAIN, ranges, limit=limit, durable=durable, patient=False)
+                control.remove_chunks(CHAIN, ranges, limit=limit, durable=durable, retry=False)
             )
             # Where a removal goes on may be said in several ways.
             return [each.content for each in left]
@@ -194,18 +194,18 @@ def test_a_removal_takes_as_many_chunks_as_it_may_and_says_what_is_left(side: Si
 
 
 def test_the_last_chunk_is_the_one_that_is_there(side: Side) -> None:
-    assert asyncio.run(side.control.last_chunk(CHAIN, 1, patient=False)) is None
+    assert asyncio.run(side.control.last_chunk(CHAIN, 1, retry=False)) is None
     side.put(1, 4, 100)
     asyncio.run(side.control.truncate_chunk(CHAIN, 1, index=2, length=SIZE_MAX))
-    assert asyncio.run(side.control.last_chunk(CHAIN, 1, patient=False)) == LastChunk(4, 100)
+    assert asyncio.run(side.control.last_chunk(CHAIN, 1, retry=False)) == LastChunk(4, 100)
     assert remove(side, ChunkRange(1, 3), limit=10)
-    assert asyncio.run(side.control.last_chunk(CHAIN, 1, patient=False)) == LastChunk(2, SIZE_MAX)
+    assert asyncio.run(side.control.last_chunk(CHAIN, 1, retry=False)) == LastChunk(2, SIZE_MAX)
 
 
 def test_a_chain_that_is_not_served_is_named(side: Side) -> None:
     side.stop()
     with pytest.raises(Unavailable) as refused:
-        asyncio.run(side.control.last_chunk(CHAIN, 1, patient=False))
+        asyncio.run(side.control.last_chunk(CHAIN, 1, retry=False))
     assert refused.value.fields["chain"] == str(CHAIN)
     with pytest.raises(Unavailable) as refused:
         remove(side, ChunkRange(1, 0), limit=1)

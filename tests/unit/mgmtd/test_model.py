@@ -46,7 +46,7 @@ class Manager:
             data = dict(zip(("data", "updates"), held, strict=False))
             request.targets.add(id=target, chain=target // 1000, chain_version=version, state=state, **data)
         self.keep(self.model.registration(request.node))
-        return self.model.hear(request, now_s=self.now_s)
+        return self.model.receive(request, now_s=self.now_s)
 
     @property
     def states(self) -> dict[int, Public]:
@@ -652,7 +652,7 @@ def test_tables_are_created_once(manager):
 def test_no_lease_is_granted_after_a_start_before_every_holder_of_replicas_has_reported(manager):
     again = manager.restart()
     assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms == 0
-    assert again.model.unheard(again.now_s) == [TAIL]
+    assert again.model.silent_nodes(again.now_s) == [TAIL]
     assert again.beat(TAIL, (target(TAIL), 1, UPTODATE)).lease_ms > 0
     assert again.beat(HEAD, (target(HEAD), 1, UPTODATE)).lease_ms > 0
 

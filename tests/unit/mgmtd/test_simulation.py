@@ -133,7 +133,7 @@ class World:
             change = self.model.registration(request.node)
             if change:
                 self.keep(change)
-            heard = self.model.hear(request, now_s=self.now)
+            heard = self.model.receive(request, now_s=self.now)
         except (Conflict, InvalidArgument):
             return
         reply = (

@@ -12,7 +12,7 @@ def test_slow_chunks_are_logged_a_bounded_number_at_a_time(caplog):
     caplog.set_level(logging.WARNING)
     node = FakeNode(1, {})
     node.stuck = {f"chunk {number}": 12.0 for number in range(LINES_MAX + 3)} | {"quick": 0.1}
-    asyncio.run(slow_ops.look(Engine(node), patience_s=10.0))
+    asyncio.run(slow_ops.look(Engine(node), slow_s=10.0))
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
         *(f"slow update: chunk {number}" for number in range(LINES_MAX)),

@@ -301,7 +301,7 @@ def test_request_that_takes_long_is_named_until_it_is_answered(caplog, monkeypat
         reply_of(raw)
         raw.sendall(frame(methods.Meta.lookup.lane, LOOKUP.SerializeToString()))
         reply_of(raw)
-        assert not server._pending._waiting
+        assert not server.pending._waiting
         raw.close()
 
 
@@ -481,7 +481,7 @@ def test_slow_handshake_is_cut_off():
         raw.close()
 
 
-def test_strangers_cannot_lock_friends_out():
+def test_unauthenticated_connections_cannot_lock_clients_out():
     with serving(handshake_s=60) as (server, _):
         strangers = [connect(server) for _ in range(lane_server.HANDSHAKES_MAX + 20)]
         with client(server) as lane_client:

@@ -69,7 +69,7 @@ def talk(test):
         result = test(connection, pipe)
         connection.connection_lost(None)
         assert server.connection_count == 0
-        assert not server._strangers
+        assert not server._unauthenticated
         return result
 
     return asyncio.run(main())
@@ -115,7 +115,7 @@ def test_bytes_without_a_handshake_get_a_refusal_or_nothing(data, places):
         pipe.written.clear()
         feed(connection, pipe, data, places)
         assert bytes(pipe.written) in (b"", handshake.REFUSAL)
-        assert connection._server._methods  # the server is whole
+        assert connection._server.methods  # the server is whole
         if not pipe.closed:
             assert len(connection._buffer) <= handshake.ANSWER_BYTES_MAX
         return pipe.closed
