@@ -50,26 +50,49 @@ FOREIGN_ATTRIBUTES: Final = ("security.selinux",)
 UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EPERM, errno.EACCES)
 
 
+class Status(Protocol):
+    """What a copy reads of `lstat`: `os.stat_result` has it, and so has `client.Stat`."""
+
+    @property
+    def st_mode(self) -> int: ...
+    @property
+    def st_size(self) -> int: ...
+    @property
+    def st_nlink(self) -> int: ...
+    @property
+    def st_uid(self) -> int: ...
+    @property
+    def st_gid(self) -> int: ...
+    @property
+    def st_dev(self) -> int: ...
+    @property
+    def st_ino(self) -> int: ...
+    @property
+    def st_atime_ns(self) -> int: ...
+    @property
+    def st_mtime_ns(self) -> int: ...
+
+
 class Side(Protocol):
     """What a copy needs of a file system. LocalFileSystem and FileSystem both have it."""
 
-    def lstat(self, path: str) -> Any: ...
+    def lstat(self, path: str) -> Status: ...
     def open(self, path: str, mode: str) -> Any: ...
     def listdir(self, path: str) -> list[str]: ...
     @property
     def scandir(self) -> Any: ...  # overloaded in `os`
     def listxattr(self, path: str, /) -> list[str]: ...
     def getxattr(self, path: str, attribute: str, /) -> bytes: ...
-    def setxattr(self, path: str, attribute: str, value: bytes, /) -> Any: ...
-    def mkdir(self, path: str, mode: int = ...) -> Any: ...
-    def readlink(self, path: str) -> Any: ...
-    def symlink(self, target: str, path: str) -> Any: ...
-    def link(self, source: str, path: str) -> Any: ...
-    def replace(self, source: str, path: str) -> Any: ...
-    def remove(self, path: str) -> Any: ...
-    def chmod(self, path: str, mode: int) -> Any: ...
-    def chown(self, path: str, uid: int, gid: int, *, follow_symlinks: bool = ...) -> Any: ...
-    def utime(self, path: str, *, ns: tuple[int, int], follow_symlinks: bool = ...) -> Any: ...
+    def setxattr(self, path: str, attribute: str, value: bytes, /) -> object: ...
+    def mkdir(self, path: str, mode: int = ...) -> object: ...
+    def readlink(self, path: str) -> str: ...
+    def symlink(self, target: str, path: str) -> object: ...
+    def link(self, source: str, path: str) -> object: ...
+    def replace(self, source: str, path: str) -> object: ...
+    def remove(self, path: str) -> object: ...
+    def chmod(self, path: str, mode: int) -> object: ...
+    def chown(self, path: str, uid: int, gid: int, *, follow_symlinks: bool = ...) -> object: ...
+    def utime(self, path: str, *, ns: tuple[int, int], follow_symlinks: bool = ...) -> object: ...
 
 
 @dataclass
@@ -277,7 +300,7 @@ def _sizes(side: Side, path: str) -> Iterator[int]:
                 yield status.st_size
 
 
-def _children(side: Side, path: str) -> list[tuple[str, str, Any]]:
+def _children(side: Side, path: str) -> list[tuple[str, str, Status]]:
     """(name, path, status) of each entry of a directory, by name."""
     with side.scandir(path) as entries:
         return sorted(
@@ -329,7 +352,7 @@ class Copier:
                 workers.shutdown(cancel_futures=True)
                 raise
 
-    def _copy(self, source: str, target: str, info: Any, workers: ThreadPoolExecutor) -> None:
+    def _copy(self, source: str, target: str, info: Status, workers: ThreadPoolExecutor) -> None:
         if modes.S_ISDIR(info.st_mode):
             self._directory(source, target, info, workers)
         elif modes.S_ISLNK(info.st_mode):
@@ -339,13 +362,13 @@ class Copier:
         else:
             self._tally.skip(f"skipped {source}: not a file, directory or symbolic link")
 
-    def _directory(self, source: str, target: str, info: Any, workers: ThreadPoolExecutor) -> None:
+    def _directory(self, source: str, target: str, info: Status, workers: ThreadPoolExecutor) -> None:
         try:
             self._target.mkdir(target, 0o700)
         except FileExistsError:
             if not _is_directory(self._target, target):
                 raise
-        single: list[tuple[str, str, Any]] = []
+        single: list[tuple[str, str, Status]] = []
         for name, child, status in _children(self._source, source):
             path = os.path.join(target, name)
             # Files with several names are copied in order: the second name links to the first.
@@ -359,7 +382,7 @@ class Copier:
         self._tally.add(directories=1)
         self._attributes(source, target, info)
 
-    def _symlink(self, source: str, target: str, info: Any) -> None:
+    def _symlink(self, source: str, target: str, info: Status) -> None:
         temporary = temp_beside(target)
         self._target.symlink(os.fsdecode(self._source.readlink(source)), temporary)
         self._target.replace(temporary, target)
@@ -367,7 +390,7 @@ class Copier:
         self._owner(target, info)
         self._target.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
 
-    def _file(self, source: str, target: str, info: Any) -> None:
+    def _file(self, source: str, target: str, info: Status) -> None:
         key = (info.st_dev, info.st_ino)
         if info.st_nlink > 1 and key in self._links:
             temporary = temp_beside(target)
@@ -385,7 +408,7 @@ class Copier:
         if info.st_nlink > 1:
             self._links[key] = target
 
-    def _is_copied(self, target: str, info: Any) -> bool:
+    def _is_copied(self, target: str, info: Status) -> bool:
         try:
             there = self._target.lstat(target)
         except FileNotFoundError:
@@ -393,7 +416,7 @@ class Copier:
         same = (there.st_size, there.st_mtime_ns) == (info.st_size, info.st_mtime_ns)
         return modes.S_ISREG(there.st_mode) and same
 
-    def _whole(self, source: str, target: str, info: Any) -> None:
+    def _whole(self, source: str, target: str, info: Status) -> None:
         temporary = temp_beside(target)
         try:
             self._contents(source, temporary)
@@ -430,7 +453,7 @@ class Copier:
             buffer = self._local.buffer = memoryview(bytearray(COPY_BYTES))
         return buffer
 
-    def _attributes(self, source: str, target: str, info: Any) -> None:
+    def _attributes(self, source: str, target: str, info: Status) -> None:
         self._extended(source, target)
         self._owner(target, info)
         self._target.chmod(target, modes.S_IMODE(info.st_mode))
@@ -453,7 +476,7 @@ class Copier:
                     raise
                 self._tally.skip(f"lost attribute {name} of {source}: {os.strerror(error.errno)}")
 
-    def _owner(self, target: str, info: Any) -> None:
+    def _owner(self, target: str, info: Status) -> None:
         # As `cp -a`: only root gives files away.
         with contextlib.suppress(PermissionError):
             self._target.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)

@@ -3,7 +3,7 @@
 import asyncio
 import datetime as dt
 import sys
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..errors import Error
 from ..meta.layout import chain_of
 from ..meta.quarantine import CONTENT_MAX, CONTENTS_MAX
 from ..wire import methods
+from ..wire.methods import Method, Reply, Request
 from ..wire.pb import meta_pb2, mgmtd_pb2, storage_pb2
 from .consistency import (
     KEPT_MAX,
@@ -262,22 +263,24 @@ class Check:
     async def _collect_names(self) -> None:
         names = self._names
         names.clear()
-        for method, add in (
-            (methods.Meta.scan_inodes, names.add_inodes),
-            (methods.Meta.scan_dentries, names.add_entries),
-            (methods.Meta.scan_removed, names.add_removed),
-            (methods.Meta.scan_quarantined, names.add_quarantined),
-        ):
-            batch: list[Any] = []
-            async for item in self._scan(method):
-                batch.append(item)
-                if len(batch) == BATCH:
-                    add(batch)
-                    batch.clear()
-            add(batch)
+        await self._scan_into(methods.Meta.scan_inodes, names.add_inodes)
+        await self._scan_into(methods.Meta.scan_dentries, names.add_entries)
+        await self._scan_into(methods.Meta.scan_removed, names.add_removed)
+        await self._scan_into(methods.Meta.scan_quarantined, names.add_quarantined)
         names.finish()
 
-    async def _scan(self, method: Any) -> AsyncIterator[Any]:
+    async def _scan_into(
+        self, method: Method[meta_pb2.ScanRequest, Reply], add: Callable[[list[Reply]], None]
+    ) -> None:
+        batch: list[Reply] = []
+        async for item in self._scan(method):
+            batch.append(item)
+            if len(batch) == BATCH:
+                add(batch)
+                batch.clear()
+        add(batch)
+
+    async def _scan(self, method: Method[meta_pb2.ScanRequest, Reply]) -> AsyncIterator[Reply]:
         address = address_of(self._routing, mgmtd_pb2.NODE_META)
         async for item in self._manager.clients.stream(
             address, method, meta_pb2.ScanRequest(), timeout_s=SCAN_S
@@ -335,7 +338,7 @@ class Check:
     async def _quarantined(self) -> list[meta_pb2.QuarantinedContent]:
         return [each async for each in self._scan(methods.Meta.scan_quarantined)]
 
-    async def _call_meta(self, method: Any, request: Any) -> None:
+    async def _call_meta(self, method: Method[Request, Reply], request: Request) -> None:
         address = address_of(self._routing, mgmtd_pb2.NODE_META)
         await self._manager.clients.call(address, method, request, timeout_s=CALL_S)
 

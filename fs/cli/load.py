@@ -21,6 +21,7 @@ from ..errors import InvalidArgument
 from ..meta.dump import kind_of
 from ..meta.load_checks import RecordChecks
 from ..wire import methods
+from ..wire.methods import Method, Reply, Request
 from ..wire.pb import meta_pb2, mgmtd_pb2
 from ..wire.pb.common_pb2 import Caller, Empty
 from .administration import ClusterTarget, cluster_options
@@ -97,7 +98,7 @@ class Loader:
         request = meta_pb2.FinishLoadRequest(load=self._request.load, trailer=trailer)
         await self._call(methods.Meta.finish_load, request, END_S)
 
-    async def _call(self, method: Any, request: Any, timeout_s: float) -> Any:
+    async def _call(self, method: Method[Request, Reply], request: Request, timeout_s: float) -> Reply:
         return await self._manager.clients.call(self._address, method, request, timeout_s=timeout_s)
 
 

@@ -12,7 +12,7 @@ import click
 
 from ...errors import InvalidArgument
 from ...units import format_bytes
-from ..copy import Copier, Tally, signals_as_exceptions
+from ..copy import Copier, Side, Tally, signals_as_exceptions
 from ..datadir import Shape, running_shape
 from ..mgmtd_client import MgmtdClient
 from ..options import data_option, json_option
@@ -276,7 +276,7 @@ def _restore_path(
     repository.check_database(manifest)
     tally = Tally()
 
-    def copy(target: Any, target_path: str) -> None:
+    def copy(target: Side, target_path: str) -> None:
         if _exists(target, target_path):
             raise InvalidArgument("there is something already: name a new path", path=into)
         with opened(repository.database(manifest.number)) as base, PackReader(repository) as packs:
@@ -301,7 +301,7 @@ def _restore_path(
         sys.exit(1)
 
 
-def _exists(side: Any, path: str) -> bool:
+def _exists(side: Side, path: str) -> bool:
     try:
         side.lstat(path)
     except FileNotFoundError:

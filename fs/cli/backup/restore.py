@@ -12,12 +12,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ...client.chunks import crc32c
 from ...errors import CorruptData, Unsupported
 from ...meta.layout import chain_of
 from ...wire import methods
+from ...wire.methods import Method, Reply, Request
 from ...wire.pb import meta_pb2 as pb
 from ...wire.pb import mgmtd_pb2
 from ...wire.pb.meta_pb2 import REGULAR, DumpRecord, Inode
@@ -188,7 +189,7 @@ class Restore:
                     count += self._expected.execute(query, key).fetchone()[0]
         return count
 
-    async def _call_meta(self, method: Any, request: Any) -> Any:
+    async def _call_meta(self, method: Method[Request, Reply], request: Request) -> Reply:
         address = address_of(self._source.routing, mgmtd_pb2.NODE_META)
         return await self._manager.clients.call(address, method, request, timeout_s=CALL_S)
 

@@ -154,7 +154,7 @@ class Entry:
     name: str
     inode: Inode
 
-    def stat(self, *, follow_symlinks: bool = True) -> Any:  # noqa: ARG002, of os.DirEntry
+    def stat(self, *, follow_symlinks: bool = True) -> SimpleNamespace:  # noqa: ARG002, of os.DirEntry
         return _status(self.inode)
 
 
@@ -165,7 +165,7 @@ class BackupFiles:
         self._tree = tree
         self._packs = packs
 
-    def lstat(self, path: str) -> Any:
+    def lstat(self, path: str) -> SimpleNamespace:
         return _status(self._tree.find(path))
 
     def listdir(self, path: str) -> list[str]:
@@ -236,7 +236,7 @@ class BackupFile:
         return found or bytes(count)
 
 
-def _status(inode: Inode) -> Any:
+def _status(inode: Inode) -> SimpleNamespace:
     return SimpleNamespace(
         st_mode=KINDS[inode.type] | inode.permissions,
         st_size=inode.length,
