@@ -180,7 +180,7 @@ def test_backup_while_programs_write_is_of_one_moment_and_restores_into_another_
         between = writer.count
         manifest = take(source, backups)
         last = writer.count
-    assert first < between < last, "programs go on"
+    assert first < between < last, "programs keep running"
     assert manifest["copied_bytes"] < 10 * CHUNK, "what changed"
     expected = described(tree)
     with restored(tmp_path / "target", backups) as mountpoint:

@@ -78,7 +78,7 @@ class Load:
         target = self.rounds + rounds
         deadline = time.monotonic() + limit_s
         while self.rounds < target and not self.failures:
-            assert time.monotonic() < deadline, "the load does not go on"
+            assert time.monotonic() < deadline, "the load makes no progress"
             time.sleep(0.05)
         assert self.failures == []
 

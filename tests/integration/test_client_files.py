@@ -232,7 +232,7 @@ def test_a_small_file_outgrown_by_one_client_keeps_what_the_other_wrote(fs, othe
 
 @pytest.mark.parametrize("at_once", [False, True])
 def test_two_clients_that_outgrow_one_small_file_keep_both_writes(fs, other, base, at_once):
-    """Each has bytes beyond the inode before the other has told of its own: one of them moves an older file."""
+    """Each has bytes beyond the inode before the other has reported its own: one of them moves an older file."""
     for number in range(4):
         path = f"{base}/{number}"
         expected = bytearray(noise(4000, number)) + bytes(200_000)

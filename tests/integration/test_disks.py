@@ -178,7 +178,7 @@ def _can_write(path: Path, size: int) -> bool:
 
 @contextmanager
 def lying_disk(directory: Path, backing: Path) -> Iterator[None]:
-    """A disk that takes whatever it is given and fails when it has to keep it: a file system in a sparse file, on
+    """A disk that accepts every write and fails when it has to keep it: a file system in a sparse file, on
     another one that is too small for it."""
     backing.mkdir()
     directory.mkdir(parents=True)
@@ -217,7 +217,7 @@ def test_a_disk_that_fails_when_it_must_keep_something_loses_nothing(tmp_path: P
             files[f"file-{index}"] = content
         until(lambda: states(cluster, 201) == {"offline"}, timeout_s=180, what="the node to be taken out")
         (process,) = [each for each in cluster.services("storage") if str(each["id"]) == "201"]
-        assert process["pid"], "it goes on, without serving, until somebody has looked at its disk"
+        assert process["pid"], "it keeps running, without serving, until an operator has looked at its disk"
         assert contents(cluster.mountpoint, files) == files
     # The disk has been replaced.
     with cluster:

@@ -1,4 +1,4 @@
-"""Nobody in without the secret: every door of a running cluster, tried as another user of the same machine.
+"""No access without the secret: every address of a running cluster, tried as another user of the same machine.
 
 Doors are not listed by hand: they are found by looking at what the cluster's processes hold open.
 """

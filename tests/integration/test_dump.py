@@ -66,7 +66,7 @@ def tree(root: Path, *, without: tuple[str, ...] = ()) -> dict[str, tuple[Any, .
 
 
 class Writer(threading.Thread):
-    """Appends to a file, and makes and renames others, until it is told to stop."""
+    """Appends to a file, and makes and renames others, until it is stopped."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         super().__init__()

@@ -272,7 +272,7 @@ def test_cat_of_several(fs: LuciolaFileSystem, top: str) -> None:
 
 
 class Counting(Callback):
-    """What a progress bar would be told."""
+    """What a progress bar would get."""
 
 
 def test_files_come_and_go_with_their_progress(fs: LuciolaFileSystem, top: str, tmp_path) -> None:

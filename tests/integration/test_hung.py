@@ -1,4 +1,4 @@
-"""A storage process that hangs: others take over, and it is ended so that nobody waits for it."""
+"""A storage process that hangs: others take over, and it is killed so that no client waits for it."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from cluster import LocalCluster, until
 
 pytestmark = [pytest.mark.mount, pytest.mark.root, pytest.mark.slow]
-PAUSE_S_MAX = 60.0  # lease 3 s, patience 2 s, restart; the rest is for a busy machine
+PAUSE_S_MAX = 60.0  # lease 3 s, detection 2 s, restart; the rest is for a busy machine
 
 
 def now(cluster: LocalCluster, service: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_hanging_node_is_killed_and_writers_continue(tmp_path: Path) -> None:
                 what="another process in its place",
             )
             reached = len(pauses)
-            until(lambda: len(pauses) > reached + 4, what="writers to go on")
+            until(lambda: len(pauses) > reached + 4, what="writers to continue")
         finally:
             ended.set()
             for writer in writers:
@@ -70,7 +70,7 @@ def test_readers_continue_beside_a_hanging_node(tmp_path: Path) -> None:
         for path in names:
             path.write_bytes(content)
         supervisor = json.loads((cluster.data / "run" / "state.json").read_text())["pid"]
-        stopped = [supervisor, cluster.services("storage")[1]["pid"]]  # nobody ends the node
+        stopped = [supervisor, cluster.services("storage")[1]["pid"]]  # no supervisor kills the node
         try:
             for process in stopped:
                 os.kill(process, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Clients that the cluster has not heard for their session timeout, and that come back."""
+"""Clients that are silent for their session timeout, and that come back."""
 
 import errno
 import os
@@ -49,7 +49,7 @@ def write_sessions(cluster: LocalCluster) -> int:
 
 @pytest.fixture
 def writer(cluster: LocalCluster) -> Iterator[subprocess.Popen[str]]:
-    """A program that has a file open and waits for a line before it goes on."""
+    """A program that has a file open and waits for a line before it continues."""
     command = [sys.executable, "-c", WRITER, str(cluster.data)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

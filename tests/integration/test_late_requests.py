@@ -1,4 +1,4 @@
-"""Metadata requests that come late: a connection stalls, its client gives up and goes on over another one."""
+"""Metadata requests that come late: a connection stalls, its client gives up and uses another one."""
 
 import asyncio
 import threading
@@ -48,7 +48,7 @@ class Manager:
     def __getattr__(self, name: str) -> Any:
         if name not in vars(methods.Mgmtd):
             raise AttributeError(name)
-        return lambda request, identity: pytest.fail(f"nobody calls {name} here")
+        return lambda request, identity: pytest.fail(f"unexpected call of {name}")
 
     async def clients(self) -> None:
         return None

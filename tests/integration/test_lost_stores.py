@@ -253,7 +253,10 @@ def test_copy_of_a_storage_directory_made_while_its_node_ran_is_refused(tmp_path
         write(cluster, "file", "after!" * 1000)
         with connect(str(cluster.data)) as fs, fs.open("/file", "r+b") as file:
             file.fsync()
-        for change in (("disable", "--yes"), ("enable",)):  # after which mgmtd has heard of the node again
+        for change in (
+            ("disable", "--yes"),
+            ("enable",),
+        ):  # after which mgmtd has a heartbeat of the node again
             luciola("node", *change, "201", "--data", str(cluster.data))
         cluster.wait_healthy()
     copy_sparse(store, newest)

@@ -168,7 +168,7 @@ class Client:
         self.cluster.write(chains[index % len(chains)], inode.content, index, length)
 
     def extend_session(self, *, leaving: bool = False) -> None:
-        """Tells mgmtd that this client lives."""
+        """Extend the session of this client with mgmtd."""
         self.cluster.mgmtd(
             methods.Mgmtd.extend_client,
             mgmtd_pb2.ExtendClientRequest(client=self.id, kind=mgmtd_pb2.NODE_CLIENT, leaving=leaving),
@@ -182,7 +182,7 @@ def cluster(tmp_path_factory):
 
 
 class Worker(threading.Thread):
-    """Creates, renames and removes in a directory of its own, and remembers what it was told."""
+    """Creates, renames and removes in a directory of its own, and remembers the replies."""
 
     def __init__(self, cluster: MetaCluster, number: int) -> None:
         super().__init__()

@@ -138,7 +138,7 @@ def test_state_survives_kill_and_clean_stop(cluster):
         assert after.bootstrapping
         assert without_life(after) == without_life(before)
         beats = [beat(cluster, node, sequence=2, chains=after.chains) for node in (11, 12, 13)]
-        assert [reply.lease_ms for reply in beats] == [0, 0, 3000]  # none before all have been heard
+        assert [reply.lease_ms for reply in beats] == [0, 0, 3000]  # none before all have reported
         process.send_signal(signal.SIGTERM)
         assert process.wait(START_S) == 0
     with running(cluster):

@@ -251,7 +251,7 @@ def test_attributes_of_a_file_being_made_are_seen_before_what_is_moved_and_after
     os.fchmod(descriptor, 0o755)
     until(lambda: (place / "moved").stat().st_mode & 0o777 == 0o755, what="the mode by age")
     os.fchmod(descriptor, 0o700)
-    assert (place / "moved").stat().st_mode & 0o777 == 0o700, "what takes access away is told at once"
+    assert (place / "moved").stat().st_mode & 0o777 == 0o700, "what takes access away is synced at once"
     os.close(descriptor)
     moved.unlink()
     luciola("umount", str(place))

@@ -113,7 +113,7 @@ def test_node_that_dies_unreported_is_noticed_by_its_lease(cluster):
 
 
 def test_stopped_process_serves_nothing_after_its_lease(cluster):
-    """SIGSTOP for longer than the lease: the others go on, and the sleeper must not answer with old state."""
+    """SIGSTOP for longer than the lease: the others continue, and the stopped node must not answer with old state."""
     fill(cluster, chunks=2)
     victim = 3
     chains = [c for c in cluster.chains().values() if any(t.node == victim for t in c.targets)]
@@ -139,7 +139,7 @@ def test_stopped_process_serves_nothing_after_its_lease(cluster):
 
 
 def test_clean_stop_hands_over_at_once_and_exits_with_0(tmp_path):
-    """With leases that outlast all patience."""
+    """With leases that outlast every deadline."""
     lease_ms = int(2 * WAIT_S * 1000)
     config = f"[mgmtd]\nlease_ms = {lease_ms}\nbootstrap_ms = {2 * lease_ms}\n"
     with StorageCluster(tmp_path, config=config) as cluster:

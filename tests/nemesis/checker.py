@@ -3,16 +3,16 @@ its return, so that a sequential object would have answered as it did.
 
 The search is that of Wing and Gong as Lowe made it ("Testing for linearizability", just-in-time linearization): events
 are taken in the order of time, and a set of configurations says what may have happened so far. A configuration is the
-state of the object and the calls under way that have taken effect. When a call returns, every configuration in which it
-has not taken effect is continued by calls under way until it has; where that is impossible the configuration is
+state of the object and the calls in flight that have taken effect. When a call returns, every configuration in which it
+has not taken effect is continued by calls in flight until it has; where that is impossible the configuration is
 dropped, and when none is left the history is refused. It is sound and complete: a history is accepted if and only if
 it is linearizable. Histories of different objects are checked one by one, which loses nothing (Herlihy and Wing,
 theorem 1).
 
-A call whose outcome is unknown stays under way for ever: it may take effect at any moment after its beginning, or
+A call whose outcome is unknown stays in flight indefinitely: it may take effect at any moment after its beginning, or
 never. So of two configurations that differ in such calls alone, whatever continues one also continues the one in which
 fewer have taken effect. If they differ in reads, which change nothing, it continues the one in which more have. The
-other one is dropped, which loses nothing either, and keeps sets of calls under way from multiplying. And two whose
+other one is dropped, which loses nothing either, and keeps sets of calls in flight from multiplying. And two whose
 states differ only in what a later call may choose from become one that may choose from both (`Model.joined`).
 
 A search that has tried `EXPANSIONS_MAX` steps ends without a verdict, which counts as a failure: a number of steps, so
@@ -115,7 +115,7 @@ class _Search:
 
     def __init__(self, model: Model, history: Sequence[Operation], expansions_max: int) -> None:
         self._model, self._history = model, history
-        self._pending: dict[int, int] = {}  # index of a call under way to its bit
+        self._pending: dict[int, int] = {}  # index of a call in flight to its bit
         unknown = sum(1 << index for index, each in enumerate(history) if each.returned_ns is None)
         reads = sum(1 << index for index, each in enumerate(history) if model.is_read(each))
         self._least = partial(_Least, model, unknown & ~reads, reads)
@@ -162,7 +162,7 @@ class _Search:
         """The configurations after one more call; only one if that is a read.
 
         A read that fits takes effect at once: what could follow without it can follow after it. A call of an unknown
-        outcome that would change nothing is left under way.
+        outcome that would change nothing is left in flight.
         """
         if self._expansions_left == 0:
             raise _TooLong
@@ -186,7 +186,7 @@ class _Search:
         states = sorted({repr(state) for _, state in self._last})
         return (
             f"{operation} returned at {moment}, which no order of calls explains; possible states before: "
-            f"{', '.join(states[:8])}; under way: {under_way}"
+            f"{', '.join(states[:8])}; in flight: {under_way}"
         )
 
 

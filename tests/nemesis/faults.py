@@ -30,7 +30,7 @@ from luciola.wire.pb import mgmtd_pb2
 from .machines import Machine, Machines, Service, drop, heal, until
 
 HEALTHY_S: Final = 200.0  # after the last fault, on a busy machine
-STALL_S: Final = 0.5  # before a blackout: syncs are under way then, and nothing is flushed any more
+STALL_S: Final = 0.5  # before a blackout: syncs are in flight then, and nothing is flushed any more
 RECOVERY_S: Final = 20.0  # in which a node that was started is brought up to date, or was already
 
 
@@ -43,7 +43,7 @@ class Fault:
     other: str  # a second machine, for `one way`
     after_s: float
     hold_s: float
-    is_reported: bool  # a supervisor tells mgmtd of the end of a process
+    is_reported: bool  # a supervisor reports the end of a process to mgmtd
 
     def __str__(self) -> str:
         other = f" to {self.other}" if self.kind == "one way" else ""

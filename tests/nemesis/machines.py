@@ -5,7 +5,7 @@ file that is bound over /proc/sys/kernel/random/boot_id, and what is started on 
 of power is one: processes are killed, the file system is shut down without its journal, and what comes back has
 another kernel and another boot clock. Packets between machines are forwarded here, where rules of routing drop them.
 
-The program that makes machines has to run in namespaces of its own (`in_namespaces`): whatever it leaves ends with it.
+The program that makes machines has to run in namespaces of its own (`in_namespaces`): all that it leaves ends with it.
 """
 
 import contextlib
@@ -144,7 +144,7 @@ class Machine:
         until(lambda: self.does("umount", str(self.directory)), f"the disk of {self.name} to be unmounted")
 
     def freeze_disk(self) -> None:
-        """Let whatever changes the disk wait, until `thaw_disk`."""
+        """Block all changes of the disk until `thaw_disk`."""
         self._control(FREEZE, bytes(4))
 
     def thaw_disk(self) -> None:
@@ -382,7 +382,7 @@ class Machines:
         return bool(states) and all(state == mgmtd_pb2.SERVING for _, state in states)
 
     def report_ended(self, service: Service, pid: int) -> None:
-        """Tell mgmtd that a process has ended, as a supervisor does, if it answers."""
+        """Report the end of a process to mgmtd, as a supervisor does, if it answers."""
         routing = self.routing()
         records = (
             [] if routing is None else [n for n in routing.nodes if (n.id, n.pid) == (service.node, pid)]

@@ -97,7 +97,7 @@ def split_appends(history: Sequence[Operation]) -> list[Operation]:
 class Names(Plain):
     """Names of a directory, each with the number of its inode.
 
-    A file whose creation has an unknown outcome has an unknown inode, until somebody sees it.
+    A file whose creation has an unknown outcome has an unknown inode, until a read shows it.
     """
 
     initial: Hashable = ()  # sorted pairs of name and inode
@@ -186,7 +186,7 @@ class Durable:
         return left, now
 
     def joined(self, state: Hashable, other: Hashable) -> Hashable:
-        """A loss chooses one state of the past, whatever else is there: each stays for as long as in one of both."""
+        """A loss chooses one state of the past, independent of the others: each stays for as long as in one of both."""
         left, now, past = state  # type: ignore[misc]
         _, _, other_past = other  # type: ignore[misc]
         if other_past <= past:
@@ -217,7 +217,7 @@ class Durable:
 
 
 def without_unseen_writes(history: Sequence[Operation]) -> list[Operation]:
-    """The history without writes of an unknown outcome whose value nobody read: it is valid just if this one is.
+    """The history without writes of an unknown outcome whose value was never read: it is valid just if this one is.
 
     For registers and logs: such a write may have had no effect, and what is explained with its effect is explained
     without.
@@ -248,7 +248,7 @@ def check_close_to_open(history: Sequence[Operation]) -> Verdict:
             continue
         source = writes.get(read.result)
         if source is None and read.result not in (ZERO, ABSENT):
-            return Verdict(Outcome.INVALID, f"{read} saw what nobody wrote")
+            return Verdict(Outcome.INVALID, f"{read} saw a value that was never written")
         if source is not None and read.precedes(source):
             return Verdict(Outcome.INVALID, f"{read} saw {source}, which began later")
         for other in writes.values():

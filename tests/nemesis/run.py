@@ -47,7 +47,7 @@ DEADLINE_S: Final = 55.0  # `deadline_ms` of clients, 60 s, less what a request 
 LOST_SEEN_NS: Final = 10**10  # after a loss of names: by then programs have used every file that was open
 KILLS_MOUNTS: Final = {"kill", "reboot", "power", "blackout"}
 SEPARATES_CLIENTS: Final = set(WEIGHTS) - {"full"}  # from mgmtd, for longer than `client_session_timeout_ms`
-END_S: Final = 120.0  # in which a program ends the call that is under way: longer than clients try
+END_S: Final = 120.0  # in which a program ends the call in flight: longer than clients try
 STALENESS_MS: Final = 1000  # `attribute_timeout_ms` of the mount with close-to-open consistency
 STALENESS_SLACK_NS: Final = (
     200 * 10**6

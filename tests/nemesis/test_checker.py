@@ -99,7 +99,7 @@ DURABLE = {
         True,
         [write(0, 3, 1), sync(2, 4), power_loss(5, 6), read(7, 8, 0)],
     ),
-    "a write beside the sync that somebody saw may go": (
+    "a write beside the sync that a reader saw may go": (
         True,
         [write(0, 6, 1), read(1, 2, 1), sync(3, 4), power_loss(7, 8), read(9, 10, 0)],
     ),
@@ -184,7 +184,7 @@ NAMES = {
         [create(0, 5, "a", 7), create(0, 5, "a", "EEXIST"), stat(6, 7, "a", 7)],
     ),
     "both win": (False, [create(0, 5, "a", 7), create(0, 5, "a", 8)]),
-    "nobody wins": (False, [create(0, 5, "a", "EEXIST"), create(0, 5, "a", "EEXIST")]),
+    "none wins": (False, [create(0, 5, "a", "EEXIST"), create(0, 5, "a", "EEXIST")]),
     "the name is gone": (False, [create(0, 1, "a", 7), stat(2, 3, "a", "ENOENT")]),
     "renamed, and at one of two places": (
         True,
@@ -238,7 +238,7 @@ CLOSE_TO_OPEN = {
     "older of two": (False, [write(0, 1, 1), write(2, 3, 2), read(4, 5, 1)]),
     "either of two that overlap": (True, [write(0, 3, 1), write(1, 4, 2), read(5, 6, 1)]),
     "new and then old, beside the write": (True, [write(0, 9, 1), read(1, 2, 1), read(3, 4, 0)]),
-    "what nobody wrote": (False, [read(0, 1, 5)]),
+    "a value that was never written": (False, [read(0, 1, 5)]),
     "what is written later": (False, [read(0, 1, 5), write(2, 3, 5)]),
     "unknown write": (True, [write(0, None, 1), write(2, 3, 2), read(4, 5, 1)]),
 }
@@ -366,7 +366,7 @@ class SimulatedDirectory:
         self._end(fault)
 
     def _call(self, at: int, number: int) -> None:
-        """Calls take effect in order; each begins before and returns after, or nobody knows."""
+        """Calls take effect in order; each begins before and returns after, or its outcome is unknown."""
         choose = self.choose
         begins, returns = at - choose.randrange(300), at + choose.randrange(300)
         unknown = choose.random() < 0.03
@@ -395,7 +395,7 @@ class SimulatedDirectory:
             del self.past[: max(kept, default=0)]
 
     def _lose_power(self, at: int) -> None:
-        """Any state since the last sync; calls that are under way come to nothing or have had their effect."""
+        """Any state since the last sync; calls in flight come to nothing or have had their effect."""
         self.history.append(power_loss(at - 10, at + 10))
         _, names = self.choose.choice(self.past)
         self.names = dict(names)

@@ -3,7 +3,7 @@
 usage: python -m nemesis.workloads KIND CLIENT PLACE --history FILE --seed N --began-ns T
 
 Objects change every few seconds, for all programs at the same moment, so that histories stay short. It ends after
-SIGTERM, when the call under way has returned.
+SIGTERM, when the call in flight has returned.
 
 | KIND | object | calls |
 |---|---|---|

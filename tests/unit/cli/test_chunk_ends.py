@@ -1,4 +1,4 @@
-"""Where the chunks of a content end, whatever the order in which chains list them."""
+"""Where the chunks of a content end, for any order in which chains list them."""
 
 from itertools import permutations
 

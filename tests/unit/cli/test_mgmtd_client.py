@@ -21,7 +21,7 @@ SECRET = bytes(range(32))
 
 
 class Mgmtd:
-    """Fails as often as it is told to, then makes tables."""
+    """Fails as often as asked to, then makes tables."""
 
     def __init__(self, *failures: Error) -> None:
         self.failures, self.tables, self.nodes = list(failures), [], []
@@ -41,7 +41,7 @@ class Mgmtd:
     def __getattr__(self, name):
         if name.startswith("_"):
             raise AttributeError(name)
-        return lambda *_: pytest.fail(f"nobody asks for {name}")
+        return lambda *_: pytest.fail(f"unexpected call of {name}")
 
 
 def run(mgmtd, test):

@@ -1,4 +1,4 @@
-"""`luciola rdma check`: what it makes of a survey, and its real answer on whatever machine this is."""
+"""`luciola rdma check`: what it makes of a survey, and its real answer on this machine."""
 
 import json
 import os
@@ -187,7 +187,7 @@ def test_the_answer_of_this_machine_is_consistent() -> None:
 
 
 def test_without_pyverbs_the_package_is_named() -> None:
-    """A Python that knows no Debian packages at all, whatever this machine has."""
+    """A Python that knows no Debian packages, also where this machine has some."""
     code = (
         "from pathlib import Path\n"
         "from luciola.cli import rdma_survey\n"

@@ -85,7 +85,7 @@ def test_a_signal_handler_that_raises_ends_the_attempt(data):
 
 
 def test_answer_of_another_protocol_is_an_error_within_the_deadline(data):
-    """A program that is no cluster manager: refused within the deadline, and told nothing."""
+    """A program that is no cluster manager: refused within the deadline, and sent nothing secret."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         heard = []
 

@@ -1,4 +1,4 @@
-"""Texts that name files, and the local twin of a cluster's file system. Clusters: tests/integration."""
+"""Texts that name files, and the local counterpart of a cluster's file system. Clusters: tests/integration."""
 
 import io
 import os
@@ -157,7 +157,7 @@ def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
         open_location("luciola://127.0.0.1:1/x")
 
 
-# The local twin: what it gives has the manners of a cluster's files.
+# The local counterpart: its files behave as a cluster's.
 
 
 def test_files(tmp_path):

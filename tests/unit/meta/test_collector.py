@@ -77,7 +77,7 @@ class TestDelays:
 
 class TestTrouble:
     def test_content_in_use_is_never_removed(self, world):
-        """Even if a record says so: here is one that lies."""
+        """Even if a record says so: this one is wrong."""
         inode, _ = world.chunked(b"f", DATA)
         transaction = world.engine.begin()
         transaction.put(schema.garbage_key(1, inode.content), schema.encode_garbage(inode, 1, length=40))

@@ -38,7 +38,7 @@ FLAGS = st.booleans()
 LENGTHS = st.sampled_from([0, 1, 5, INLINE, INLINE + 1, CHUNK - 1, CHUNK, 2 * CHUNK + 1])
 MTIMES = st.sampled_from([0, 7, 8])
 EXPLICIT_NS = 1000  # times below were set, others are the clock's
-# All that a client may be told of a regular file, less its ids and times.
+# All that a reply may show of a regular file, less its ids and times.
 COMPARED = (
     "type",
     "permissions",
@@ -204,13 +204,13 @@ class Both(RuleBasedStateMachine):
             assert getattr(real.layout, name) == getattr(fake.layout, name), name
 
     def pair(self, kind: str, real: int, fake: int) -> None:
-        """Whatever one side tells apart or takes for the same, so does the other."""
+        """What one side distinguishes, or treats as the same, so does the other."""
         assert bool(real) == bool(fake), (kind, real, fake)
         assert self.pairs.setdefault((kind, 0, real), fake) == fake, (kind, real, fake)
         assert self.pairs.setdefault((kind, 1, fake), real) == real, (kind, real, fake)
 
     def look(self, file: File) -> tuple[pb.Inode, pb.Inode]:
-        """The file as somebody sees it who does not write; without a trace."""
+        """The file as a reader sees it; without a trace."""
 
         def stat(side: int) -> pb.StatRequest:
             return pb.StatRequest(path=pb.Path(at=file.ids[side]), exact=True, caller=Caller(client=9))

@@ -54,7 +54,7 @@ class Head:
         reply = self.arrives(request)
         if request.removals[0].content == CONTENT and not self.answering.is_set():
             await self.answering.wait()
-            for _ in range(20):  # others take their steps before the answer is heard
+            for _ in range(20):  # others take their steps before the answer arrives
                 await asyncio.sleep(0)
         return reply
 
@@ -104,7 +104,7 @@ def test_a_request_is_done_only_when_its_lost_attempts_are_void(losses: int) -> 
         task = asyncio.ensure_future(world.remove())
         assert not await world.settled(task)
         assert world.head.executed == 1
-        world.head.arrives(world.head.lost[-1])  # in time: nobody has gone on yet
+        world.head.arrives(world.head.lost[-1])  # in time: the caller has not continued yet
         world.clock.advance(REQUEST_LIFE_S)
         assert not await task
         executed = world.head.executed

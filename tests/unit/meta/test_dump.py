@@ -651,7 +651,7 @@ def test_entries_keep_their_cookies_and_no_two_have_the_same(world):
 
 
 def test_dumps_that_their_clients_leave_end(world):
-    """Else each would keep its moment of the store for ever."""
+    """Else each would keep its snapshot of the store indefinitely."""
     for number in range(6 * BATCH_RECORDS):  # more than fits what a connection buffers
         world.create(b"f%d" % number, write=False)
 

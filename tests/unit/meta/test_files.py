@@ -145,7 +145,7 @@ class TestLimits:
 
 
 class TestByNumber:
-    """An inode named by its number is guarded by its own mode bits, whatever leads to it."""
+    """An inode named by its number is guarded by its own mode bits, by whatever path it is reached."""
 
     def hidden(self, world, permissions, data=b"a secret"):
         world.set_attr(b"", permissions=0o777)
@@ -358,7 +358,7 @@ class TestInline:
 
 
 class TestSpare:
-    """A file leaves its inode for a content that nobody else has written to."""
+    """A file leaves its inode for a content that no other client has written to."""
 
     def small(self, world, data=b"hello", client=1):
         reply = world.create(b"f", client=client)
@@ -737,7 +737,7 @@ class TestLength:
         for _ in range(2):
             assert not world.hold(sessions=named, keep_holds=True).lost
             world.run(world.collector.round())
-            assert len(world.keys(b"S")) == 2, "its open may be under way"
+            assert len(world.keys(b"S")) == 2, "its open may be in flight"
         world.clock.advance(16 * 60)
         world.hold(sessions=named, keep_holds=True)
         world.run(world.collector.round())
@@ -856,7 +856,7 @@ class TestTruncate:
         assert not cut.is_inline
         assert world.control.contents() == set()
         world.clock.advance(0.1)
-        world.write(cut, 0, b"again")  # by client 1, which has heard of nothing
+        world.write(cut, 0, b"again")  # by client 1, which does not know of it
         assert world.stat(b"f", client=3).length == 5
 
     def test_on_open(self, world):

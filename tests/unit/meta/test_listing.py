@@ -1,4 +1,4 @@
-"""Listings that go on while the directory changes, by name and by cookie."""
+"""Listings that continue while the directory changes, by name and by cookie."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Random histories, with commits that fail and processes that end, beside a model; and each seed tells its story."""
+"""Random histories, with commits that fail and processes that end, beside a model; each seed repeats its history."""
 
 import random
 from pathlib import Path
@@ -207,7 +207,7 @@ class Namespace(RuleBasedStateMachine):
 
     @rule(path=PATHS)
     def unlinked_but_open(self, path):
-        """Whoever has a file open keeps it when its name goes, until it is closed."""
+        """A client that has a file open keeps it when its name goes, until it is closed."""
         path = self.pick(path)
         try:
             _, _, node = self.model.existing(path, follow=False)

@@ -161,7 +161,7 @@ def carry_out(side: Side, operation: tuple[Any, ...], first: int) -> Any:
             left = asyncio.run(
                 control.remove_chunks(CHAIN, ranges, limit=limit, durable=durable, retry=False)
             )
-            # Where a removal goes on may be said in several ways.
+            # Where a removal continues may be said in several ways.
             return [each.content for each in left]
     raise AssertionError(operation)
 

@@ -1,4 +1,4 @@
-"""A meta service over an engine in memory, with storage and mgmtd played by twins; tests call its handlers."""
+"""A meta service over an engine in memory, with fakes of storage and mgmtd; tests call its handlers."""
 
 import asyncio
 import contextlib
@@ -308,7 +308,7 @@ class World:
         return b"".join(pieces)[: inode.length]
 
     def chunked(self, path=b"f", data: bytes = b"", *, close=True, **who):
-        """A file whose bytes lie in chunks; (inode, session)."""
+        """Make a file whose bytes are in chunks; return (inode, session)."""
         reply = self.create(path, layout=pb.Layout(chunk_bytes=CHUNK, stripe=4, inline_bytes=0), **who)
         client = who.get("client", 1)
         user = who.get("user", ROOT)
@@ -398,7 +398,7 @@ def dump(world: World) -> dict[bytes, tuple]:
 
 
 def check_store(world: World) -> None:
-    """What must hold of the store whatever has happened, when nothing is in flight."""
+    """Assert what must always hold of the store when nothing is in flight."""
     links: dict[int, int] = {}
     subdirectories: dict[int, int] = {}
     inodes = {
@@ -413,7 +413,7 @@ def check_store(world: World) -> None:
         entry = schema.decode_entry(value)
         by_cookie = listed.pop(schema.cookie_key(parent, entry.cookie), None)
         assert by_cookie == value == schema.encode_entry(entry, name), name
-        assert parent in inodes, f"{name!r} lies in inode {parent}, which does not exist"
+        assert parent in inodes, f"{name!r} is in inode {parent}, which does not exist"
         assert entry.inode in inodes, f"{name!r} names inode {entry.inode}, which does not exist"
         assert inodes[entry.inode].type == entry.type
         links[entry.inode] = links.get(entry.inode, 0) + 1
@@ -446,7 +446,7 @@ def check_store(world: World) -> None:
     known = {inode.content for inode in inodes.values() if inode.content}
     waiting = {schema.split_two(key)[1] for key in world.keys(b"G")}
     assert not known & waiting, "content in use waits to be removed"
-    assert world.control.contents() <= known | waiting, "chunks that nobody will ever remove"
+    assert world.control.contents() <= known | waiting, "chunks that will never be removed"
     for number, inode in inodes.items():
         if inode.content and not inode.is_inline and number not in world.dependencies.writers:
             end = world.run(world.dependencies.lengths.measure(inode)).length

@@ -185,7 +185,7 @@ def test_new_incarnation_passes_through_offline_with_any_report(manager):
     manager.wait(0.1)
     assert manager.states == {HEAD: Public.SERVING, TAIL: Public.OFFLINE}
     assert manager.version == 2
-    manager.beat(TAIL, (target(TAIL), 1, ONLINE), incarnation=2)  # about an older version: not heard
+    manager.beat(TAIL, (target(TAIL), 1, ONLINE), incarnation=2)  # about an older version: ignored
     manager.wait(0.1)
     assert manager.states[TAIL] is Public.OFFLINE
     manager.beat(TAIL, (target(TAIL), 2, ONLINE), incarnation=2)
@@ -330,7 +330,7 @@ def test_new_chain_waits_for_its_nodes_before_it_changes(manager):
 
 
 def test_chain_that_serves_nowhere_needs_no_waiting(manager):
-    """Nobody of it can be alive and serving, so the first that comes is enough."""
+    """No node of it can be alive and serving, so the first that comes is enough."""
     for node in (HEAD, TAIL):
         manager.model.end(node)
     manager.wait(0.1)
@@ -365,7 +365,7 @@ def test_rotation_restores_the_preferred_order(manager):
     swapped(manager)
     rotate(manager)
     assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SYNCING}
-    manager.beat(TAIL, (target(TAIL), 4, UPTODATE))  # has not heard of it: that it is up to date is old news
+    manager.beat(TAIL, (target(TAIL), 4, UPTODATE))  # has not received it: that it is up to date is stale
     manager.wait(0.1)
     assert manager.states[TAIL] is Public.SYNCING
     manager.beat(TAIL, (target(TAIL), 5, ONLINE))
@@ -381,7 +381,7 @@ def test_rotated_replica_takes_writes_until_its_node_knows(manager):
     swapped(manager)
     rotate(manager)
     assert manager.beat(TAIL, (target(TAIL), 4, UPTODATE)).lease_ms == 0
-    manager.model.end(HEAD)  # now nobody serves; the rotated one may still believe that it does
+    manager.model.end(HEAD)  # now none serves; the rotated one may still believe that it does
     manager.wait(0.1)
     assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SYNCING}
     manager.beat(TAIL, (target(TAIL), 5, ONLINE))

@@ -445,7 +445,7 @@ def test_leases_outlast_a_store_that_stalls():
         engine.answers.set()
         await alive(cluster, 5.0, 1000, 1001, 1002)
         routing = await cluster.routing()
-        assert {chain.version for chain in routing.chains} == {1}, "nobody was declared failed"
+        assert {chain.version for chain in routing.chains} == {1}, "no node was declared failed"
 
     scenario(story, engine=engine)
 

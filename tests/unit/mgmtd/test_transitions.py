@@ -77,7 +77,7 @@ def problems(before: World, after: World, local: dict[TargetId, Local]) -> list[
 
 
 def resume_problems(before: World, after: World, local: dict[TargetId, Local]) -> list[str]:
-    """C5, of a chain that nobody serves."""
+    """C5, of a chain that no replica serves."""
     last = [m.target for m in before[0] if m.state is LASTSRV]
     if not last:
         return []

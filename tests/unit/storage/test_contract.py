@@ -114,7 +114,7 @@ def replicas(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Replica
 
 
 def publish(replicas: Replicas, version: int, *targets: tuple[int, int], to: Sequence[int] = (0, 1)) -> None:
-    """Tells nodes of version `version` of routing and of the chain, with these (node, state)."""
+    """Publish version `version` of routing and of the chain, with these (node, state)."""
     addresses = [getattr(node, "tcp_address", lambda: "")() for node in replicas.nodes]
     routing = Routing(
         version=version,

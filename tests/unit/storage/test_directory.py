@@ -159,7 +159,7 @@ def test_directory_knows_every_incarnation_that_mgmtd_may_have_stored(tmp_path):
     directory.begin(7)
     assert directory.incarnations == (NEW, 7)
     directory.close()
-    directory = opened(tmp_path)  # killed: whether mgmtd heard of 7 is not known
+    directory = opened(tmp_path)  # killed: whether mgmtd has received 7 is not known
     directory.begin(8)
     assert directory.incarnations == (NEW, 7, 8)
     directory.acknowledge(8)

@@ -1,4 +1,4 @@
-"""A disk that hangs, fails or is merely slow; time is turned by hand, the disk answers when told."""
+"""A disk that hangs, fails or is merely slow; time is set by hand, and the disk answers when released."""
 
 import asyncio
 import errno
@@ -13,7 +13,7 @@ LIMIT_S = 30.0
 
 
 class Disk:
-    """Answers probes at once, or when told."""
+    """Answers probes at once, or when released."""
 
     def __init__(self) -> None:
         self.hangs = False

@@ -320,7 +320,7 @@ def test_disk_that_hangs_keeps_no_routing_out(tmp_path):
 
 
 class RisingMarks(MarkFile):
-    """Marks that are raised again while those who wait for them have not heard yet that they were saved."""
+    """Marks that are raised again before callers that wait for them know that they were saved."""
 
     def save(self) -> None:
         first = not self.marks.HasField("meta_store")

@@ -114,14 +114,14 @@ def check(node: Node, path: Path, cut: int) -> None:
         found, allowed = directory._record, node.allowed(cut)
         assert found is not None
         # What opening changes: another kernel runs, and the end before was not clean unless that is noted.
-        told = [_opened(record) for record in allowed if record is not None]
-        if None in allowed and not any(record.engine == found.engine for record in told):
-            told.append(Record(NODE, "c", found.engine, boot="the kernel after"))
-        assert found in told, f"{found} is none of {told}"
+        expected = [_opened(record) for record in allowed if record is not None]
+        if None in allowed and not any(record.engine == found.engine for record in expected):
+            expected.append(Record(NODE, "c", found.engine, boot="the kernel after"))
+        assert found in expected, f"{found} is none of {expected}"
         marked = max((chain.version for chain in directory.marks.marks.chains), default=0)
         assert marked >= node.marked(cut), f"chain version {marked} instead of {node.marked(cut)}"
         lost = {target for target, data in directory.data.items() if data is Data.LOST}
-        assert all(lost <= {*map(TargetId, record.lost)} for record in told if record == found)
+        assert all(lost <= {*map(TargetId, record.lost)} for record in expected if record == found)
     finally:
         directory.close()
 

@@ -244,7 +244,7 @@ def test_unreadable_record_of_the_successor_is_replaced(tmp_path):
 def test_late_request_to_set_a_chunk_aside_undoes_the_comparison_before(tmp_path):
     async def test(pair):
         pair.publish((1, SERVING), (2, OFFLINE))
-        pair.publish((1, OFFLINE), (2, SYNCING))  # nobody else drives the recovery
+        pair.publish((1, OFFLINE), (2, SYNCING))  # no other node drives the recovery
         pair.second.fake.put(CHAIN, record(1, 1))
         chain = ChainRef(chain=CHAIN, version=pair.version)
         address = pair.second.about.grpc_address

@@ -708,4 +708,4 @@ def test_idle_connections_make_room_for_new_ones_and_busy_ones_stay(monkeypatch)
         assert clients[1].call(methods.Meta.lookup, LOOKUP).inode.id == 7, "it was closed, and opens another"
         service.loop.call_soon_threadsafe(service.gate.set)
         waits.join(60)
-        assert not waits.is_alive(), "the connection with a call under way was kept"
+        assert not waits.is_alive(), "the connection with a call in flight was kept"
