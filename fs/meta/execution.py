@@ -15,7 +15,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol, TypeAlias, TypeVar, cast
+from typing import Final, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -44,7 +44,7 @@ from .retry import (
     RetryLater,
 )
 from .sessions import SESSIONS_MAX
-from .verbs import READ, RECORDED, Length, Verb
+from .verbs import READ, RECORDED, Length, Mode, Verb
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -55,17 +55,6 @@ Attempt: TypeAlias = Callable[[Verb[Body, Reply], Request[Body]], Sent[Reply]]
 TRIES_MAX: Final = 16  # conflicts of one request before its caller gets the error
 FIRST_WAIT_S: Final = 0.001
 LONGEST_WAIT_S: Final = 0.2
-
-
-class _HasCaller(Protocol):
-    """What the requests of all verbs have in common."""
-
-    caller: Caller
-
-
-def caller_of(message: Message) -> Caller:
-    """Return who sends a request of a verb."""
-    return cast("_HasCaller", message).caller
 
 
 class Execution:
@@ -92,15 +81,15 @@ class Execution:
 
     def run(self, verb: Verb[Body, Reply], message: Body, identity: Identity) -> Answer[Reply]:
         """Carry out a request. Raises: what the operation raises, Conflict or Busy after `TRIES_MAX` attempts."""
-        caller = caller_of(message)
+        caller: Caller = message.caller  # type: ignore[attr-defined] # which the requests of all verbs have
         user = User(*identity.user(caller))
         admitted = self.admit(caller)
         self.count += 1
-        mode = verb.mode_of(message)
+        mode = verb.mode if isinstance(verb.mode, Mode) else verb.mode(message)
         if mode is READ:
             return self._run_read(verb, Request(message, user, caller.client))
         request = Request(message, user, caller.client, caller.sequence, mode is RECORDED, admitted)
-        if verb.opens_session(message):
+        if verb.opens_session is not None and verb.opens_session(message):
             request.session = self._random.getrandbits(63) | 1
         return self._run_write(verb, request)
 
@@ -387,4 +376,4 @@ def _record(
     return dropped
 
 
-__all__ = ["Execution", "caller_of"]
+__all__ = ["Execution"]

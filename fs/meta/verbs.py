@@ -65,10 +65,6 @@ WRITE: Final = Mode.WRITE
 RECORDED: Final = Mode.RECORDED
 
 
-def _never(request: Message) -> bool:  # noqa: ARG001, as the others
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class Verb(Generic[Body, Reply]):
     """One row. Where `mode` or `length` depend on the request, they are functions of it."""
@@ -77,11 +73,7 @@ class Verb(Generic[Body, Reply]):
     operation: Callable[[OperationContext, Body], Sent[Reply]]
     mode: Mode | Callable[[Body], Mode]
     length: Length | Callable[[Body], Length] = Length.BEST_EFFORT
-    opens_session: Callable[[Body], bool] = _never  # a write session, whose number the service chooses
-
-    def mode_of(self, request: Body) -> Mode:
-        """Return what the transaction for `request` does."""
-        return self.mode if isinstance(self.mode, Mode) else self.mode(request)
+    opens_session: Callable[[Body], bool] | None = None  # a write session, whose number the service chooses
 
     def length_of(self, request: Body) -> Length:
         """How exact lengths must be in the reply to `request`."""
