@@ -61,13 +61,13 @@ def describe() -> dict[str, str]:
 
 
 _HOMES = {
-    ".boundary_spec": ("set_p2p_tensor_dtype", "set_p2p_tensor_shapes"),
-    ".failure": ("PipelineError",),
-    ".linear": ("Linear",),
-    ".pipeline": ("DualPipe", "DualPipeV"),
-    ".schedule": ("Schedule", "dualpipe", "dualpipev"),
-    ".simulate": ("StageCosts",),
-    ".verify": ("find_problems",),
-    ".wgrad_store": ("WeightGradStore",),
+    ".boundary_spec": "set_p2p_tensor_dtype set_p2p_tensor_shapes",
+    ".failure": "PipelineError",
+    ".linear": "Linear",
+    ".pipeline": "DualPipe DualPipeV",
+    ".schedule": "Schedule dualpipe dualpipev",
+    ".simulate": "StageCosts",
+    ".verify": "find_problems",
+    ".wgrad_store": "WeightGradStore",
 }
 __getattr__ = lazy(__name__, _HOMES)

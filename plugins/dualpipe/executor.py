@@ -75,47 +75,45 @@ class Boundaries:
         self.keys: list[str] = []
         """What this rank has published."""
 
-    def check(self, flow: int, boundary: int, tensors: Sequence[Tensor | None]) -> Boundary:
+    def check(self, flow: int, boundary: int, tensors: Sequence[Tensor | None]) -> None:
         """Compare what a stage gave with what its boundary carries, and publish it if it is the first.
 
         Raises: ValueError if they differ.
         """
         found = boundary_of(tensors)
-        known = self._known.get((flow, boundary))
-        if known is None:
-            known = self._declared.boundary()
-            if known is None:
-                known = found
-                key = self._key(flow, boundary)
-                self._rendezvous.put(key, encode(found))
-                self.keys.append(key)
-            self._known[flow, boundary] = known
-        elif self._declared.boundary() is None and known != found and same_tensors(known, found):
-            raise ValueError("its outputs need gradients for some micro-batches and none for others")
+
+        def publish(key: str) -> Boundary:
+            self._rendezvous.put(key, encode(found))
+            self.keys.append(key)
+            return found
+
+        known = self._boundary(flow, boundary, publish)
         if not same_tensors(known, found):
             raise ValueError(
                 f"its output is {describe(found)}, but boundary {boundary} (to stage {boundary + 1}) carries "
                 f"{describe(known)} in this step"
             )
-        return known
+        if known != found and self._declared.boundary() is None:
+            raise ValueError("its outputs need gradients for some micro-batches and none for others")
 
     def incoming(self, flow: int, boundary: int) -> Boundary:
         """Return what the rank above a boundary must make room for; wait until the rank below has published it."""
+        what = f"the first output of stage {boundary}, flow {flow}"
+        return self._boundary(flow, boundary, lambda key: decode(self._rendezvous.wait(key, what=what)))
+
+    def _boundary(self, flow: int, boundary: int, agree: Callable[[str], Boundary]) -> Boundary:
+        """What is known of a boundary: declared, or agreed on with the other rank under a key."""
         known = self._known.get((flow, boundary))
         if known is None:
             known = self._declared.boundary()
             if known is None:
-                what = f"the first output of stage {boundary}, flow {flow}"
-                known = decode(self._rendezvous.wait(self._key(flow, boundary), what=what))
+                known = agree(f"boundary/{self._step}/{flow}/{boundary}")
             self._known[flow, boundary] = known
         return known
 
     def known(self, flow: int, boundary: int) -> Boundary:
         """Return what crosses a boundary that this rank has used before."""
         return self._known[flow, boundary]
-
-    def _key(self, flow: int, boundary: int) -> str:
-        return f"boundary/{self._step}/{flow}/{boundary}"
 
 
 class _Edge(torch.autograd.Function):

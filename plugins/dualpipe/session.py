@@ -131,7 +131,7 @@ class Session:
             for outgoing, group in ((True, tensors), (False, room))
             for index, tensor in enumerate(group)
         ]
-        self.transport().exchange(messages)
+        self.transport().start(messages)()
 
     def agree(self, peer: int, name: str, mine: bytes) -> bytes:
         """Exchange a value with a peer through the store."""

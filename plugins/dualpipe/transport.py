@@ -47,11 +47,8 @@ class Transport(Protocol):
     def together(self) -> bool:
         """Messages between two ranks must start in one batch, in one order on both."""
 
-    def exchange(self, messages: Sequence[Message]) -> None:
-        """Start all messages together, in this order, and wait for them."""
-
     def start(self, messages: Sequence[Message]) -> Callable[[], None]:
-        """Start all messages; the result waits for them."""
+        """Start all messages, in this order; the result waits for them."""
 
     def cut(self) -> None:
         """End all waits of this rank and the connections to the others. Any thread may call it, more than once."""
@@ -75,13 +72,6 @@ class MeshTransport:
     def together(self) -> bool:
         """Messages may start one by one: tags match them."""
         return False
-
-    def exchange(self, messages: Sequence[Message]) -> None:
-        """Start and wait.
-
-        Raises: LinkLost, with the peer.
-        """
-        self.start(messages)()
 
     def start(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Start all; the result waits for them and raises LinkLost."""
@@ -136,15 +126,11 @@ class GroupTransport:
         """NCCL has no tags and matches by order."""
         return True
 
-    def exchange(self, messages: Sequence[Message]) -> None:
-        """Start, and let the current stream wait.
+    def start(self, messages: Sequence[Message]) -> Callable[[], None]:
+        """Start all in one batch; the result makes the current stream wait.
 
         Raises: LinkLost if the group already knows that a peer has gone.
         """
-        self.start(messages)()
-
-    def start(self, messages: Sequence[Message]) -> Callable[[], None]:
-        """Start all in one batch; the result makes the current stream wait."""
         if not messages:
             return lambda: None
         operations = [

@@ -63,13 +63,13 @@ def describe() -> dict[str, str]:
 
 
 _HOMES = {
-    ".loader": ("ExpertNames", "ExpertReport", "load_experts"),
-    ".moves": ("Move",),
-    ".rebalance": (
-        *("Placement", "align", "gpu_loads", "imbalance", "lower_bound", "moves_between"),
-        *("rebalance_experts", "rebalance_incrementally"),
-    ),
-    ".recorder": ("LoadRecorder", "Loads"),
-    ".refresh": ("ExpertRefresher", "RefreshFailed"),
+    ".loader": "ExpertNames ExpertReport load_experts",
+    ".moves": "Move",
+    ".rebalance": """
+        Placement align gpu_loads imbalance lower_bound moves_between rebalance_experts
+        rebalance_incrementally
+    """,
+    ".recorder": "LoadRecorder Loads",
+    ".refresh": "ExpertRefresher RefreshFailed",
 }
 __getattr__ = lazy(__name__, _HOMES)

@@ -33,8 +33,8 @@ def describe() -> dict[str, str]:
 
 
 _HOMES = {
-    ".checkpoint": ("Checkpoint", "Damage", "ReadReport", "Slice"),
-    ".header": ("TensorInfo",),
-    ".writing": ("save",),
+    ".checkpoint": "Checkpoint Damage ReadReport Slice",
+    ".header": "TensorInfo",
+    ".writing": "save",
 }
 __getattr__ = lazy(__name__, _HOMES)

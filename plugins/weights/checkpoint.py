@@ -140,11 +140,6 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path!r}: {len(self.tensors)} tensors in {len(self.files)} files>"
 
-    @property
-    def has_checksums(self) -> bool:
-        """Whether every file has checksums beside it."""
-        return all(self.file_has_checksums(file) for file in self.files)
-
     def file_has_checksums(self, file: str) -> bool:
         """Whether that file has checksums beside it."""
         return self._shards[self._file_index[file]].checksums is not None

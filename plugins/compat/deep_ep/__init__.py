@@ -20,8 +20,8 @@ __all__ = [
 __getattr__ = lazy(
     __name__,
     {
-        "luciola.plugins.deepep": set(__all__) - {"destroy_all_managed_nccl_comm"},
-        ".utils.comm": ("destroy_all_managed_nccl_comm",),
+        "luciola.plugins.deepep": " ".join(__all__),
+        ".utils.comm": "destroy_all_managed_nccl_comm",
     },
     {"_C", "buffer", "buffers", "utils"},
 )

@@ -31,4 +31,4 @@ __all__: list[str] = """
     unpack_ue8m0_from_int wgrad_gemm_fp8_fp8_fp32_nt
 """.split()  # noqa: PLE0605, SIM905 (a list would be a page long)
 
-__getattr__ = lazy(__name__, {"luciola.plugins.deepgemm": __all__}, {"testing", "utils"})
+__getattr__ = lazy(__name__, {"luciola.plugins.deepgemm": " ".join(__all__)}, {"testing", "utils"})

@@ -13,4 +13,4 @@ __all__ = [
     "get_mla_metadata",
 ]
 
-__getattr__ = lazy(__name__, {"luciola.plugins.flashmla": __all__}, {"flash_mla_interface"})
+__getattr__ = lazy(__name__, {"luciola.plugins.flashmla": " ".join(__all__)}, {"flash_mla_interface"})

@@ -23,9 +23,7 @@ def assert_bitwise_equal(x: Tensor, y: Tensor) -> None:
     """Raise AssertionError unless both have the same shape, dtype and bits."""
     assert x.shape == y.shape, f"shapes {tuple(x.shape)} and {tuple(y.shape)} differ"
     assert x.dtype == y.dtype, f"dtypes {x.dtype} and {y.dtype} differ"
-    one, other = (each.contiguous().view(torch.uint8) if each.dim() else each.view(1) for each in (x, y))
-    if one.dtype != torch.uint8:
-        one, other = one.view(torch.uint8), other.view(torch.uint8)
+    one, other = (each.reshape(-1).view(torch.uint8) for each in (x, y))
     different = int((one != other).sum())
     assert different == 0, f"{different} of {one.numel()} bytes differ"
 

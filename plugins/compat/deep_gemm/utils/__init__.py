@@ -4,4 +4,4 @@ from luciola.plugins.lazy import lazy
 
 from . import layout, math
 
-__getattr__ = lazy(__name__, {".layout": layout.__all__, ".math": math.__all__}, {"dist"})
+__getattr__ = lazy(__name__, {".layout": " ".join(layout.__all__), ".math": " ".join(math.__all__)}, {"dist"})

@@ -1,6 +1,5 @@
 """Ranks of a run."""
 
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -10,19 +9,13 @@ from torch import distributed as dist
 from luciola.plugins.kernels.errors import BadArgument, BadCall, refuse
 from luciola.plugins.kernels.ranks import join
 
-
-@dataclass
-class _Here:
-    local_rank: int | None = None
-
-
-_here: Final = _Here()
+_local_rank: Final[list[int]] = []  # of this process, once it has joined
 
 
 def init_dist(local_rank: int, num_local_ranks: int) -> tuple[int, int, dist.ProcessGroup]:
     """Join the processes of a run: (rank, number of ranks, group of all); see `kernels.ranks.join`."""
     joined = join(local_rank, num_local_ranks)
-    _here.local_rank = local_rank
+    _local_rank[:] = [local_rank]
     return joined
 
 
@@ -31,9 +24,9 @@ def dist_print(s: str = "", once_in_node: bool = False) -> None:  # noqa: FBT001
 
     Raises: BadCall before `init_dist`.
     """
-    if _here.local_rank is None:
+    if not _local_rank:
         raise BadCall("this process has no rank yet: call init_dist first")
-    if not once_in_node or _here.local_rank == 0:
+    if not once_in_node or _local_rank[0] == 0:
         print(s, flush=True)  # noqa: T201 (what it is for)
     dist.barrier()
 
