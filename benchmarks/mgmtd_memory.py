@@ -1,8 +1,8 @@
-"""What the cluster manager holds in memory: nodes, chains, clients, and clients that wait for news of routing.
+"""What the cluster manager holds in memory: nodes, chains, clients, and clients that wait for updates of routing.
 
     PYTHONPATH=src python benchmarks/mgmtd_memory.py [--nodes 100] [--chains 10000] [--clients 1000]
 
-Starts a manager of its own in a temporary directory, plays everybody else over gRPC and the lane, and prints its
+Starts a manager of its own in a temporary directory, plays all nodes and clients over gRPC and the lane, and prints its
 resident memory (now, and at most so far) after each step.
 """
 

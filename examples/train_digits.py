@@ -187,7 +187,7 @@ class Training:
             self.losses = state["losses"]
             if self.rank == 0:
                 epoch, sample = self.loader.epoch, self.loader.sample
-                print(f"going on after step {len(self.losses)}: epoch {epoch}, sample {sample}", flush=True)
+                print(f"resuming after step {len(self.losses)}: epoch {epoch}, sample {sample}", flush=True)
 
 
 def start_training(options: argparse.Namespace) -> None:

@@ -70,7 +70,7 @@ def main() -> None:
             sys.exit(
                 f"{options.out} holds a training with other settings, {latest.settings}: use another --out"
             )
-        print(f"going on after step {latest.step}", flush=True)
+        print(f"resuming after step {latest.step}", flush=True)
     if options.plain:
         Trainer(options, PlainModel(options)).train()
     else:

@@ -138,7 +138,7 @@ def local_places(root: Path) -> Iterator[Places]:
 
 
 def places_below(directory: Path) -> Start:
-    """Of another file system, which somebody has mounted."""
+    """Of another file system, which is mounted already."""
 
     @contextmanager
     def places(_root: Path) -> Iterator[Places]:

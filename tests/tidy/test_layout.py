@@ -28,7 +28,7 @@ def test_the_two_links_lead_home() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_modules_have_a_docstring_and_sorted_exports(path: Path) -> None:
+def test_modules_have_a_docstring_and_export_a_name_once(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), "a module docstring says its idea"
     for node in tree.body:
@@ -116,11 +116,17 @@ def test_the_guides_of_folders_name_what_is_there() -> None:
     assert [path.name for path in suites if f"| `{path.name}` |" not in tests] == []
 
 
-def test_example_configurations_load() -> None:
+def test_configurations_on_pages_load() -> None:
     from luciola import config
 
-    for path in sorted((ROOT / "deploy").glob("*.toml")):
-        config.load(path)
+    shown = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+    assert shown
+    for block in shown:
+        config.loads(block)
 
 
 def test_locks_of_the_core_may_be_met_after_a_fork() -> None:

@@ -17,7 +17,7 @@ def test_a_training_that_was_killed_goes_on_with_the_same_losses(tmp_path) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "46 losses, equal in every bit" in done.stdout
-    assert "stopped, 1 processes: going on after step 30: epoch 1, sample 448" in done.stdout
+    assert "stopped, 1 processes: resuming after step 30: epoch 1, sample 448" in done.stdout
     steps = [
         re.findall(rf"^{name}: epoch \d step (\d+) ", done.stdout, re.MULTILINE)
         for name in ("unstopped, 2 processes", "stopped, 2 processes", "stopped, 1 processes")

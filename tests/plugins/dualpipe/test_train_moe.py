@@ -303,7 +303,7 @@ def test_a_killed_training_resumes_bit_by_bit(tmp_path, ranks: Ranks, unstopped:
     assert [each.status for each in answers] == [signal.SIGKILL] * 4
     assert len(result(str(tmp_path))[0]) == EVERY
     output = train(str(tmp_path))
-    assert output.splitlines()[0] == f"going on after step {EVERY}"
+    assert output.splitlines()[0] == f"resuming after step {EVERY}"
     assert re.findall(r"^step (\d+) loss", output, re.MULTILINE) == ["3", "4"]
     assert result(str(tmp_path)) == unstopped
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
