@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("how-a-write-flows.md",)
+PAGES = ("how-a-write-flows.md", "how-a-name-is-made.md")
 PLACE = re.compile(r"`([\w/.-]+\.(?:rs|py))`: ((?:`\w+`(?:, )?)+)")
 NAMED = [
     (page, path, name)
