@@ -77,7 +77,7 @@ class Child:
 
 
 def python(*arguments: str) -> tuple[str, ...]:
-    """The command that runs this Python with `arguments`; modules in the working directory are not taken for ours."""
+    """The command that runs this Python with `arguments`; it imports no modules of the working directory."""
     return (sys.executable, "-P", "-u", *arguments)
 
 

@@ -4,8 +4,8 @@ Start order: mgmtd, then storage nodes and meta, then the chain table (once), th
 the mount there is nothing to use, so the start fails. A storage node that stays away, is disabled, or has lost its disk
 takes only its chains with it: it is reported, with the command that helps, and the rest runs. A service that ends is
 reported to mgmtd (its lease need not be waited for) and started again. The stop begins with the mount, so that it can
-flush what it holds, and ends with the storage nodes: mgmtd does not see them go one after the other, so the last one
-is not taken for the only one that has everything.
+flush what it holds, and ends with the storage nodes: mgmtd does not see them end one after the other, so the last one
+does not count as the only one that has everything.
 
 State is written to DATA/run/state.json whenever it changes; `luciola status` reads it and asks mgmtd for the chains.
 """

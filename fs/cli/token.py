@@ -12,7 +12,7 @@ from .datadir import DataDir
 from .options import data_option
 
 ROLES: Final = {"client": CLIENT, "trusted": TRUSTED, "admin": ADMIN}
-DAYS_MAX: Final = 36_500.0  # who wants one that outlives everybody wants the secret
+DAYS_MAX: Final = 36_500.0  # a credential for longer is the secret
 
 
 @click.command()

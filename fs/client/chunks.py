@@ -38,7 +38,7 @@ class Chunks:
         self._connection.client.sync_chains(chains)
 
     def close(self) -> None:
-        """Say goodbye."""
+        """End the session and close the connections."""
         self._connection.close()
 
 

@@ -56,7 +56,7 @@ class Parameters:
                 f"connecting to {self.address} needs secret_file=PATH (the cluster's secret, DATA/secret) "
                 "or token=TEXT (from `luciola token`)"
             )
-        # A holder of the secret may mint any token; root without trust would be squashed to nobody (65534).
+        # A holder of the secret may mint any token; root without trust would be squashed to `nobody` (65534).
         role = TRUSTED if os.geteuid() == 0 else CLIENT
         return mint(load_secret(Path(secret_file)), role=role)
 

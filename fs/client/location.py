@@ -189,7 +189,7 @@ def open_location(
 ) -> tuple[AnyFileSystem, str]:
     """Return the file system that a location is on, and the path there.
 
-    The file system is shared by everybody in this process who names the same cluster: leave it open
+    The file system is shared by all callers in this process that name the same cluster: leave it open
     (`close_locations` ends all of them). `secret_file` and `token` come before the environment's; of both, the token
     is used.
 

@@ -1,4 +1,4 @@
-"""Who may do what: mode bits, ownership, the sticky bit, and what becomes of set-id bits.
+"""Permission checks: mode bits, ownership, the sticky bit, and the end of set-id bits.
 
 Follows POSIX as Linux reads it. Root may do everything here; who may be root is decided where identities are
 proved (`wire.credentials`): a client's token never is.

@@ -39,7 +39,7 @@ PRIMARY_DRIFT: Final = 0.05  # of the clocks of two managers
 STORE_FAILED_S: Final = 10.0  # a store that fails for so long needs the process to be started again
 WAIT_MS_MAX: Final = 60_000  # of one long poll
 DRIFT_PERCENT_MAX: Final = 50  # clocks that differ by more are broken
-KEEP_ALIVE_S: Final = 20.0  # a stream without news says so, and finds out whether anybody listens
+KEEP_ALIVE_S: Final = 20.0  # of a stream without updates: finds out whether a client still listens
 UNHEARD_INTERVAL_MS: Final = 100  # between heartbeats while no node has a lease
 WAITERS_MAX: Final = 100_000  # polls and streams that wait for news
 

@@ -90,7 +90,7 @@ class Restored:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """The target is no longer part of its chain; its chunks are of no use to anybody."""
+    """The target is no longer part of its chain; its chunks are of no use."""
 
     target: TargetId
     chain: ChainId

@@ -55,7 +55,7 @@ def load_secret(path: Path) -> bytes:
     """Return the cluster secret in `path`.
 
     Raises: NotFound, PermissionDenied if this user may not read it; ConfigError if others may, if it belongs
-    to somebody else, or if it is not 64 hex digits.
+    to another user, or if it is not 64 hex digits.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -163,7 +163,7 @@ class Identity:
     def user(self, caller: Caller) -> tuple[int, int, tuple[int, ...]]:
         """(uid, gid, groups) that a request of `caller` runs as.
 
-        A trusted mount or a service speaks for any user. Everybody else speaks for the user of the token,
+        A trusted mount or a service speaks for any user. Every other client speaks for the user of the token,
         whatever the request says, and never for root.
         Raises: PermissionDenied if the request names another user than the token.
         """

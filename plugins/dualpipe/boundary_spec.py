@@ -1,7 +1,7 @@
 """What the tensors that cross a boundary look like.
 
 Both ends of a boundary must agree before the first message, for a receiver makes its buffers from it and a message of
-another size would be taken for something else. Either the user says it on all ranks (`set_p2p_tensor_shapes`), or the
+another size would be read as something else. Either the user says it on all ranks (`set_p2p_tensor_shapes`), or the
 rank below a boundary publishes it for the one above after its first Forward. The sender compares each tensor with it.
 """
 

@@ -1,7 +1,7 @@
 """Small values that the ranks of a pipeline share through the job's store, beside the links.
 
 What a rank's step looks like, what crosses a boundary, why a step failed, that a rank is alive. A `Rendezvous` lives
-for one generation; after a failure the ranks begin another, so that old values are not taken for new ones.
+for one generation; after a failure the ranks begin another, so that old values are not read as new ones.
 
 Invariant: nothing here blocks inside the store. `wait` polls, and looks for a failure each time.
 """

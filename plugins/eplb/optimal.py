@@ -2,7 +2,7 @@
 
 With several nodes, groups of experts go to nodes, heaviest first, and are exchanged until nodes are even: with equally
 many groups on each node, and where that leaves nodes uneven, with as many as its slots hold. Then each node of a layer
-is a row; with one node, each layer. In a row
+is a row; with one node, each layer. In each row
 
 1. each slot beyond the experts goes to the expert with the largest load a replica,
 2. the heaviest replica goes onto the lightest GPU with room,

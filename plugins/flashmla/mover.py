@@ -76,7 +76,7 @@ class _InFlight:
 
 
 class Mover:
-    """Carries out the jobs of one transfer. A load and a save say what becomes of bytes that have arrived."""
+    """Carries out the jobs of one transfer. A load and a save define what happens to bytes that have arrived."""
 
     def __init__(  # noqa: PLR0913 (from where, to where, and which way)
         self,

@@ -1,7 +1,7 @@
 """The bytes of a file of KV pages, drawn in docs/formats.md. Pure: no files, no tensors.
 
 F1  a page's record begins at a multiple of 4096 bytes, and each of its layers at a multiple of 512
-F2  an entry lies within one sector of 512 bytes, or begins at one, and carries its own checksum: one that was
+F2  an entry is within one sector of 512 bytes, or begins at one, and carries its own checksum: one that was
     written by half is no entry
 F3  the order of a save makes entries true: the old entry is gone from the disk before its record is overwritten,
     and the new one is written when the record is on it

@@ -94,7 +94,7 @@ def _write_file(
     entries = {name: _entry(tensor, file_dtype(tensor.dtype)) for name, tensor in tensors.items()}
     head = encode_header(entries, metadata)
     sums = Checksums(len(head) + sum(nbytes for *_, nbytes in entries.values()), crc32c(head))
-    _remove(file_system, path + SUFFIX)  # of the file before: it must not be taken for that of the new one
+    _remove(file_system, path + SUFFIX)  # of the file before: it must not count as that of the new one
     with replacing(file_system, path) as writer:
         writer.write(head)
         for name, tensor in tensors.items():
