@@ -6,6 +6,7 @@ Every warning is an error, and so is an exported function, class or public metho
 docs/decisions/0034-api-reference.md says why pdoc.
 """
 
+import inspect
 import re
 import sys
 import warnings
@@ -16,6 +17,7 @@ from types import ModuleType
 
 import pdoc
 import pdoc.doc
+import pdoc.doc_ast
 import pdoc.render
 
 PLUGINS = ("dataset", "checkpoint", "weights", "eplb", "dualpipe", "deepep", "deepgemm", "flashmla")
@@ -27,6 +29,8 @@ MODULES = (
 )
 FIELD = re.compile(r"\n(?=[A-Z]\w+: )")
 """Before a line such as `Shapes: …` or `Raises: …`, which Markdown would join to the line above."""
+SETTING = re.compile(r"((?:^    # .*\n)*)^    (\w+): [^#\n]*?(?:# (.*))?$", re.MULTILINE)
+"""A field of a configuration class, with the comment above it or behind it."""
 
 
 def main() -> None:
@@ -55,9 +59,19 @@ def resolved(name: str) -> ModuleType:
     for exported in getattr(module, "__all__", ()):
         value = getattr(module, exported)
         setattr(module, exported, value)
+        if name == "luciola.config" and inspect.isclass(value):
+            pdoc.doc_ast.walk_tree(value).var_docstrings.update(reasons_of(value))
         if hasattr(value, "_fields"):  # a NamedTuple's constructor has annotations of its class's module
             value.__new__.__module__ = value.__module__
     return module
+
+
+def reasons_of(config: type) -> dict[str, str]:
+    """Return what the comments of a configuration class say of its fields."""
+    return {
+        name: behind or " ".join(line.strip("# ") for line in above.splitlines())
+        for above, name, behind in SETTING.findall(inspect.getsource(config))
+    }
 
 
 def undocumented(module: ModuleType) -> Iterator[str]:

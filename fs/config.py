@@ -61,16 +61,16 @@ class StorageConfig:
     durability: str = "write"
     resync_batch: int = 64  # chunks in flight to a returning replica
     resync_interval_ms: int = 200
-    # A disk that does not answer a write of one block for so long hangs and is left behind, as one that fails. This is
-    # the kernel's own limit for a command, shorter than clients retry, and longer than a loaded disk lets one wait.
+    # A disk that does not complete a write of one block for so long counts as failed. This is the kernel's own limit
+    # for a command, shorter than clients retry, and longer than such a write takes on a loaded disk.
     disk_timeout_ms: int = 30_000
     resync_bytes_per_s: int = 0  # that this node sends to returning replicas, all together; 0: no limit
     # How long a returning replica keeps the bytes of chunks that its chain never had.
     quarantine_s: int = 7 * 86_400
     scrub_interval_s: int = 86_400  # every chunk is read and verified once a day
     index_cache_bytes: int = 128 * MIB  # chunk index kept in memory
-    # How other nodes are reached, and what clients find: auto | shm | tcp | rdma. "auto" answers by RDMA who asks for
-    # it, "rdma" does not start without a device.
+    # How other nodes are reached, and what clients are offered: auto | shm | tcp | rdma. "auto" offers RDMA where there
+    # is a device, "rdma" does not start without one.
     transport: str = "auto"
     rdma_devices: str = ""  # "mlx5_0, mlx5_1:1": only these devices or ports; empty: all that are up
     rdma_gid_index: int = -1  # of every port; -1: RoCE version 2, IPv4 before IPv6
