@@ -64,6 +64,7 @@ class MemoryEngine(Engine):
         if versions is None:
             versions = self._versions[key] = []
             insort(self._keys, key)
+        assert not versions or versions[-1][0] <= version, "versions grow"
         if versions and versions[-1][0] == version:
             versions.pop()
         versions.append((version, value))

@@ -186,6 +186,7 @@ class RocksEngine(Engine):
 
     def _flush(self) -> None:
         position = self._db.latest_sequence_number()
+        assert position >= self.synced_position, "sequence numbers grow"
         self._db.flush_wal(sync=True)
         self.synced_position = position
 

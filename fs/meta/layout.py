@@ -49,6 +49,7 @@ def chains_of(layout: Layout, table: Sequence[int]) -> tuple[ChainId, ...]:
     assert layout.permutation_version == PERMUTATION_VERSION, "validated when the file was made"
     assert table, "a table has chains"
     chains = _chains(tuple(table), base=layout.base, stripe=layout.stripe, seed=layout.seed)
+    assert chains, "a stripe has chains"
     return tuple(ChainId(chain) for chain in chains)
 
 

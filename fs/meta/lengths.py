@@ -30,6 +30,7 @@ class Lengths:
 
     async def measure(self, inode: Inode, *, retry: bool = True) -> Measured:
         """Return where the file's chunks end, asked now. `retry`: as in `StorageControl`. Raises: Unavailable."""
+        assert not inode.is_inline, "L6: an inline file has no chunks to ask for"
         length = await self._chunks.end(inode.layout, inode.content, retry=retry)
         return Measured(inode.content, inode.truncate_version, length)
 

@@ -53,6 +53,7 @@ class Writers:
             self.add(inode, schema.split_two(key)[1], schema.decode_session(value).client)
 
     def add(self, inode: int, session: int, client: int) -> None:
+        assert session, "0 is no session"
         sessions = self._clients.setdefault(inode, {})
         if session not in sessions:
             self.count += 1
@@ -64,6 +65,7 @@ class Writers:
         sessions = self._clients.get(inode)
         if sessions is None:
             return
+        assert sessions, "an inode without sessions is not in the table"
         client = sessions.pop(session, None)
         if client is not None:
             self.count -= 1

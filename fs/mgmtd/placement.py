@@ -48,7 +48,12 @@ def place(nodes: Iterable[int], *, replicas: int, chains: int) -> list[Chain]:
         if _most_met(best) <= bound:
             break
         best = min(best, _exchange(list(groups), seed), key=_most_met)
-    return _order(best)
+    placed = _order(best)
+    assert len(placed) == chains, "as many chains as asked for"
+    assert all(len(set(chain)) == len(chain) == replicas for chain in placed), (
+        "replicas of a chain are on other nodes"
+    )
+    return placed
 
 
 def default_chains(nodes: int, replicas: int) -> int:

@@ -55,7 +55,12 @@ def rebuild(marks: Mapping[int, pb.Marks]) -> tuple[Change, int]:
         tables=tuple(tables[key] for key in sorted(tables)),
         meta_store=max(meta_stores, key=lambda mark: (mark.generation, mark.position), default=None),
     )
-    return change, max(seen.term for seen in marks.values()) + TERM_GAP
+    term = max(seen.term for seen in marks.values()) + TERM_GAP
+    assert all(chain.version > chains[chain.id].version for chain in change.chains), (
+        "above every version seen"
+    )
+    assert all(term > seen.term for seen in marks.values()), "above every term seen"
+    return change, term
 
 
 def _members(chain: ChainRecord, asked: Collection[int]) -> tuple[Member, ...]:

@@ -168,6 +168,7 @@ class Directory:
     def acknowledge(self, incarnation: int) -> None:
         """Note before anything is served that mgmtd has stored this incarnation. Raises: OSError."""
         assert self._record is not None, "opened"
+        assert incarnation in self._record.incarnations, "noted before mgmtd could store it"
         if self._record.incarnations != (incarnation,):
             self._record = replace(self._record, incarnations=(incarnation,))
             self._save()

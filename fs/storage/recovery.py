@@ -90,8 +90,10 @@ class Pace:
         """Return how long to wait before `count` bytes may be sent. 0 bytes per second is no limit."""
         if not bytes_per_s:
             return 0.0
+        assert count >= 0, "bytes are not given back"
         start_s = max(now_s, self._free_s)
         self._free_s = start_s + count / bytes_per_s
+        assert start_s >= now_s, "a wait is not negative"
         return start_s - now_s
 
 
@@ -115,6 +117,7 @@ class Recovery:
     def routing_changed(self) -> None:
         """Start and end tasks so that they fit the chains (V1)."""
         wanted = {job for chain in self._table.chains.values() if (job := job_of(chain, self._node))}
+        assert len({job.chain for job in wanted}) == len(wanted), "V1: one round a chain"
         for job in [job for job in self._tasks if job not in wanted]:
             self._tasks.pop(job).cancel()
         self._progress = {
@@ -181,6 +184,7 @@ class Recovery:
             await self._send(job, plan, outcome)
             self._note(job, local[-1].name, outcome)
         if outcome.is_done:  # V2
+            assert outcome.broken is None, "V2: every difference was sent without a failure"
             # If that is refused the successor has reason to be compared as a whole.
             self._progress.pop(job.chain, None)
             await self._clients.call(
@@ -190,6 +194,8 @@ class Recovery:
 
     def _note(self, job: Job, after: Name, outcome: "Outcome") -> None:
         if outcome.is_done:
+            known = self._progress.get(job.chain)
+            assert known is None or after > known.after, "a round goes through the chunks in order"
             self._progress[job.chain] = Progress(job.version, job.successor, after)
 
     def _address(self, job: Job) -> str:
@@ -219,6 +225,7 @@ class Recovery:
                 raise outcome.broken
 
     async def _send_batch(self, job: Job, batch: Sequence[Name], size: int, outcome: "Outcome") -> None:
+        assert 0 < len(batch) <= BATCH, "V3: a batch counts as one"
         async with self._batches:  # V3
             rate = self.config.resync_bytes_per_s
             await asyncio.sleep(self._pace.reserve(size, bytes_per_s=rate, now_s=time.monotonic()))

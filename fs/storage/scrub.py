@@ -120,6 +120,7 @@ class Scrub:
     async def forget_tombstones(self, now_s: float) -> None:
         """Forget what is old enough when the monotonic clock shows `now_s`. Call it periodically."""
         self._marks.append((now_s, await self._engine.quick(self._engine.node.round)))
+        assert len(self._marks) < 2 or self._marks[-1] >= self._marks[-2], "S1: clock and rounds grow"
         while len(self._marks) > 1 and now_s - self._marks[1][0] >= TOMBSTONE_AGE_S:
             self._marks.popleft()
         marked_s, round_ = self._marks[0]

@@ -202,6 +202,8 @@ def read_claims(claims: bytes, *, now_unix_s: float | None = None) -> Identity:
 
 def proof(key: bytes, *, side: bytes, kind: int, nonce_server: bytes, nonce_client: bytes) -> bytes:
     """Return what `side` (b"client" or b"server") sends in a handshake to show that it holds `key`."""
+    assert len(key) == KEY_BYTES, "a key is a digest"
+    assert side in (b"client", b"server"), "a handshake has two sides"
     return hmac.digest(key, side + bytes((kind,)) + nonce_server + nonce_client, "sha256")
 
 

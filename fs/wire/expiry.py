@@ -27,7 +27,7 @@ class Reading:
 
     life: int
     now_ms: int
-    told_s: float
+    received_s: float
 
 
 class Expiries:
@@ -45,13 +45,14 @@ class Expiries:
         """
         life_s = until_s - self._clock.monotonic()
         reading = self._readings.get(address)
-        if reading is None or self._clock.monotonic() - reading.told_s > AGES_MAX * life_s:
+        if reading is None or self._clock.monotonic() - reading.received_s > AGES_MAX * life_s:
             reply = await self._clients.call(
                 address, methods.Storage.clock, Empty(), timeout_s=max(0.001, life_s)
             )
             reading = Reading(reply.life, reply.now_ms, self._clock.monotonic())
             self._readings[address] = reading
-        passed_ms = max(0, int((until_s - reading.told_s) * (1 - DRIFT) * 1000))
+        assert reading.received_s <= self._clock.monotonic(), "the clock was read before now"
+        passed_ms = max(0, int((until_s - reading.received_s) * (1 - DRIFT) * 1000))
         return Expiry(life=reading.life, at_ms=reading.now_ms + passed_ms)
 
     def forget(self, address: str) -> None:

@@ -31,6 +31,7 @@ class ServerSide:
     """The server's half of one handshake: send `hello`, feed what arrives to `answer`."""
 
     def __init__(self, secret: bytes, *, kind: int) -> None:
+        assert kind in (LANE, DATA), "a connection is of one kind"
         self._secret = secret
         self._kind = kind
         self._nonce = os.urandom(NONCE_BYTES)
@@ -57,6 +58,7 @@ class ServerSide:
         if not hmac.compare_digest(shown, self._proof(key, b"client", nonce_client)):
             raise Unauthenticated("the proof does not belong to the claims")
         identity = read_claims(claims)
+        assert used <= ANSWER_BYTES_MAX, "an ANSWER is bounded"
         return identity, WELCOME.pack(0, self._proof(key, b"server", nonce_client)), used
 
     def _proof(self, key: bytes, side: bytes, nonce_client: bytes) -> bytes:

@@ -222,6 +222,7 @@ class RpcClients:
     ) -> Reply:
         """Return the reply of the service at `address`. Raises: Timeout, Unavailable, or what the service raised."""
         assert not method.streams, f"{method.path} is a stream"
+        assert timeout_s > 0, f"{method.path}: a call has a deadline ahead of it"
         _check(method, request)
         invoke = self._channel(address).unary_unary(
             method.path,

@@ -50,6 +50,7 @@ def drop(context: OperationContext, place: Place, inode: Inode) -> None:
         context.count_subdirectories(directory.id, -1)
         inode.link_count = 0
     else:
+        assert inode.link_count > 0, "a name is one of the inode's links"
         inode.link_count -= 1
     if not inode.link_count:
         context.leave_orphan(inode)

@@ -95,8 +95,9 @@ def absorb_length(context: OperationContext, inode: Inode, hint: LengthHint, *, 
     """
     if not exact and hint.truncate_version == inode.truncate_version:
         require_length(inode, hint.length)
-        inode.length = max(inode.length, hint.length)
+        inode.length = max(inode.length, hint.length)  # L1
         return
+    assert exact or hint.truncate_version != inode.truncate_version, "L2: only an old report asks the chains"
     measured = context.request.measured.get(inode.id)
     known = (inode.content, inode.truncate_version)
     if measured is None or (measured.content, measured.truncate_version) != known:

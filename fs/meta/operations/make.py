@@ -3,6 +3,7 @@
 from ...errors import AlreadyExists, InvalidArgument, IsADirectory, NotFound
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, SYMLINK, FileType, Inode, Layout, Path
 from .. import schema
+from ..allocator import FIRST_ID
 from ..context import DIRECTORY_LINKS, OperationContext
 from ..permissions import EXECUTE, WRITE, inherit, require
 from ..resolve import Place, locate
@@ -81,6 +82,7 @@ def new_directory(
 
 def attach(context: OperationContext, directory: Inode, name: bytes, inode: Inode) -> None:
     """Store a new inode and give it its name."""
+    assert inode.id >= FIRST_ID, "ids below have a meaning of their own"
     context.put(inode)
     context.new_inodes += 1
     context.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=inode.id))

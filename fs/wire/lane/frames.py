@@ -11,6 +11,7 @@ KEEPALIVE_S: Final = 30  # a peer that vanished without a word is noticed after 
 DEFAULT_TIMEOUT_S: Final = 30.0
 
 HEADER: Final = struct.Struct("<IHHQ")
+assert HEADER.size == 16, "docs/protocol.md draws 16 bytes"
 REPLY: Final = 1
 FAILED: Final = 2
 

@@ -319,6 +319,7 @@ class _ServerConnection(asyncio.Protocol):
             return
         self.in_flight += 1
         self._held_bytes += len(payload)
+        assert self.in_flight <= IN_FLIGHT_MAX, "I2: no request is taken from a full connection"
         future = asyncio.ensure_future(result, loop=self._loop)
         self.tasks.add(future)
         self._server.pending.add(future, method.path, message, self._peer())
@@ -330,6 +331,8 @@ class _ServerConnection(asyncio.Protocol):
         number = method.lane
         self.in_flight -= 1
         self._held_bytes -= held
+        assert self.in_flight >= 0, "a request is finished once"
+        assert self._held_bytes >= 0, "a payload is released once"
         self.tasks.discard(future)
         self._server.pending.remove(future)
         replies: list[bytes] = []
