@@ -206,7 +206,7 @@ def _chosen(found: list[dict[str, Any]], numbers: tuple[int, ...]) -> list[dict[
 
 
 def _given_up(chain: dict[str, Any], connected: set[int]) -> int:
-    """Return the replica without which the chain gets on.
+    """Return the replica without which the chain makes progress.
 
     Where one is present, though it may lack writes, it waits for the absent ones, so the first of these is given up.
     Otherwise a replica whose data are gone goes before an absent one, which may return with its data.

@@ -111,7 +111,7 @@ async def build(  # noqa: PLR0913, the seams of the service
     placer: Placer | None = None,
     create: bool = True,
 ) -> tuple[MetaService, Collector, Dependencies]:
-    """A service and its collector over `engine`, ready to answer. `create`: an empty store is a new cluster's."""
+    """Put together a service and its collector over `engine`. `create`: an empty store is a new cluster's."""
     await format_store(engine, cluster_id=cluster_id, clock=clock, create=create)
     placer = placer or Placer(config)
     chunks = Chunks(control, placer)

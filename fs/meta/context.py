@@ -196,7 +196,7 @@ class OperationContext:
         return of_inode(inode.id, self.stored(inode.id), session=session, created=created)
 
     def stored(self, inode: int) -> bytes:
-        """The inode, which this attempt has found, as `load` shows it, with what this attempt has stored of it."""
+        """Return the inode, which this attempt has found, as `load` shows it after what the attempt has stored."""
         stored = self.txn.snapshot_get(schema.inode_key(inode))
         assert stored is not None, "it was found, or has been stored"
         if inode in self.older:  # of a field that is there twice the last one counts

@@ -60,7 +60,7 @@ class RemovalClock:
             self._end_ms, _ = await self._reserve()
 
     def now_ms(self) -> int:
-        """The moment of a removal. It stands still when nothing is left of what was reserved: the delay grows."""
+        """Return the moment of a removal. It stands still when all that was reserved has passed: the delay grows."""
         assert self._end_ms, "the clock was not started"
         run_ms = int((self._clock.monotonic() - self._started_s) * 1000)
         assert run_ms >= 0, "A1: the clock never goes back"

@@ -101,7 +101,7 @@ class ClientRequests:
         del self._free[: len(slots)]
 
     def give(self, limit: int) -> Sequence[int]:
-        """Up to `limit` slots, which are this client's no more."""
+        """Take up to `limit` slots from this client, and return them."""
         if not self._free:
             self._free.extend(self._slots.pop(sequence) for sequence in self._live[:limit])
             del self._live[:limit]
@@ -175,7 +175,7 @@ class Requests:
         self._gone.update((client, None) for client in clients if client in self._clients)
 
     def left_behind(self, *, limit: int) -> tuple[int, Sequence[int]] | None:
-        """A client that is gone, and up to `limit` of its slots, which are its no more; None if there is none."""
+        """Return a client that is gone, and take up to `limit` of its slots; None if there is none."""
         while self._gone:
             number = next(iter(self._gone))
             client = self._clients.get(number)

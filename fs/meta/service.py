@@ -33,7 +33,7 @@ SPACE_FRESH_S: Final = 1.0
 # Inodes that one client may have open for reading: 100 MiB of memory here. The kernel allows a process as many files.
 HOLDS_MAX: Final = 1 << 20
 OPEN_LASTS_MS: Final = 15 * 60_000  # longer than a client tries (10 minutes, the bound of `deadline_ms`)
-HOLDS_BREATH: Final = 128  # holds looked at, about a millisecond, before others have a turn
+HOLDS_SLICE: Final = 128  # holds looked at, about a millisecond, before other requests are served
 SCAN_PAGE: Final = 1024
 COUNTED_MAX: Final = 10_000  # five milliseconds
 
@@ -107,7 +107,7 @@ class MetaService:
         """Hold what the user may read now, and nothing else: a hold lets its client read."""
         held: list[int] = []
         for number, inode in enumerate(request.inodes):
-            if number % HOLDS_BREATH == HOLDS_BREATH - 1:
+            if number % HOLDS_SLICE == HOLDS_SLICE - 1:
                 await asyncio.sleep(0)
             value = self._engine.begin().snapshot_get(schema.inode_key(inode))
             if value is not None and may(user, schema.decode_inode(value), READ):
@@ -255,7 +255,7 @@ class MetaService:
         return Empty()
 
     def status(self, request: Empty, identity: Identity) -> pb.MetaStatus:  # noqa: ARG002, a handler
-        """Numbers for people. Of each queue at most `COUNTED_MAX` are counted."""
+        """Return counts, for operators and tests. Of each queue at most `COUNTED_MAX` are counted."""
         return pb.MetaStatus(
             incarnation=self._dependencies.incarnation,
             gc_queue=self._count(b"O") + self._count(b"G"),

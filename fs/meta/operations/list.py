@@ -95,7 +95,7 @@ def _with_data(stored: Sequence[bytes], ends: Sequence[int]) -> Iterator[int]:
 
 
 def _shown(context: OperationContext, stored: bytes) -> bytes:
-    """The attributes of a stored inode, as a listing shows them. The tag may be there by chance: that does no harm."""
+    """Return the attributes of a stored inode, as a listing shows them. A tag that is there by chance does no harm."""
     inode = decode_inode(stored)
     if inode.is_inline:
         inode.ClearField("inline_data")

@@ -7,7 +7,7 @@ from typing import Final
 from ..addresses import format_address
 
 FRAME_BYTES_MAX: Final = 8 << 20  # payload; the largest reply is a full page of a listing with attributes
-KEEPALIVE_S: Final = 30  # a peer that vanished without a word is noticed after about three times this long
+KEEPALIVE_S: Final = 30  # a peer that vanished without closing is noticed after about three times this long
 DEFAULT_TIMEOUT_S: Final = 30.0
 
 HEADER: Final = struct.Struct("<IHHQ")
