@@ -64,7 +64,7 @@ class RpcServer:
     """Serves `bound` methods over gRPC to clients that show a token made with `secret`."""
 
     def __init__(self, bound: Iterable[Bound], *, secret: bytes) -> None:
-        self._doorman = _Doorman(bound, secret)
+        self._dispatcher = _Dispatcher(bound, secret)
         self._server: grpc.aio.Server | None = None
         self.address = ""
 
@@ -72,7 +72,7 @@ class RpcServer:
         """Listens, and returns the address. Raises: Unavailable if it cannot."""
         assert self._server is None, "a server starts once"
         server = grpc.aio.server(options=_SERVER, maximum_concurrent_rpcs=CONCURRENT_MAX)
-        server.add_generic_rpc_handlers((self._doorman,))
+        server.add_generic_rpc_handlers((self._dispatcher,))
         try:
             bound_port = server.add_insecure_port(format_address(host, port))
         except RuntimeError as error:
@@ -89,7 +89,7 @@ class RpcServer:
             self._server = None
 
 
-class _Doorman(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic when it runs
+class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic when it runs
     """Chooses what serves a call from its headers alone: the method's handler, or a refusal."""
 
     def __init__(self, bound: Iterable[Bound], secret: bytes) -> None:

@@ -9,7 +9,7 @@ from ..resolve import Place
 
 
 def victim(context: OperationContext, place: Place) -> Inode:
-    """Return the inode whose name is taken away, guarded together with its entry.
+    """Return the inode whose name is taken away; the commit fails if it or its entry changes meanwhile.
 
     Raises: NotFound, PermissionDenied.
     """

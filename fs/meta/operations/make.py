@@ -22,7 +22,7 @@ def free_place(context: OperationContext, path: Path) -> tuple[Inode, bytes]:
 
 
 def claim(context: OperationContext, place: Place) -> Inode:
-    """Return the directory of a free place, guarded: the commit fails if it or the name changes meanwhile."""
+    """Return the directory of a free place; the commit fails if it or the name changes meanwhile."""
     directory = place.directory
     assert directory is not None, "only an entry's place can be claimed"
     if not directory.link_count:
