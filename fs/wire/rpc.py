@@ -222,7 +222,7 @@ class RpcClients:
     ) -> Reply:
         """Return the reply of the service at `address`. Raises: Timeout, Unavailable, or what the service raised."""
         assert not method.streams, f"{method.path} is a stream"
-        assert timeout_s > 0, f"{method.path}: a call has a deadline ahead of it"
+        assert timeout_s >= 0, f"{method.path}: a deadline is not negative"
         _check(method, request)
         invoke = self._channel(address).unary_unary(
             method.path,
