@@ -72,7 +72,8 @@ PAGES = sorted(
     [
         *(ROOT / "docs").rglob("*.md"),
         *ROOT.glob("*.md"),
-        *(ROOT / each / "README.md" for each in ("tests", "examples")),
+        *ROOT.glob("*/README.md"),
+        *ROOT.glob("tests/*/README.md"),
     ]
 )
 

@@ -28,7 +28,12 @@ WORDS = {
 ON_PAGES = {r"gives? up|gave up|given up|giving up": "abandon, release"}
 PAGES = sorted(
     page
-    for page in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md"))
+    for page in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *ROOT.glob("*/README.md"),
+        *ROOT.glob("tests/*/README.md"),
+    )
     if ".venv" not in page.parts
 )
 SOURCES = sorted(
