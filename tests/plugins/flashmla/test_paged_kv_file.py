@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from page_cases import SMALL, DiskRing, LateCopies, ShortFileSystem, bits, fill, same
+from page_cases import SMALL, Disk, DiskFileSystem, DiskRing, LateCopies, ShortFileSystem, bits, fill, same
 
 from luciola.client.local import LocalFileSystem
 from luciola.client.ring import Completion
@@ -351,7 +351,9 @@ def test_a_reader_in_another_process_never_sees_other_bytes(path):
     cache = PageCache.allocate(SMALL, 2)
     context = multiprocessing.get_context("spawn")
     ready, stop, results = context.Semaphore(0), context.Event(), context.Queue()
-    with PagedKVFile.create(path, SMALL, 5, model="m") as file:
+    PagedKVFile.create(path, SMALL, 5, model="m").close()
+    system = LocalFileSystem()
+    with PagedKVFile(system, path, Disk(system.open(path, "r+b")), writable=True) as file:
         reader = context.Process(target=_read_until, args=(path, ready, stop, results))
         reader.start()
         chosen = random.Random(1)
@@ -372,30 +374,6 @@ def test_a_reader_in_another_process_never_sees_other_bytes(path):
 
 
 # Power loss.
-
-
-class Disk:
-    """A file that remembers the order of its writes and syncs, for looking at every state that a disk may have."""
-
-    def __init__(self, file):
-        self._file = file
-        self.log = []
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def pwrite(self, data, offset):
-        self.log.append((offset, bytes(data)))
-        return self._file.pwrite(data, offset)
-
-    def fsync(self, *, data_only=False):
-        self.log.append("sync")
-        self._file.fsync(data_only=data_only)
-
-
-class DiskFileSystem(LocalFileSystem):
-    def ring(self, entries=128):
-        return DiskRing()
 
 
 def after_power_loss(image, log, cut, chosen):
@@ -445,7 +423,7 @@ def test_power_loss_at_any_step_keeps_finished_saves(path, tmp_path, seed):
         following = [keys for steps, keys in promises if steps > cut]
         # What the save that was cut off would evict may be gone.
         must = (before[-1] if before else set()) & (following[0] if following else before[-1])
-        with PagedKVFile.open(lost, writable=True) as again:
+        with PagedKVFile(system, lost, Disk(system.open(lost, "r+b")), writable=True) as again:
             pages = again.pages()
             assert must <= {page.name.key for page in pages}, f"cut {cut} of seed {seed}"
             for page in pages:

@@ -60,6 +60,27 @@ class LateCopies(Copies):
                 self.waiting.pop(0)
 
 
+class Disk:
+    """A file that notes the order of its writes and syncs, for looking at every state that a disk may have.
+
+    It does not wait for the real disk.
+    """
+
+    def __init__(self, file):
+        self._file = file
+        self.log = []
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def pwrite(self, data, offset):
+        self.log.append((offset, bytes(data)))
+        return self._file.pwrite(data, offset)
+
+    def fsync(self, *, data_only=False):
+        self.log.append("sync")
+
+
 class DiskRing:
     def __init__(self):
         self._done = deque()
@@ -85,6 +106,11 @@ class DiskRing:
 
     def __exit__(self, *_):
         pass
+
+
+class DiskFileSystem(LocalFileSystem):
+    def ring(self, entries=128):
+        return DiskRing()
 
 
 class ShortRing(DiskRing):
