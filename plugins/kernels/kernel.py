@@ -13,7 +13,8 @@ def rounded_to_e4m3(x):
     bits = x.to(tl.int32, bitcast=True)
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & ~0xFFFFF).to(tl.float32, bitcast=True)
     step = 2.0**-9 * 1.5 * 2.0**23
-    return tl.where(tl.abs(x) < 2.0**-6, (x + step) - step, normal)
+    small = ((x + step) - step).to(tl.int32, bitcast=True) | (bits & -0x80000000)  # zeros keep their sign
+    return tl.where(tl.abs(x) < 2.0**-6, small.to(tl.float32, bitcast=True), normal)
 
 
 @triton.jit

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from luciola.plugins import deepgemm
 from luciola.plugins.kernels import using_layer
-from luciola.plugins.kernels.kernel import narrow
+from luciola.plugins.kernels.kernel import narrow, rounded_to_e4m3
 from luciola.plugins.kernels.layers import is_interpreting
 
 
@@ -15,6 +15,24 @@ from luciola.plugins.kernels.layers import is_interpreting
 def copy_kernel(x, y, SIZE: tl.constexpr, INTERPRET: tl.constexpr):
     place = tl.arange(0, SIZE)
     tl.store(y + place, narrow(tl.load(x + place), y.dtype.element_ty, INTERPRET))
+
+
+@triton.jit
+def e4m3_kernel(x, y, SIZE: tl.constexpr):
+    place = tl.arange(0, SIZE)
+    tl.store(y + place, rounded_to_e4m3(tl.load(x + place)))
+
+
+def test_e4m3_numbers_are_those_of_torch_bit_by_bit(kernel_device):
+    """Numbers below half of the smallest one become zeros of their sign."""
+    torch.manual_seed(9)
+    small = torch.tensor([2.0**-10, 2.0**-11, 1.5 * 2.0**-9, 2.0**-6, 2.0**-6 - 2.0**-11, 0.0])
+    x = torch.cat([small, -small, torch.randn(500) * 40, torch.randn(512) * 2.0**-8]).clamp(-448, 448)
+    y = torch.empty(1024)
+    e4m3_kernel[(1,)](x, y, 1024)
+    want = x.to(torch.float8_e4m3fn)
+    assert torch.equal(y.to(torch.float8_e4m3fn).view(torch.uint8), want.view(torch.uint8))
+    assert torch.equal(y, want.float()), "e4m3 holds them exactly"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
