@@ -50,15 +50,9 @@ _HOMES: Final = {
         fp8_fp4_mqa_logits fp8_fp4_paged_mqa_logits fp8_mqa_logits fp8_paged_mqa_logits
         get_paged_mqa_logits_metadata
     """,
-    ".einsums": """
-        einsum fp8_einsum
-    """,
-    ".prenorm": """
-        tf32_hc_prenorm_gemm
-    """,
-    ".activations": """
-        quantize_activations
-    """,
+    ".einsums": "einsum fp8_einsum",
+    ".prenorm": "tf32_hc_prenorm_gemm",
+    ".activations": "quantize_activations",
     "..kernels.quantize": """
         align calc_diff ceil_div ceil_to_ue8m0 pack_ue8m0_to_int per_block_cast_to_fp8
         per_channel_cast_to_fp8 per_custom_dims_cast_to_fp8 per_token_cast_to_fp8 unpack_ue8m0_from_int
@@ -72,12 +66,8 @@ _HOMES: Final = {
         get_theoretical_mk_alignment_for_contiguous_layout set_block_size_multiple_of
         set_ignore_compile_dims set_mk_alignment_for_contiguous_layout set_num_sms set_pdl set_tc_util
     """,
-    ".loader": """
-        Shard load_weights
-    """,
-    ".aot_cache": """
-        set_cache_dir
-    """,
+    ".loader": "Shard load_weights",
+    ".aot_cache": "set_cache_dir",
     ".unsupported": """
         SymmBuffer bf16_mega_moe cast_back_from_fp4 fp8_fp4_mega_moe get_best_configs
         get_symm_buffer_for_mega_moe k_grouped_wgrad_gemm_fp8_fp8_fp32_nt per_token_cast_to_fp4

@@ -1,7 +1,4 @@
-"""Calls whose arguments have been checked: what `reference`, `launch` and the fast paths are given.
-
-`scale_log2` is the softmax's scale times log2(e): kernels keep logits in base 2.
-"""
+"""Calls whose arguments have been checked: what `reference`, `launch` and the fast paths are given."""
 
 import math
 from dataclasses import dataclass
@@ -16,6 +13,16 @@ LATENT: Final = 512  # numbers of V
 _LOG2E: Final = math.log2(math.e)
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]  # output, log-sum-exp, and those of the pieces of sequences
+
+
+class _Scaled:
+    """A call whose logits are multiplied with `scale`; kernels keep them in base 2."""
+
+    scale: float
+
+    @property
+    def scale_log2(self) -> float:
+        return self.scale * _LOG2E
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class DenseDecode:
+class DenseDecode(_Scaled):
     """Shapes: q (b, s_q, h_q, 576); cache (pages, P, h_kv, 576), or of 656 bytes; table (b, pages); lengths (b).
 
     Result: (b, s_q, h_q, 512) and (b, h_q, s_q).
@@ -52,10 +59,6 @@ class DenseDecode:
     schedule: FlashMLASchedMeta
     scale: float
     causal: bool
-
-    @property
-    def scale_log2(self) -> float:
-        return self.scale * _LOG2E
 
     @property
     def group(self) -> int:
@@ -73,7 +76,7 @@ class DenseDecode:
 
 
 @dataclass(frozen=True)
-class SparseDecode:
+class SparseDecode(_Scaled):
     """Shapes: q (b, s_q, h, 576 or 512); one or two scopes; sink (h) float32 or None. Result as `DenseDecode`."""
 
     q: Tensor
@@ -81,10 +84,6 @@ class SparseDecode:
     schedule: FlashMLASchedMeta
     scale: float
     sink: Tensor | None
-
-    @property
-    def scale_log2(self) -> float:
-        return self.scale * _LOG2E
 
     @property
     def lengths(self) -> Tensor:
@@ -102,7 +101,7 @@ class SparseDecode:
 
 
 @dataclass(frozen=True)
-class SparsePrefill:
+class SparsePrefill(_Scaled):
     """Shapes: q (s_q, h, d); kv (s_kv, 1, d); indices (s_q, 1, topk); length (s_q) and sink (h), or None.
 
     Result: (s_q, h, 512), largest logit and log-sum-exp (s_q, h).
@@ -115,13 +114,9 @@ class SparsePrefill:
     scale: float
     sink: Tensor | None
 
-    @property
-    def scale_log2(self) -> float:
-        return self.scale * _LOG2E
-
 
 @dataclass(frozen=True)
-class Varlen:
+class Varlen(_Scaled):
     """Sequences laid end to end. Shapes: q (total_q, h, d); k (total, h_kv, d); v (total, h_kv, 128); starts (n + 1).
 
     `longest`: the most queries and tokens of a sequence. Result: (total_q, h, 128) and (total_q, h), the second stored
@@ -136,10 +131,6 @@ class Varlen:
     longest: tuple[int, int]
     scale: float
     causal: bool
-
-    @property
-    def scale_log2(self) -> float:
-        return self.scale * _LOG2E
 
 
 def or_none(tensor: Tensor | None, none: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Final
 import triton
 import triton.language as tl
 
+from ..kernels.kernel import narrow as rounded
 from .schedule import BLOCK_TOKENS, FIXED_COST_BLOCKS
 
 PLAIN_576: Final = 0
@@ -47,12 +48,8 @@ def _dot(a, b, acc):
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr):
-    """Float32 as 16-bit numbers. The interpreter's cast to bfloat16 cuts bits off: it gets rounded numbers."""
-    if _INTERPRETED and dtype == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF).to(tl.float32, bitcast=True)
-        x = tl.where(tl.abs(x) < _INF, rounded, x)
-    return x.to(dtype)
+    """Float32 as 16-bit numbers."""
+    return rounded(x, dtype, _INTERPRETED)
 
 
 @triton.jit

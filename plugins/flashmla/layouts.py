@@ -21,13 +21,12 @@ from typing import Final
 import torch
 
 from ..kernels.errors import BadArgument, BadType, refuse
+from ..kernels.quantize import FP8_MAX, SMALLEST_AMAX, ceil_to_ue8m0
 
 V32_CHANNELS: Final = 576
 V32_BYTES: Final = 656
 MODEL1_CHANNELS: Final = 512
 MODEL1_BYTES: Final = 584
-E4M3_MAX: Final = 448.0
-LEAST_MAGNITUDE: Final = 1e-4  # a group of zeros still has a scale
 UE8M0_BIAS: Final = 127
 MODEL1_ROW_BYTES: Final = 576  # without its scales; also what pages are padded to
 
@@ -41,7 +40,10 @@ _ONE_BYTE: Final = (torch.float8_e4m3fn, torch.int8, torch.uint8)
 def quantize_v32(rows: torch.Tensor) -> torch.Tensor:
     """Quantize to V3.2 layout. Shapes: rows (pages, P, 1, 576); result (pages, P, 1, 656) float8."""
     _check_rows(rows, V32_CHANNELS)
-    return _v32_rows(rows).view(torch.float8_e4m3fn)
+    latent, scales = _quantized(rows[..., :_V32_LATENT], _V32_GROUP)
+    rope = rows[..., _V32_LATENT:].to(torch.bfloat16).contiguous()
+    parts = [each.view(torch.uint8) for each in (latent, scales, rope)]
+    return torch.cat(parts, dim=-1).view(torch.float8_e4m3fn)
 
 
 def dequantize_v32(cache: torch.Tensor) -> torch.Tensor:
@@ -70,12 +72,12 @@ def quantize_model1(rows: torch.Tensor) -> torch.Tensor:
     _check_rows(rows, MODEL1_CHANNELS)
     cache = empty_model1_cache(rows.shape[0], rows.shape[1], device=rows.device)
     data, scales = model1_parts(cache)
-    latent, exponents = _quantized(rows[:, :, 0, :_MODEL1_LATENT], _MODEL1_GROUP)
+    latent, powers = _quantized(rows[:, :, 0, :_MODEL1_LATENT], _MODEL1_GROUP)
     data[..., :_MODEL1_LATENT] = latent.view(torch.uint8)
     data[..., _MODEL1_LATENT:] = (
         rows[:, :, 0, _MODEL1_LATENT:].to(torch.bfloat16).contiguous().view(torch.uint8)
     )
-    scales[..., :-1] = (exponents + UE8M0_BIAS).to(torch.uint8)
+    scales[..., :-1] = (powers.view(torch.int32) >> 23).to(torch.uint8)  # their exponents
     return cache
 
 
@@ -125,21 +127,13 @@ def _check_rows(rows: torch.Tensor, channels: int) -> None:
         refuse("rows.shape", tuple(rows.shape), f"it must be (pages, tokens of a page, 1, {channels})")
 
 
-def _v32_rows(rows: torch.Tensor) -> torch.Tensor:
-    latent, exponents = _quantized(rows[..., :_V32_LATENT], _V32_GROUP)
-    scales = torch.exp2(exponents.float())
-    rope = rows[..., _V32_LATENT:].to(torch.bfloat16).contiguous()
-    return torch.cat((latent.view(torch.uint8), scales.view(torch.uint8), rope.view(torch.uint8)), dim=-1)
-
-
 def _quantized(latent: torch.Tensor, group: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers as e4m3, and the binary exponents (…, groups) of their scales."""
+    """Return the numbers as e4m3, and scales (…, groups) that are powers of two."""
     grouped = latent.float().reshape(*latent.shape[:-1], latent.shape[-1] // group, group)
-    largest = grouped.abs().nan_to_num(nan=0.0).amax(dim=-1).clamp(min=LEAST_MAGNITUDE)
-    mantissa, exponent = torch.frexp(largest / E4M3_MAX)
-    exponents = exponent - (mantissa == 0.5).to(exponent.dtype)
-    scaled = grouped * torch.exp2(-exponents.float()).unsqueeze(-1)
-    return scaled.clamp(-E4M3_MAX, E4M3_MAX).flatten(-2).to(torch.float8_e4m3fn), exponents
+    largest = grouped.abs().nan_to_num(nan=0.0).amax(dim=-1).clamp(min=SMALLEST_AMAX)
+    scales = ceil_to_ue8m0(largest / FP8_MAX)
+    scaled = grouped * (1.0 / scales).unsqueeze(-1)
+    return scaled.clamp(-FP8_MAX, FP8_MAX).flatten(-2).to(torch.float8_e4m3fn), scales
 
 
 def _scaled(latent: torch.Tensor, scales: torch.Tensor, group: int) -> torch.Tensor:
