@@ -13,7 +13,7 @@ WORDS = {
     r"tells?|told|telling": "send, report, show, say",
     r"untold": "not synced",
     r"whoever|whomever": "the caller, a client, a program that",
-    r"nobody|somebody|everybody|anybody": "no client, another client, every node",
+    r"nobody": "no client, no program",
     r"anew": "again",
     r"for ever": "indefinitely",
     r"lend|lends|lent|lending": "register, pass",
@@ -21,11 +21,14 @@ WORDS = {
     r"(?:becomes?|became) of": "outcome",
     r"taken for": "declared, treated as",
     r"in a row": "consecutive, sequential",
-    r"under way": "in flight, in progress",
     r"lies": "is stored, is at",
     r"errands?|goodbye|whims?": "background task, close request, fault plan",
 }
-ON_PAGES = {r"gives? up|gave up|given up|giving up": "abandon, release"}
+ON_PAGES = {
+    r"gives? up|gave up|given up|giving up": "abandon, release",
+    r"under way": "in flight, in progress",
+    r"somebody|everybody|anybody": "another client, every node, any caller",
+}
 PAGES = sorted(
     page
     for page in (
@@ -38,10 +41,12 @@ PAGES = sorted(
 )
 SOURCES = sorted(
     source
-    for top in ("benchmarks", "compat", "docs", "examples", "fs", "plugins")
-    for source in (ROOT / top).rglob("*.py")
-    if "pb" not in source.parts
+    for top in ("benchmarks", "compat", "docs", "examples", "fs", "plugins", "proto")
+    for source in (ROOT / top).rglob("*.*")
+    if source.suffix in {".py", ".proto"} and "pb" not in source.parts
 )
+SLASHED = re.compile(r'"(?:[^"\\]|\\.)*"|//.*')
+"""A string, or a comment to the end of its line, where comments begin with slashes."""
 
 
 def pattern(*tables: dict[str, str]) -> re.Pattern[str]:
@@ -68,8 +73,12 @@ def test_page_uses_the_words_of_the_field(page: Path) -> None:
     ] == []
 
 
-def texts_of(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the comments and strings of a Python source, docstrings among them, with their lines."""
+def texts_of(source: str, suffix: str) -> Iterator[tuple[int, str]]:
+    """Yield the comments and strings of a source, docstrings among them, with their lines."""
+    if suffix != ".py":
+        for number, line in enumerate(prose_of(source), 1):
+            yield from ((number, text) for text in SLASHED.findall(line))
+        return
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in {tokenize.COMMENT, tokenize.STRING}:
             yield from enumerate(prose_of(token.string), token.start[0])
@@ -77,7 +86,7 @@ def texts_of(source: str) -> Iterator[tuple[int, str]]:
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_source_uses_the_words_of_the_field(source: Path) -> None:
-    texts = texts_of(source.read_text())
+    texts = texts_of(source.read_text(), source.suffix)
     assert [
         f"line {number}: {found[0]}"
         for number, line in texts
@@ -88,10 +97,15 @@ def test_source_uses_the_words_of_the_field(source: Path) -> None:
 
 def test_word_is_found_in_comments_and_strings_and_not_in_names() -> None:
     source = 'position = file.tell()  # who tells\n"""Say what became of it."""\n'
-    assert [found[0] for _, line in texts_of(source) for found in FOUND.finditer(line)] == [
+    assert [found[0] for _, line in texts_of(source, ".py") for found in FOUND.finditer(line)] == [
         "tells",
         "became of",
     ]
+
+
+def test_word_is_found_behind_slashes_and_in_strings() -> None:
+    source = 'let told = "nobody"; // who tells\nlies();\n'
+    assert [FOUND.findall(text) for _, text in texts_of(source, ".rs")] == [["nobody"], ["tells"]]
 
 
 def test_word_is_found_in_prose_and_not_in_what_is_quoted() -> None:
