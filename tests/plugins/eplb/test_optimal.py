@@ -91,6 +91,17 @@ def test_a_light_node_takes_more_groups_than_a_heavy_one():
     assert imbalance(weight, physical, 4).max() < 1.01
 
 
+def test_no_node_is_left_without_experts():
+    # Groups without load would all fit beside one another on a second node.
+    weight = torch.zeros(1, 9)
+    weight[0, 0] = 9.0
+    placement = rebalance_experts(weight, 27, 9, 3, 3, policy="optimal")
+    assert_is_a_placement(placement, 9, 27)
+    groups = [set(node.tolist()) for node in placement.physical_to_logical_map.view(3, 9)]
+    assert all(groups)
+    assert sum(map(len, groups)) == 9
+
+
 def test_several_windows_make_the_worst_window_good():
     windows = torch.stack([lognormal(6, 128, seed=1), 5 * lognormal(6, 128, seed=2)])
     joint = rebalance_experts(windows, 144, 1, 1, 16, policy="optimal").physical_to_logical_map

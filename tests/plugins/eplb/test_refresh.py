@@ -236,6 +236,26 @@ def test_a_model_goes_on_while_a_plan_is_made_and_close_gives_it_up(store):
     rank.require(first)
 
 
+def test_slots_that_an_error_left_undefined_are_all_read_again(store, monkeypatch):
+    rank = Rank(store, planner=lambda _, current: current)
+    first = rank.refresher.placement
+    with monkeypatch.context() as patch:
+
+        def fail(*_):
+            raise OSError("the device is lost")
+
+        patch.setattr("luciola.plugins.eplb.loader._copy", fail)
+        for _ in range(EVERY + LEAD - 1):
+            rank.step(HEAVY)
+        with pytest.raises(OSError, match="the device is lost"):
+            rank.step(HEAVY)
+    for tensors in rank.slots:
+        tensors["w"].fill_(float("nan"))
+    assert [rank.step(HEAVY) for _ in range(EVERY)][-1]
+    rank.require(first)
+    assert rank.refresher.report.kept == 0
+
+
 def test_numbers_that_do_not_fit(store):
     for lead in (0, EVERY):
         with pytest.raises(ValueError, match=f"lead_steps must be at least 1 and below .*, not {lead}"):
