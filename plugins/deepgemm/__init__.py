@@ -18,8 +18,9 @@ Names, arguments and semantics are those of DeepGEMM on SM90. Importing this pac
 names is used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
+
+from ..lazy import lazy
 
 if TYPE_CHECKING:
     from ..kernels.quantize import *
@@ -74,7 +75,7 @@ _HOMES: Final = {
         transform_weights_for_mega_moe transpose_packed_fp4
     """,
 }
-_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names.split()}
+_find: Final = lazy(__name__, _HOMES)
 
 # Older names of the same functions, which frameworks still call.
 _OLD_NAMES: Final = {
@@ -95,7 +96,7 @@ _OLD_NAMES: Final = {
     "m_grouped_gemm_fp8_fp8_bf16_nt_masked": "m_grouped_fp8_gemm_nt_masked",
 }
 
-__all__: list[str] = sorted(_HOME_OF)  # noqa: PLE0605 (of the table)
+__all__: list[str] = sorted(" ".join(_HOMES.values()).split())  # noqa: PLE0605 (of the table)
 
 
 def describe() -> dict[str, str]:
@@ -106,10 +107,7 @@ def describe() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
-    wanted = _OLD_NAMES.get(name, name)
-    if wanted in _HOME_OF:
-        return getattr(import_module(_HOME_OF[wanted], __name__), wanted)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _find(_OLD_NAMES.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -28,8 +28,9 @@ A user of `flash_mla` changes one import:
 Importing this package imports neither torch nor triton; using one of its names does.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
+
+from ..lazy import lazy
 
 if TYPE_CHECKING:
     from ..kernels.layers import *
@@ -54,9 +55,9 @@ _HOMES: Final = {
     ".schedule": "FlashMLASchedMeta",
     ".transfer": "LayerTransfer Transfer",
 }
-_HOME_OF: Final = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__all__: list[str] = sorted([*_HOME_OF, "describe"])  # noqa: PLE0605 (of the table)
+__all__: list[str] = sorted(["describe", *" ".join(_HOMES.values()).split()])  # noqa: PLE0605 (of the table)
+__getattr__ = lazy(__name__, _HOMES)
 
 
 def describe() -> dict[str, str]:
@@ -64,9 +65,3 @@ def describe() -> dict[str, str]:
     from ..kernels import status
 
     return status.describe("flashmla")
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HOME_OF:
-        return getattr(import_module(_HOME_OF[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

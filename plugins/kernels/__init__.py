@@ -10,16 +10,13 @@ checks   what operators ask of a tensor
 ranks    processes of a run find one another
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy
 
 if TYPE_CHECKING:
     from .layers import layer, layer_for, recording, set_layer, uses_kernels, using_layer
 
 __all__ = ["layer", "layer_for", "recording", "set_layer", "uses_kernels", "using_layer"]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:  # torch is imported only now
-        return getattr(import_module(".layers", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, {".layers": " ".join(__all__)})  # torch is imported only then
