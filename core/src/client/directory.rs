@@ -1,10 +1,10 @@
-//! An open directory: pages of its listing, fetched as the reader goes on, the next one before it is asked for.
+//! An open directory: pages of its listing, fetched as the reader continues, the next one before it is asked for.
 //!
 //! The offset of an entry is its cookie, which it keeps until its name goes: a reader may go on after any offset that he
 //! was ever given, by this or another open of the directory, or before a remount, and misses no name that was there all
 //! the while. Only two pages are kept, whatever the size of the directory, and one that was fetched ahead. Nothing is
 //! shown that was asked for before this client changed an entry of the directory: own changes are known at once. Names
-//! made since the listing began are not shown: whoever makes one for each that he is shown comes to an end.
+//! made since the listing began are not shown: a program that makes one for each that it is shown comes to an end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,7 @@ const FIRST_ENTRIES: u32 = 256;
 const GROWTH: u32 = 64;
 const PAGE_ENTRIES_MAX: u32 = 1024;
 
-/// The offset of an entry in its directory: listing goes on after it.
+/// The offset of an entry in its directory: listing continues after it.
 pub fn cookie(entry: &pb::Dentry) -> u64 {
     if entry.cookie == 0 { entry.inode } else { entry.cookie }
 }
@@ -58,7 +58,7 @@ struct PagePrefetch {
     after: u64,
     asked: Instant,
     with_inodes: bool,
-    /// Somebody is asking for it, or nobody wants it any more.
+    /// A thread is asking for it, or it is not wanted any more.
     taken: Arc<AtomicBool>,
     reply: Receiver<Result<pb::ListReply>>,
 }
@@ -93,7 +93,7 @@ impl Directory {
         Directory { inode, parent: None, end: None, pages: Vec::new(), prefetch: None, fetched: 0 }
     }
 
-    /// Back to the start: the directory is listed anew.
+    /// Back to the start: the directory is listed again.
     pub fn rewind(&mut self) {
         *self = Directory::new(self.inode);
     }
@@ -187,7 +187,7 @@ impl Directory {
         if shared.metadata_cache.ttl().is_zero() {
             return;
         }
-        let (told, reply) = bounded(1);
+        let (replied, reply) = bounded(1);
         let taken = Arc::new(AtomicBool::new(false));
         let prefetch = PagePrefetch { after, asked: Instant::now(), with_inodes, taken, reply };
         let (asker, identity, taken) = (shared.clone(), identity.clone(), prefetch.taken.clone());
@@ -195,7 +195,7 @@ impl Directory {
         let job = move || {
             if !taken.swap(true, Ordering::AcqRel) {
                 // Nobody listens when the directory was closed meanwhile.
-                let _ = told.send(asker.meta.list(&identity, request));
+                let _ = replied.send(asker.meta.list(&identity, request));
             }
         };
         self.prefetch = shared.background.submit(job).then_some(prefetch);
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(world.asked(), 2);
         drop(held);
         world.shared.background.stop();
-        assert_eq!(world.asked(), 2, "a page that nobody wants any more is not fetched");
+        assert_eq!(world.asked(), 2, "a page that is not wanted any more is not fetched");
     }
 
     #[test]

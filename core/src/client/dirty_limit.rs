@@ -6,7 +6,7 @@ use crate::lock::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
 
-/// A bounded count of bytes; whoever wants more waits. One request may be larger than the limit: it waits until
+/// A bounded count of bytes; a writer that wants more waits. One request may be larger than the limit: it waits until
 /// nothing else is held.
 pub struct DirtyLimit {
     limit: usize,
@@ -19,7 +19,7 @@ impl DirtyLimit {
         DirtyLimit { limit, used: Mutex::new(0), freed: Condvar::new() }
     }
 
-    /// Takes `bytes` if they fit.
+    /// Take `bytes` if they fit.
     pub fn try_reserve(&self, bytes: usize) -> bool {
         let mut used = self.used.lock();
         if *used != 0 && *used + bytes > self.limit {
@@ -29,19 +29,21 @@ impl DirtyLimit {
         true
     }
 
-    /// Takes `bytes`, waiting until they fit.
+    /// Take `bytes`, waiting until they fit.
     pub fn reserve(&self, bytes: usize, deadline: Instant) -> Result<()> {
         let mut used = self.used.lock();
         while *used != 0 && *used + bytes > self.limit {
             if self.freed.wait_until(&mut used, deadline).timed_out() {
-                return Err(Error::timeout("no room for dirty data: the storage nodes do not take it"));
+                return Err(Error::timeout(
+                    "write buffer full: storage nodes do not accept writes (see `luciola status`)",
+                ));
             }
         }
         *used += bytes;
         Ok(())
     }
 
-    /// Replaces `reserved` bytes by what they turned out to be.
+    /// Replace `reserved` bytes by what they turned out to be.
     pub fn adjust(&self, reserved: usize, change: isize) {
         let mut used = self.used.lock();
         let now = *used as isize - reserved as isize + change;
@@ -58,7 +60,7 @@ impl DirtyLimit {
         *self.used.lock()
     }
 
-    /// Whether write-back should begin before anybody has to wait.
+    /// Return whether write-back should begin before a writer has to wait.
     pub fn is_above_high_water(&self) -> bool {
         self.used() > self.limit / 2
     }

@@ -1,4 +1,4 @@
-//! Serves the fakes of `twin.rs` to the suite that asks them and the metadata service the same (`tests/unit/meta`).
+//! Serves the fakes of `fake.rs` to the suite that asks them and the metadata service the same (`tests/unit/meta`).
 //!
 //! A request is a number, a length (little-endian, 32 bits each) and so many bytes; the number is a method's, or one of
 //! those below. A reply has 0 or, with an `Error`, 1 in place of the number.

@@ -3,7 +3,7 @@
 //!
 //! - N1 Nothing is read from chains, written to them or made durable after the session timeout has passed since the last
 //!   extension that succeeded was *sent*, by a clock that runs while the machine sleeps.
-//! - N2 After that the client is registered again before it goes on: it has asked which of its write sessions are left.
+//! - N2 After that the client is registered again before it continues: it has asked which of its write sessions are left.
 //!   Files whose sessions are not fail with ESTALE; of all others it asks the metadata service before it reads them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,14 +30,14 @@ impl Fence {
         clock::now_ns() >= self.open_until_ns.load(Ordering::Acquire)
     }
 
-    /// The client may go on until then.
+    /// Let the client continue until then.
     pub fn open_until(&self, until_ns: u64) {
         let _waiting = self.waiting.lock();
         self.open_until_ns.store(until_ns, Ordering::Release);
         self.renewed.notify_all();
     }
 
-    /// Waits until the fence is open. Errors: `Unavailable` at the deadline.
+    /// Wait until the fence is open. Errors: `Unavailable` at the deadline.
     pub fn pass(&self, deadline: Instant) -> Result<()> {
         if !self.is_raised() {
             return Ok(());

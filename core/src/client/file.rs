@@ -1,4 +1,4 @@
-//! One open file: a handle on an [`OpenInode`], with its own mode, errors still to be told, and reading ahead.
+//! One open file: a handle on an [`OpenInode`], with its own mode, errors still to be reported, and read-ahead.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -145,7 +145,7 @@ impl File {
     }
 
     /// The file was at `change` when it had been emptied, if it was opened for that. Where it was being written here, or
-    /// has been told since, that was not known before it was opened: it is emptied once more, alone.
+    /// has been synced since, that was not known before it was opened: it is emptied once more, alone.
     fn empty(self: Arc<File>, change: u64) -> Result<Arc<File>> {
         let written = self.inode.is_written_besides(self.session) || self.inode.change() > change;
         if self.options.truncate && written && (self.inode.length() > 0 || !self.inode.is_clean()) {
@@ -208,15 +208,28 @@ impl File {
         &self.identity
     }
 
-    fn check(&self, allowed: bool) -> Result<()> {
+    fn check_readable(&self) -> Result<()> {
+        self.check_open()?;
+        if self.options.read {
+            return Ok(());
+        }
+        Err(Error::invalid("read from a file opened write-only").with_errno(Errno::BADF))
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        self.check_open()?;
+        if self.options.write {
+            return Ok(());
+        }
+        Err(Error::invalid("write to a file opened read-only").with_errno(Errno::BADF))
+    }
+
+    fn check_open(&self) -> Result<()> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Error::invalid("the file is closed").with_errno(Errno::BADF));
         }
         if self.is_lost() {
             return Err(lost());
-        }
-        if !allowed {
-            return Err(Error::invalid("the file is not open for that").with_errno(Errno::BADF));
         }
         Ok(())
     }
@@ -226,15 +239,15 @@ impl File {
         self.options.write && self.inode.lost_sessions() != self.lost_sessions
     }
 
-    /// Asks the metadata service what it knows: another client may have written.
+    /// Ask the metadata service what it knows: another client may have written.
     pub fn refresh(&self) -> Result<()> {
-        self.check(true)?;
+        self.check_open()?;
         self.inode.refresh(&self.identity, Duration::ZERO)
     }
 
-    /// The length that a read up to `end` goes by; asked anew if the file may have grown elsewhere.
+    /// The length that a read up to `end` goes by; asked again if the file may have grown elsewhere.
     pub fn length_for(&self, end: u64) -> Result<u64> {
-        self.check(self.options.read)?;
+        self.check_readable()?;
         self.inode.refresh_for(&self.identity, end, self.mode())?;
         Ok(self.inode.length())
     }
@@ -243,15 +256,15 @@ impl File {
         if self.options.direct { IoMode::Direct } else { IoMode::Buffered }
     }
 
-    /// Reads up to `into.len()` bytes; fewer only at the end of the file.
+    /// Read up to `into.len()` bytes; fewer only at the end of the file.
     pub fn read_at(&self, offset: u64, into: &Placement) -> Result<usize> {
-        self.check(self.options.read)?;
+        self.check_readable()?;
         self.inode.read(&self.identity, offset, into, self.mode())
     }
 
     /// As `read_at`, for readers that have no cache below them: sequential small reads are read ahead.
     pub fn read_ahead_at(&self, offset: u64, into: &Placement) -> Result<usize> {
-        self.check(self.options.read)?;
+        self.check_readable()?;
         if self.options.direct {
             return self.inode.read(&self.identity, offset, into, IoMode::Direct);
         }
@@ -260,17 +273,17 @@ impl File {
 
     /// Reads with another mode than the file was opened with (fcntl may change O_DIRECT).
     pub fn read_through(&self, offset: u64, into: &Placement, mode: IoMode) -> Result<usize> {
-        self.check(true)?;
+        self.check_open()?;
         self.inode.read(&self.identity, offset, into, mode)
     }
 
     /// As `read_through`, into memory that its owner can do without; the bytes read, which may lie elsewhere.
     pub fn read_anywhere(&self, offset: u64, into: &Placement, mode: IoMode) -> Result<Placement> {
-        self.check(true)?;
+        self.check_open()?;
         self.inode.read_anywhere(&self.identity, offset, into, mode)
     }
 
-    /// Writes all of `payload`; `keep`: its memory may be kept and changed. Returns the offset it went to.
+    /// Write all of `payload`; `keep`: its memory may be kept and changed. Returns the offset it went to.
     pub fn write(&self, place: WriteOffset, payload: &Placement, keep: bool) -> Result<u64> {
         self.write_through(place, payload, keep, self.mode())
     }
@@ -286,20 +299,20 @@ impl File {
         let place = if self.options.append { WriteOffset::Append } else { place };
         let result = self.inode.write(place, payload, keep, mode);
         if mode == IoMode::Direct {
-            // Told to this writer now; fsync tells the others.
+            // Reported to this writer now; fsync reports it to the others.
             self.written.fetch_max(self.inode.errors(), Ordering::AcqRel);
         }
         result
     }
 
-    /// Makes a range read as zeros, at the price of what is there; the length stays.
+    /// Make a range read as zeros, at the price of what is there; the length stays.
     pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
         self.check_write()?;
         self.inode.punch_hole(range, self.mode())
     }
 
     fn check_write(&self) -> Result<()> {
-        self.check(self.options.write)?;
+        self.check_writable()?;
         // A program that never asks should not write for hours into a file that does not take it.
         match self.inode.error_since(self.written.load(Ordering::Acquire)) {
             // Unless another thread has reported it meanwhile.
@@ -308,7 +321,7 @@ impl File {
         }
     }
 
-    /// The error of a write-back that this handle has not reported yet.
+    /// Return the error of a write-back that this handle has not reported yet.
     fn report(&self) -> Result<()> {
         match self.inode.error_since(self.reported.load(Ordering::Acquire)) {
             Some((errors, error)) => {
@@ -322,7 +335,7 @@ impl File {
 
     /// What close(2) of one descriptor does: other clients that open the file now see everything.
     pub fn flush(&self) -> Result<()> {
-        self.check(true)?;
+        self.check_open()?;
         self.inode.on_first_close();
         let synced = if self.options.write { self.inode.sync() } else { Ok(()) };
         self.report().and(synced)
@@ -331,23 +344,23 @@ impl File {
     /// Everything that was acknowledged of the file before the call survives the loss of power: what any client wrote,
     /// also through handles that are closed. `data_only` leaves out times.
     pub fn fsync(&self, data_only: bool) -> Result<()> {
-        self.check(true)?;
+        self.check_open()?;
         let synced = self.inode.fsync(&self.identity, data_only);
         self.report().and(synced)
     }
 
     pub fn truncate(&self, length: u64) -> Result<pb::Inode> {
-        self.check(self.options.write)?;
+        self.check_writable()?;
         set_length(&self.shared, &self.identity, self.inode.id(), length, self.session)
     }
 
-    /// Makes the file at least `length` bytes long, with zeros; never shorter, whatever others write meanwhile.
+    /// Make the file at least `length` bytes long, with zeros; never shorter, whatever others write meanwhile.
     pub fn extend(&self, length: u64) -> Result<()> {
-        self.check(self.options.write)?;
+        self.check_writable()?;
         self.inode.extend(&self.identity, self.session, length)
     }
 
-    /// Ends the handle: everything is acknowledged and told, or the error says why not. Idempotent.
+    /// End the handle: everything is acknowledged and synced, or the error says why not. Idempotent.
     pub fn close(&self) -> Result<()> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -365,7 +378,7 @@ impl File {
         self.report().and(synced.map(drop))
     }
 
-    /// Ends the handle when nobody waits: what is dirty is written back first.
+    /// End the handle in the background: what is dirty is written back first.
     pub fn release(self: &Arc<Self>) {
         if self.closed.swap(true, Ordering::AcqRel) {
             return;
@@ -396,7 +409,7 @@ impl File {
         self.end();
     }
 
-    /// Ends the session. Where a write or its report has failed, the chains may hold more than was reported.
+    /// End the session. Where a write or its report has failed, the chains may hold more than was reported.
     fn last_close(&self, failed: bool) -> Close {
         self.inode.drop_session(self.session);
         let mut close = self.close_request();
@@ -415,7 +428,7 @@ impl File {
         self.shared.files.release(self.inode.id());
     }
 
-    /// Writes back and tells the last words with the close itself: one call. True: the close has been sent.
+    /// Write back, and send the final update with the close itself: one call. True: the close has been sent.
     fn close_written(&self) -> Result<bool> {
         self.inode.flush();
         let metadata = self.inode.lock_metadata();
@@ -437,13 +450,13 @@ impl File {
         match self.close_one(close) {
             Ok(inode) => {
                 self.inode.on_synced(inode, &update, false);
-                // The session has ended; who tells next must not name it.
+                // The session has ended; the next sync must not name it.
                 self.inode.drop_session(self.session);
                 Ok(true)
             }
             Err(error) => {
                 self.inode.on_sync_failed();
-                // Somebody else changed the small file: merge, with the session still open.
+                // Another client changed the small file: merge, with the session still open.
                 let merges = error.kind() == Kind::Conflict;
                 if merges {
                     self.inode.close_refused();
@@ -456,7 +469,8 @@ impl File {
 
     fn close_one(&self, close: Close) -> Result<pb::Inode> {
         let outcome = self.shared.meta.close(&self.identity, vec![close.one])?.pop();
-        let missing = || Error::new(Kind::CorruptData, "a close with news was answered without an inode");
+        let missing =
+            || Error::new(Kind::CorruptData, "a close that carried metadata was answered without an inode");
         outcome.expect("one outcome for one close")?.ok_or_else(missing)
     }
 
@@ -476,7 +490,10 @@ impl Drop for File {
             return;
         }
         if self.options.write && !self.inode.is_clean() {
-            log::warn!("inode {}: dropped without close", self.inode.id());
+            log::warn!(
+                "inode {}: handle dropped without close; what is dirty is written back now",
+                self.inode.id()
+            );
             self.finish_dirty();
         } else {
             self.finish();
@@ -484,7 +501,7 @@ impl Drop for File {
     }
 }
 
-/// Cuts or extends a file, which may be open here.
+/// Cut or extend a file, which may be open here.
 pub fn set_length(
     shared: &Arc<Shared>,
     identity: &Identity,
@@ -501,7 +518,7 @@ pub fn set_length(
     set_attributes(shared, identity, request)
 }
 
-/// As `set_attributes`, but of a file that was made here and is not closed yet, what can wait is told with the rest.
+/// As `set_attributes`, but of a file that was made here and is not closed yet, what can be deferred is sent with the rest.
 pub fn set_attributes_deferred(
     shared: &Arc<Shared>,
     identity: &Arc<Identity>,
@@ -514,7 +531,7 @@ pub fn set_attributes_deferred(
     }
 }
 
-/// Changes attributes of an inode (by number), which may be open here.
+/// Change attributes of an inode (by number), which may be open here.
 pub fn set_attributes(
     shared: &Arc<Shared>,
     identity: &Identity,

@@ -1,4 +1,4 @@
-//! Files against the twins of chunks and metadata.
+//! Files against the fakes of chunks and metadata.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -485,7 +485,7 @@ fn a_truncation_during_an_fsync_is_made_durable_by_the_next() {
     thread::scope(|scope| {
         scope.spawn(|| file.fsync(true).unwrap());
         world.meta.wait_for_caller();
-        // It waits for what is being told.
+        // It waits for what is being sent.
         scope.spawn(|| world.open_with(5, OpenOptions { truncate: true, ..READ_WRITE }).close().unwrap());
         world.meta.hold_answer(None);
     });
@@ -1365,7 +1365,7 @@ fn sequential_small_reads_are_read_ahead_and_random_ones_are_not() {
     assert!((6..12).contains(&caused), "{caused} reads of 6 MiB, a few small ones and then in blocks");
 }
 
-/// Clients whose bytes interleave, each in its own thread: nobody's byte is lost, whoever leaves the inode first.
+/// Clients whose bytes interleave, each in its own thread: no byte is lost, whichever client leaves the inode first.
 #[test]
 fn clients_with_bytes_of_their_own_never_lose_them() {
     const CLIENTS: usize = 3;
@@ -1495,11 +1495,11 @@ fn an_unpacked_file_costs_a_create_a_move_and_one_report() {
     assert_eq!((seen.mtime_ns, seen.length), (77, bytes.len() as u64));
     set_attributes_deferred(&world.shared, &world.identity, mode(0o755)).unwrap();
     assert_eq!(file.inode().local_view().permissions, 0o755);
-    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate], "what waits is not told yet");
+    assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate], "what is deferred is not sent yet");
     file.flush().unwrap();
     let inode = world.meta.inode(5);
     assert_eq!((inode.mtime_ns, inode.permissions, inode.length), (77, 0o755, bytes.len() as u64));
-    // It leaves its inode, and tells the rest.
+    // It leaves its inode, and sends the rest.
     assert_eq!(*world.meta.calls.lock(), [Method::MetaCreate, Method::MetaSync, Method::MetaSync]);
     assert!(file.inode().is_clean());
     assert_eq!(get(&world.other().open(5), 0, 10_000), bytes, "another client sees it after the close");
@@ -1552,7 +1552,7 @@ fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
         assert_eq!(world.shared.dirty_files.deferred_count(), 0);
         file.flush().unwrap();
         let calls = (world.meta.count(Method::MetaSync), world.meta.count(Method::MetaStat));
-        // The attributes may be told while that thread moves the file: then it tries again.
+        // The attributes may be sent while that thread moves the file: then it tries again.
         let may_conflict = writes_back && calls == (3, 1);
         assert!(calls == (2, 0) || may_conflict, "a conflict with this client's own change: {calls:?}");
         assert!(!world.meta.inode(5).is_inline);

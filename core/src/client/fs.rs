@@ -191,8 +191,8 @@ impl Mounted {
         Ok(Arc::new(Identity { uid: caller.uid, gid: caller.gid, groups }))
     }
 
-    /// In whose name a file is opened that has the name of one to be made. `None`: that is known of nobody else than
-    /// the `maker`.
+    /// In whose name a file is opened that has the name of one to be made. `None`: only the
+    /// `maker` is known.
     fn opener(&self, caller: &Caller) -> Option<Arc<Identity>> {
         let groups = caller.named_group.and_then(|_| caller.all_groups())?;
         Some(Arc::new(Identity { uid: caller.uid, gid: caller.gid, groups }))
@@ -268,7 +268,7 @@ impl Mounted {
         if direct || self.is_strict() { IoMode::Direct } else { IoMode::Buffered }
     }
 
-    /// What the kernel is told: with what was written here and is not told yet.
+    /// Return what the kernel is shown: with what was written here and is not synced yet.
     fn local_view(&self, inode: &pb::Inode) -> Attributes {
         attributes(&self.client.shared().local_view(inode))
     }

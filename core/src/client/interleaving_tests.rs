@@ -1,11 +1,11 @@
 //! Clients of one cluster, several threads each, in orders that a seed makes (`schedule.rs`), against a model.
 //!
-//! Answers of the twins come late, are lost and given again, conflict, or fail. A world has one file: slots, whose
+//! Replies of the fakes come late, are lost and given again, conflict, or fail. A world has one file: slots, whose
 //! versions tell which write a reader saw, or records that are appended. `model` says what may be seen.
 //!
 //! Mistakes that were planted to see what it finds, and how many of the first 2,500 seeds do:
-//! - answers to opens that are older than what was told since are believed: 18;
-//! - bytes written during a call that tells others count as made from the answer, without being laid over it; a small
+//! - answers to opens that are older than what was synced since are believed: 18;
+//! - bytes written during a sync of others count as made from the answer, without being laid over it; a small
 //!   file that outgrows its inode forgets what was written there; one that leaves it after a conflict takes the bytes
 //!   from before; a file counts as closed one handle too early: 20 and more each, of the first 1,100.
 //!

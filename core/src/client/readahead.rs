@@ -40,7 +40,7 @@ struct Block {
 
 #[derive(Default)]
 struct Window {
-    /// Where a sequential reader goes on.
+    /// Where a sequential reader continues.
     next: u64,
     run: u32,
     /// Blocks to have in advance.

@@ -18,7 +18,7 @@ pub struct Sequences {
 struct State {
     last: u64,
     live: BTreeSet<u64>,
-    /// How many wait in `give_up`: waking nobody costs a system call, too.
+    /// How many wait in `give_up`: a wake-up without waiters costs a system call, too.
     waiting: usize,
 }
 

@@ -1,5 +1,5 @@
-//! What a client does by the clock: it extends its session, sends closes, writes back by age, and tells a metadata
-//! service that was restarted which files it holds open.
+//! What a client does by the clock: it extends its session, sends closes, writes back by age, and reports to a
+//! metadata service that was restarted which files it holds open.
 //!
 //! One thread keeps time and never waits; what has to wait runs on other threads, each kind at most once at a time. The
 //! session is extended by a thread of its own: whatever else hangs, the cluster keeps hearing this client.
@@ -34,20 +34,20 @@ const _: () = assert!(
     GATHER.as_nanos() * 4 <= WRITE_BACK.as_nanos(),
     "E4: of the time to write back, most is left for the storage nodes"
 );
-/// Dirty bytes are written back after one to two of these, if nobody asks before.
+/// Dirty bytes are written back after one to two of these, unless requested before.
 const AGE: Duration = Duration::from_secs(1);
 /// One attempt to extend the session.
 const EXTEND_TIMEOUT: Duration = Duration::from_secs(2);
-/// Time for the goodbye: the manager notices by itself when it does not come.
+/// Time for the leave notice: without it mgmtd removes the client after the session timeout.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 /// The metadata service is sent the live write sessions this often: it ends old ones that are not among them.
 const SESSIONS_INTERVAL: Duration = Duration::from_secs(60);
 /// Part of the session timeout, in percent, that this client counts on: clocks differ by at most 5 %.
 const TIMEOUT_PERCENT: u64 = 95;
-/// Read holds told in the one call that replaces them all: a lane message is at most 8 MiB.
+/// Read holds reported in the one call that replaces them all: a lane message is at most 8 MiB.
 const HOLDS_MAX: usize = 700_000;
 
-/// One kind of errand, which runs at most once at a time.
+/// One kind of background task, which runs at most once at a time.
 #[derive(Default)]
 struct SingleFlight(AtomicBool);
 
@@ -226,7 +226,10 @@ impl Session {
 
     fn extend(&self) {
         if let Err(error) = self.extend_by(Instant::now() + EXTEND_TIMEOUT) {
-            log::warn!("client {}: the session was not extended: {error}", self.id);
+            log::warn!(
+                "client {}: extending the session failed: {error}; it is retried, and lapses after its timeout",
+                self.id
+            );
         }
     }
 
@@ -247,7 +250,10 @@ impl Session {
 
     /// The cluster may have forgotten this client: what it has open is reported, and what was lost fails (N2).
     fn register_again(&self) -> Result<()> {
-        log::warn!("client {}: registering again, its session had lapsed", self.id);
+        log::warn!(
+            "client {}: session lapsed: mgmtd was not reached in time; registering open files again",
+            self.id
+        );
         self.shared.register_again(&self.identity, self.open_files(0))
     }
 
@@ -255,7 +261,11 @@ impl Session {
     fn open_files(&self, incarnation: u64) -> pb::HoldRequest {
         let mut inodes = self.shared.files.held();
         if inodes.len() > HOLDS_MAX {
-            log::warn!("client {}: {} files are open, {HOLDS_MAX} are reported", self.id, inodes.len());
+            log::warn!(
+                "client {}: {} files are open for reading; re-registering only {HOLDS_MAX}, others may fail with ESTALE",
+                self.id,
+                inodes.len()
+            );
             inodes.truncate(HOLDS_MAX);
         }
         pb::HoldRequest {
@@ -279,7 +289,10 @@ impl Session {
                 drop(suspected);
                 self.shared.lose_sessions(&lost);
             }
-            Err(error) => log::warn!("client {}: write sessions were not compared: {error}", self.id),
+            Err(error) => log::warn!(
+                "client {}: comparing write sessions failed: {error}; retried in a minute",
+                self.id
+            ),
         }
     }
 
@@ -292,7 +305,7 @@ impl Session {
         routing.nodes.values().filter(meta).map(|node| (node.id, node.incarnation)).collect()
     }
 
-    /// Uses new metadata services, and tells those that were started anew what is held.
+    /// Use new metadata services, and report what is held to those that were restarted.
     fn follow_metas(self: &Arc<Self>) {
         let metas = self.metas();
         if metas.is_empty() || *self.known.lock() == metas {
@@ -306,7 +319,10 @@ impl Session {
         let metas = self.metas();
         let incarnation = metas.values().copied().max().unwrap_or_default();
         if let Err(error) = self.shared.meta.hold(&self.identity, self.open_files(incarnation)) {
-            log::warn!("client {}: open files were not told: {error}", self.id);
+            log::warn!(
+                "client {}: reporting open files to the restarted metadata service failed: {error}; retried",
+                self.id
+            );
             return;
         }
         *self.known.lock() = metas;
@@ -324,13 +340,16 @@ impl Session {
         self.extender.stop();
     }
 
-    /// Says goodbye, and stops following routing.
+    /// Send mgmtd the leave notice, and stop following routing.
     pub fn leave(&self) {
         let request = pb::ExtendClientRequest { leaving: true, ..self.request.clone() };
-        let goodbye: Result<pb::ExtendClientReply> =
+        let notice: Result<pb::ExtendClientReply> =
             self.mgmtd.call(Method::MgmtdExtendClient, &request, Instant::now() + LEAVE_TIMEOUT);
-        if let Err(error) = goodbye {
-            log::info!("client {}: no goodbye: {error}", self.id);
+        if let Err(error) = notice {
+            log::info!(
+                "client {}: leave notice to mgmtd failed: {error}; it removes this client after the session timeout",
+                self.id
+            );
         }
         self.routing.stop();
     }

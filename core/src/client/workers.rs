@@ -41,14 +41,14 @@ impl Workers {
         sent
     }
 
-    /// One thread more, if there are jobs that nobody has taken and the limit allows.
+    /// One thread more, if jobs wait and the limit allows.
     fn grow(&self) {
         let mut threads = self.threads.lock();
         if threads.len() == self.most {
             return;
         }
         let jobs = self.jobs.clone();
-        // A job that panics has been reported by the panic hook; its thread goes on with the next.
+        // A job that panics has been reported by the panic hook; its thread continues with the next.
         let body = move || jobs.iter().for_each(|job| drop(catch_unwind(AssertUnwindSafe(job))));
         match thread::Builder::new().name(self.name.to_owned()).spawn(body) {
             Ok(thread) => threads.push(thread),
@@ -100,19 +100,19 @@ mod tests {
     fn a_job_that_panics_costs_no_thread() {
         let workers = Workers::new("test", 1);
         assert!(workers.submit(|| panic!("a mistake, on purpose")));
-        let (told, tell) = unbounded();
-        assert!(workers.submit(move || told.send(()).unwrap()));
-        tell.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        let (report, reported) = unbounded();
+        assert!(workers.submit(move || report.send(()).unwrap()));
+        reported.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
     }
 
     #[test]
     fn jobs_that_block_do_not_hold_up_others_below_the_limit() {
         let workers = Workers::new("test", 2);
         let (release, held) = unbounded::<()>();
-        let (told, tell) = unbounded();
+        let (report, reported) = unbounded();
         workers.submit(move || held.recv().unwrap());
-        workers.submit(move || told.send(()).unwrap());
-        tell.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
+        workers.submit(move || report.send(()).unwrap());
+        reported.recv_timeout(std::time::Duration::from_secs(60)).unwrap();
         release.send(()).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Rings against the twins of chunks and metadata.
+//! Rings against the fakes of chunks and metadata.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

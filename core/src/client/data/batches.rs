@@ -37,7 +37,7 @@ impl<O> Work<O> {
 }
 
 /// The batch for `node` that has room for one operation more, of `length` bytes; a new one, over the link and with the
-/// deadline that `open` tells, if there is none. `None`: `open` knows no way to the node.
+/// deadline that `open` returns, if there is none. `None`: `open` knows no way to the node.
 pub(super) fn with_room<O>(
     batches: &mut Vec<Batch<Work<O>>>,
     node: NodeId,

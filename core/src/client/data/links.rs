@@ -98,7 +98,7 @@ impl Links {
         let mut known = self.known.write();
         if known.version < routing.version {
             known.version = routing.version;
-            // Nodes that moved are reached anew; requests under way keep their old link.
+            // Nodes that moved are reached by new links; requests under way keep their old link.
             known.links.retain(|node, link| {
                 self.endpoints.endpoint(routing, *node).as_ref() == Some(link.preferred.endpoint())
             });

@@ -100,7 +100,7 @@ pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) 
 }
 
 /// An attempt without an answer may be under way still. If the update was acknowledged, its chunk knows the tag and
-/// executes it no more; otherwise its caller goes on only when it cannot be begun any more (N3).
+/// executes it no more; otherwise its caller continues only when it cannot be begun any more (N3).
 fn wait_until_void(pieces: &[Piece]) {
     let failed = pieces.iter().filter(|piece| !matches!(piece.outcome, Some(Ok(_))));
     if let Some(until) = failed.filter_map(|piece| piece.open_until).max() {

@@ -325,11 +325,11 @@ impl Worker {
         if way != 0 && result.is_ok() {
             self.world.check_durable(self.client, begin);
         }
-        self.told(handle, begin, result);
+        self.on_reported(handle, begin, result);
     }
 
     /// What a flush, fsync or close that began at `begin` says of what was written before.
-    fn told(&self, handle: &mut Handle, begin: u64, result: Result<()>) {
+    fn on_reported(&self, handle: &mut Handle, begin: u64, result: Result<()>) {
         let done = self.outcome("sync", result).is_some();
         if !done {
             handle.failed = self.world.tick();
@@ -349,18 +349,18 @@ impl Worker {
         match schedule::below(4) {
             0..=1 => {
                 let result = handle.file.close();
-                self.told(&mut handle, begin, result);
+                self.on_reported(&mut handle, begin, result);
             }
             2 => {
                 let result = handle.file.flush();
-                self.told(&mut handle, begin, result);
+                self.on_reported(&mut handle, begin, result);
                 handle.file.release();
             }
-            // Nobody waits, and nobody hears of an error; at the end everybody has to be heard.
+            // No caller waits, and none gets the error; at the end each has to get one.
             _ if self.world.plan.is_faulty => handle.file.release(),
             _ => {
                 let result = handle.file.close();
-                self.told(&mut handle, begin, result);
+                self.on_reported(&mut handle, begin, result);
             }
         }
     }
