@@ -24,8 +24,8 @@ use std::slice;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::chunk_slice::{ChunkSlice, chunk_slices, require_range};
 use crate::lock::RwLock;
-use rustix::io::Errno;
 
 use crate::buffer::{BufferPool, Placement};
 use crate::cluster::Endpoints;
@@ -46,7 +46,7 @@ use sequences::Sequences;
 /// such data at once. Memory is used only once they are.
 const BUFFER_BYTES: usize = 1 << 20;
 const BUFFERS: usize = 32;
-/// Stripes remembered; a stripe is a few chain numbers, and computed anew when forgotten.
+/// Stripes remembered; a stripe is a few chain numbers, and computed again when forgotten.
 const STRIPES_MAX: usize = 8192;
 
 static GIVEN_UP: Warnings = Warnings::new();
@@ -205,21 +205,23 @@ impl DataClient {
         deadline: Instant,
     ) -> Result<Vec<Range<u64>>> {
         let stripe = self.stripe(layout, deadline)?;
-        let parts: Vec<Part> =
-            Parts::new(layout.chunk_bytes, range.start, (range.end - range.start) as usize)?.collect();
-        let bytes = Placement::from_vec(vec![0; parts.len()]);
-        let ask = |(request, part): (usize, &Part)| {
-            let chain = stripe[part.index as usize % stripe.len()];
-            let chunk = ChunkId { content, index: part.index };
-            reads::Piece::new(request, 0, chain, chunk, part.offset, bytes.slice(request..request + 1))
+        let length = (range.end - range.start) as usize;
+        let chunk_bytes = layout.chunk_bytes;
+        require_range(range.start, length, chunk_bytes)?;
+        let slices: Vec<ChunkSlice> = chunk_slices(range.start, length, chunk_bytes, chunk_bytes).collect();
+        let bytes = Placement::from_vec(vec![0; slices.len()]);
+        let ask = |(request, slice): (usize, &ChunkSlice)| {
+            let chain = stripe[slice.index as usize % stripe.len()];
+            let chunk = ChunkId { content, index: slice.index };
+            reads::Piece::new(request, 0, chain, chunk, slice.offset, bytes.slice(request..request + 1))
         };
-        let mut pieces: Vec<reads::Piece> = parts.iter().enumerate().map(ask).collect();
+        let mut pieces: Vec<reads::Piece> = slices.iter().enumerate().map(ask).collect();
         reads::run(self, &mut pieces, deadline);
         let mut held = Vec::new();
-        for (part, piece) in parts.iter().zip(&pieces) {
+        for (slice, piece) in slices.iter().zip(&pieces) {
             if self.finish_read(slice::from_ref(piece), deadline)? > 0 {
-                let start = range.start + part.start as u64;
-                held.push(start..start + part.length as u64);
+                let start = range.start + slice.range.start as u64;
+                held.push(start..start + slice.range.len() as u64);
             }
         }
         Ok(held)
@@ -342,11 +344,13 @@ impl DataClient {
         pieces: &mut Vec<reads::Piece>,
     ) -> Result<()> {
         let stripe = self.stripe(layout, deadline)?;
-        for part in Parts::new(layout.chunk_bytes, offset, into.len())? {
-            let chain = stripe[part.index as usize % stripe.len()];
-            let chunk = ChunkId { content, index: part.index };
-            let into = into.slice(part.start..part.start + part.length);
-            pieces.push(reads::Piece::new(request, part.start, chain, chunk, part.offset, into));
+        let chunk_bytes = layout.chunk_bytes;
+        require_range(offset, into.len(), chunk_bytes)?;
+        for slice in chunk_slices(offset, into.len(), chunk_bytes, chunk_bytes) {
+            let chain = stripe[slice.index as usize % stripe.len()];
+            let chunk = ChunkId { content, index: slice.index };
+            let into = into.slice(slice.range.clone());
+            pieces.push(reads::Piece::new(request, slice.range.start, chain, chunk, slice.offset, into));
         }
         Ok(())
     }
@@ -363,11 +367,13 @@ impl DataClient {
         pieces: &mut Vec<updates::Piece>,
     ) -> Result<()> {
         let stripe = self.stripe(layout, deadline)?;
-        for part in Parts::new(layout.chunk_bytes, offset, payload.len())? {
-            let chain = stripe[part.index as usize % stripe.len()];
-            let chunk = ChunkId { content, index: part.index };
-            let op = Op::Write { offset: part.offset, length: part.length as u32 };
-            let payload = payload.slice(part.start..part.start + part.length);
+        let chunk_bytes = layout.chunk_bytes;
+        require_range(offset, payload.len(), chunk_bytes)?;
+        for slice in chunk_slices(offset, payload.len(), chunk_bytes, chunk_bytes) {
+            let chain = stripe[slice.index as usize % stripe.len()];
+            let chunk = ChunkId { content, index: slice.index };
+            let op = Op::Write { offset: slice.offset, length: slice.range.len() as u32 };
+            let payload = payload.slice(slice.range);
             pieces.push(updates::Piece::new(request, chain, chunk, op, payload));
         }
         Ok(())
@@ -435,77 +441,4 @@ impl fmt::Display for Peer {
 
 fn name(chunk: ChunkId) -> String {
     format!("{} of content {}", chunk.index, chunk.content)
-}
-
-/// Part of a range of a file that lies in one chunk.
-struct Part {
-    index: u32,
-    /// In the chunk.
-    offset: u32,
-    /// In the range.
-    start: usize,
-    length: usize,
-}
-
-/// A range of a file, cut at chunk boundaries.
-struct Parts {
-    chunk_bytes: u64,
-    offset: u64,
-    length: usize,
-    start: usize,
-}
-
-impl Parts {
-    /// `chunk_bytes` is not zero. Errors: EFBIG if the range ends beyond the last chunk that can be numbered.
-    fn new(chunk_bytes: u32, offset: u64, length: usize) -> Result<Parts> {
-        let end_max = (u64::from(u32::MAX) + 1) * u64::from(chunk_bytes);
-        if offset.checked_add(length as u64).is_none_or(|end| end > end_max) {
-            return Err(Error::invalid("beyond the largest file").with_errno(Errno::FBIG));
-        }
-        Ok(Parts { chunk_bytes: chunk_bytes.into(), offset, length, start: 0 })
-    }
-}
-
-impl Iterator for Parts {
-    type Item = Part;
-
-    fn next(&mut self) -> Option<Part> {
-        if self.start == self.length {
-            return None;
-        }
-        let at = self.offset + self.start as u64;
-        let offset = at % self.chunk_bytes;
-        let length = (self.length - self.start).min((self.chunk_bytes - offset) as usize);
-        let part =
-            Part { index: (at / self.chunk_bytes) as u32, offset: offset as u32, start: self.start, length };
-        self.start += length;
-        Some(part)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ranges_are_cut_at_chunk_boundaries() {
-        let cut = |offset, length| {
-            let parts = Parts::new(100, offset, length).unwrap();
-            parts.map(|part| (part.index, part.offset, part.start, part.length)).collect::<Vec<_>>()
-        };
-        assert_eq!(cut(0, 0), []);
-        assert_eq!(cut(0, 100), [(0, 0, 0, 100)]);
-        assert_eq!(cut(99, 102), [(0, 99, 0, 1), (1, 0, 1, 100), (2, 0, 101, 1)]);
-        assert_eq!(cut(250, 10), [(2, 50, 0, 10)]);
-    }
-
-    #[test]
-    fn a_range_beyond_the_last_chunk_is_too_large() {
-        let last = (1u64 << 32) * 4096;
-        assert!(Parts::new(4096, last - 10, 10).is_ok());
-        for (offset, length) in [(last - 10, 11), (last, 1), (u64::MAX, 2)] {
-            let error = Parts::new(4096, offset, length).err().unwrap();
-            assert_eq!(error.errno(), Errno::FBIG.raw_os_error());
-        }
-    }
 }

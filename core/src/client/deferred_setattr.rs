@@ -1,17 +1,16 @@
-//! Attributes of a file that this client has made and not closed yet: they are told with its length.
+//! Deferred attributes of a file that this client has created and not closed yet: they are sent with its length.
 //!
-//! Whoever unpacks an archive makes a file, writes it, and sets its times, owner and permissions before it closes it:
-//! one call instead of four.
+//! A program that unpacks an archive creates a file, writes it, and sets its times, owner and permissions before it
+//! closes it: one call instead of four.
 //!
-//! - A1 Only what takes access from nobody may wait; all else is told before the call returns.
-//! - A2 What waits is told by the first close or fsync, before any name of this client is moved or linked, and after
-//!   one to two seconds.
-//! - A3 Everything that asks this client sees what waits.
+//! - A1 Only a change that takes access from nobody may be deferred; all others are sent before the call returns.
+//! - A2 What is deferred is sent by the first close or fsync, before this client moves or links any name, and after one to
+//!   two seconds.
+//! - A3 Everything that asks this client sees what is deferred.
 
 use std::sync::Arc;
 
 use super::meta::Identity;
-use super::open_file::now_ns;
 use crate::wire::pb;
 
 /// (uid_t)-1: "leave it".
@@ -23,25 +22,26 @@ const GROUP_EXECUTE: u32 = 0o0010;
 const NOT_OWNER: u32 = 0o077;
 const ACCESS: u32 = 0o777;
 
-/// What is still to be told.
+/// Attributes that are still to be sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeferredSetattr {
     pub identity: Arc<Identity>,
     /// Owner, permissions and times only.
     pub request: pb::SetAttrRequest,
     ctime_ns: i64,
-    /// Which change this is, of all that waited.
+    /// Number of the change, of all that were deferred.
     pub number: u64,
 }
 
 impl DeferredSetattr {
-    /// `request` on top of what waits already, or `None` if it may not wait (A1). `seen` is the file as this client
-    /// sees it. Only root's changes wait: they are never refused when they are told.
+    /// Return `request` on top of what is deferred already, or `None` if it may not be deferred (A1). `seen` is the file as
+    /// this client sees it. Only root's changes are deferred: they are never refused when they are sent.
     pub fn add(
         before: Option<&DeferredSetattr>,
         identity: &Arc<Identity>,
         request: &pb::SetAttrRequest,
         seen: &pb::Inode,
+        now_ns: i64,
     ) -> Option<DeferredSetattr> {
         let uid = request.uid.filter(|uid| *uid != NO_ID);
         let gid = request.gid.filter(|gid| *gid != NO_ID);
@@ -56,26 +56,25 @@ impl DeferredSetattr {
         if identity.uid != 0 || taken || cleared || fewer || other {
             return None;
         }
-        let now = now_ns();
         let base = before.map(|before| before.request.clone()).unwrap_or_default();
         let request = pb::SetAttrRequest {
             uid: uid.or(base.uid),
             gid: gid.or(base.gid),
             permissions: request.permissions.or(base.permissions),
-            atime_ns: request.atime_ns.or(request.atime_now.then_some(now)).or(base.atime_ns),
-            mtime_ns: request.mtime_ns.or(request.mtime_now.then_some(now)).or(base.mtime_ns),
+            atime_ns: request.atime_ns.or(request.atime_now.then_some(now_ns)).or(base.atime_ns),
+            mtime_ns: request.mtime_ns.or(request.mtime_now.then_some(now_ns)).or(base.mtime_ns),
             ..Default::default()
         };
         let number = before.map_or(0, |before| before.number) + 1;
-        Some(DeferredSetattr { identity: identity.clone(), request, ctime_ns: now, number })
+        Some(DeferredSetattr { identity: identity.clone(), request, ctime_ns: now_ns, number })
     }
 
-    /// A write came after them: it is its time that counts.
+    /// Take in that a write came after them: its time counts.
     pub fn written(&mut self) {
         self.request.mtime_ns = None;
     }
 
-    /// Lays what waits over the inode.
+    /// Lay what is deferred over the inode.
     pub fn overlay(&self, inode: &mut pb::Inode) {
         let request = &self.request;
         inode.uid = request.uid.unwrap_or(inode.uid);
@@ -87,7 +86,7 @@ impl DeferredSetattr {
     }
 }
 
-/// `permissions` after a change of the file's bytes by a user. A set-group-id bit without group execution means
+/// Return `permissions` after a change of the file's bytes by a user. A set-group-id bit without group execution means
 /// mandatory locking, not privilege, and stays.
 pub fn without_set_id(permissions: u32) -> u32 {
     let stays = if permissions & GROUP_EXECUTE == 0 { SET_GROUP_ID } else { 0 };
@@ -103,7 +102,7 @@ mod tests {
     }
 
     fn waits(request: pb::SetAttrRequest, seen: &pb::Inode) -> bool {
-        DeferredSetattr::add(None, &Arc::default(), &request, seen).is_some()
+        DeferredSetattr::add(None, &Arc::default(), &request, seen, 1).is_some()
     }
 
     #[test]
@@ -145,16 +144,16 @@ mod tests {
     fn only_changes_of_root_wait() {
         let request = pb::SetAttrRequest { permissions: Some(0o644), ..Default::default() };
         let user = Arc::new(Identity { uid: 7, ..Default::default() });
-        assert_eq!(DeferredSetattr::add(None, &user, &request, &seen(7, 0o600)), None);
+        assert_eq!(DeferredSetattr::add(None, &user, &request, &seen(7, 0o600), 1), None);
     }
 
     #[test]
     fn later_changes_are_laid_over_earlier_ones() {
         let root = Arc::default();
         let times = pb::SetAttrRequest { mtime_ns: Some(5), atime_ns: Some(6), ..Default::default() };
-        let first = DeferredSetattr::add(None, &root, &times, &seen(0, 0o600)).unwrap();
+        let first = DeferredSetattr::add(None, &root, &times, &seen(0, 0o600), 1).unwrap();
         let chmod = pb::SetAttrRequest { permissions: Some(0o644), mtime_ns: Some(9), ..Default::default() };
-        let both = DeferredSetattr::add(Some(&first), &root, &chmod, &seen(0, 0o600)).unwrap();
+        let both = DeferredSetattr::add(Some(&first), &root, &chmod, &seen(0, 0o600), 2).unwrap();
         let mut inode = seen(0, 0o600);
         both.overlay(&mut inode);
         assert_eq!((inode.permissions, inode.atime_ns, inode.mtime_ns), (0o644, 6, 9));

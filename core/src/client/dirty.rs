@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use super::chunk_slice::chunk_slices;
 use crate::buffer::{BufferPool, Placement};
 
 /// Longest piece: one request of the kernel, one buffer of the pool.
@@ -224,8 +225,19 @@ fn memory_for(needed: u32, most: u32, pool: &BufferPool) -> Placement {
     Placement::from_vec(vec![0; length as usize])
 }
 
+/// Copies the bytes: a chunk that is dirty changes in place.
+#[cfg(test)]
+impl Clone for DirtyChunk {
+    fn clone(&self) -> DirtyChunk {
+        let copy = |piece: &Piece| Piece { memory: Placement::from_vec(piece.memory.to_vec()), ..*piece };
+        let pieces = self.pieces.iter().map(|(start, piece)| (*start, copy(piece))).collect();
+        DirtyChunk { pieces, ..*self }
+    }
+}
+
 /// Dirty bytes of one file, by chunk.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Dirty {
     chunks: BTreeMap<u32, DirtyChunk>,
 }
@@ -260,15 +272,15 @@ impl Dirty {
     ) -> (isize, Vec<u32>) {
         let mut change = 0;
         let mut complete = Vec::new();
-        for part in parts(offset, source.len(), chunk_bytes, RUN_BYTES) {
-            let chunk = self.chunks.entry(part.index).or_insert_with(|| DirtyChunk::new(write));
+        for slice in chunk_slices(offset, source.len(), chunk_bytes, RUN_BYTES) {
+            let chunk = self.chunks.entry(slice.index).or_insert_with(|| DirtyChunk::new(write));
             let before = chunk.bytes as isize;
-            chunk.put(part.offset, &source.slice(part.range.clone()), keep, chunk_bytes, pool);
+            chunk.put(slice.offset, &source.slice(slice.range.clone()), keep, chunk_bytes, pool);
             change += chunk.bytes as isize - before;
-            if chunk.run_is_complete(part.offset, chunk_bytes) {
+            if chunk.run_is_complete(slice.offset, chunk_bytes) {
                 chunk.wanted = true;
-                if complete.last() != Some(&part.index) {
-                    complete.push(part.index);
+                if complete.last() != Some(&slice.index) {
+                    complete.push(slice.index);
                 }
             }
         }
@@ -307,32 +319,6 @@ impl Dirty {
     }
 }
 
-/// A part of a range of a file that lies in one chunk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Part {
-    pub index: u32,
-    /// Offset in the chunk.
-    pub offset: u32,
-    /// The part of the caller's buffer.
-    pub range: Range<usize>,
-}
-
-/// Cuts `length` bytes at `offset` of a file at the boundaries of chunks and of runs of `run_bytes`.
-pub fn parts(offset: u64, length: usize, chunk_bytes: u32, run_bytes: u32) -> impl Iterator<Item = Part> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        if done == length {
-            return None;
-        }
-        let at = offset + done as u64;
-        let in_chunk = (at % u64::from(chunk_bytes)) as u32;
-        let most = (chunk_bytes - in_chunk).min(run_bytes - in_chunk % run_bytes) as usize;
-        let range = done..length.min(done + most);
-        done = range.end;
-        Some(Part { index: (at / u64::from(chunk_bytes)) as u32, offset: in_chunk, range })
-    })
-}
-
 /// Copies what is dirty in a range of a file over `target`: first the older of `layers`, then the newer.
 /// Returns whether every byte of the range was dirty in one layer.
 pub fn overlay<'a>(
@@ -342,12 +328,12 @@ pub fn overlay<'a>(
     mut layers: impl FnMut(u32) -> [Option<&'a DirtyChunk>; 2],
 ) -> bool {
     let mut complete = true;
-    for part in parts(offset, target.len(), chunk_bytes, chunk_bytes) {
-        let length = part.range.len();
-        let place = target.slice(part.range);
-        let range = part.offset..part.offset + length as u32;
+    for slice in chunk_slices(offset, target.len(), chunk_bytes, chunk_bytes) {
+        let length = slice.range.len();
+        let place = target.slice(slice.range);
+        let range = slice.offset..slice.offset + length as u32;
         let mut most = 0;
-        for layer in layers(part.index).into_iter().flatten() {
+        for layer in layers(slice.index).into_iter().flatten() {
             most = most.max(layer.overlay(range.clone(), &place));
         }
         complete &= most == length;
@@ -390,7 +376,7 @@ mod tests {
         let chunk = dirty.take(0).unwrap();
         let pieces: Vec<_> = chunk.pieces().map(|(start, bytes)| (start, bytes.len())).collect();
         assert_eq!(pieces, [(0, 1 << 20)]);
-        assert!(chunk.pieces().next().unwrap().1.is_shared(), "a long piece lies in the pool");
+        assert!(chunk.pieces().next().unwrap().1.is_shared(), "a long piece is in the pool");
     }
 
     #[test]
@@ -402,15 +388,6 @@ mod tests {
         assert_eq!(complete, [1]);
         let chunk = dirty.take(1).unwrap();
         assert_eq!(chunk.pieces().next().unwrap().1.as_ptr(), payload.as_ptr());
-    }
-
-    #[test]
-    fn parts_stop_at_chunks_and_runs() {
-        let cut: Vec<_> = parts(2 * (4 << 20) - 10, 20, 4 << 20, RUN_BYTES).collect();
-        assert_eq!(cut.len(), 2);
-        assert_eq!((cut[0].index, cut[0].offset, cut[0].range.clone()), (1, (4 << 20) - 10, 0..10));
-        assert_eq!((cut[1].index, cut[1].offset, cut[1].range.clone()), (2, 0, 10..20));
-        assert_eq!(parts(0, 3 << 20, 4 << 20, RUN_BYTES).count(), 3);
     }
 
     #[derive(Clone, Debug)]

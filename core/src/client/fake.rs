@@ -1,4 +1,4 @@
-//! Twins of the services in memory, for tests: chunks that can be told to fail or to wait, and the part of the
+//! Fakes of the services in memory, for tests: chunks that fail or wait on request, and the part of the
 //! metadata service that files need. `tests/unit/meta/test_contract.py` asks that part and the service the same.
 //!
 //! For threads of a schedule (`schedule.rs`) calls take their time, and fail as `FaultPlan` say.
@@ -32,7 +32,7 @@ const PERMISSION_BITS: u32 = 0o7777;
 /// As user or group: leave it.
 const NO_ID: u32 = u32::MAX;
 
-/// What a twin keeps. Nobody takes turns at its lock: to clients a call is carried out at one moment.
+/// What a fake keeps. Its lock is no step of a schedule: to clients a call is carried out at one moment.
 #[derive(Default)]
 pub struct Kept<T>(std::sync::Mutex<T>);
 
@@ -100,6 +100,19 @@ pub struct FakeChunks {
 }
 
 impl FakeChunks {
+    /// Return a copy of the contents, which goes its own way.
+    pub fn fork(&self) -> FakeChunks {
+        FakeChunks {
+            contents: Kept(std::sync::Mutex::new(self.contents.lock().clone())),
+            ..Default::default()
+        }
+    }
+
+    /// Return all contents, in order.
+    pub fn all(&self) -> BTreeMap<u64, Vec<u8>> {
+        self.contents.lock().iter().map(|(content, bytes)| (*content, bytes.clone())).collect()
+    }
+
     pub fn fail_writes(&self, error: Option<Error>) {
         *self.fault.lock() = error;
     }
@@ -227,7 +240,7 @@ impl FakeChunks {
 
     fn fault_now(&self) -> Result<()> {
         let refused = happens(self.faults.lock().refused);
-        if refused { Err(Error::new(Kind::Unavailable, "a whim of the twin")) } else { Ok(()) }
+        if refused { Err(Error::new(Kind::Unavailable, "a planned fault")) } else { Ok(()) }
     }
 
     fn chunks_of(writes: &[Write]) -> Vec<(u64, u64)> {
@@ -405,6 +418,18 @@ impl FakeMeta {
         Arc::new(fake)
     }
 
+    /// Return a copy of inodes, sessions and spares over `chunks`, which goes its own way.
+    pub fn fork(&self, chunks: Arc<FakeChunks>) -> Arc<FakeMeta> {
+        let fork = FakeMeta::new(chunks);
+        *fork.inodes.lock() = self.inodes.lock().clone();
+        *fork.layout.lock() = *self.layout.lock();
+        *fork.spares.lock() = self.spares.lock().clone();
+        *fork.sessions.lock() = self.sessions.lock().clone();
+        fork.last_content.store(self.last_content.load(Ordering::Relaxed), Ordering::Relaxed);
+        fork.last_session.store(self.last_session.load(Ordering::Relaxed), Ordering::Relaxed);
+        fork
+    }
+
     /// Files made from now on have chunks of this size, and so many bytes in their inodes.
     pub fn lay_out(&self, chunk_bytes: u32, inline_bytes: u32) {
         let (stripe, permutation_version) = (1, 1);
@@ -495,10 +520,10 @@ impl FakeMeta {
         let faults = *self.faults.lock();
         schedule::pause();
         if happens(faults.refused) {
-            return Err(Error::new(Kind::Unavailable, "a whim of the twin"));
+            return Err(Error::new(Kind::Unavailable, "a planned fault"));
         }
         if method == Method::MetaSync && happens(faults.conflict) {
-            return Err(Error::new(Kind::Conflict, "a whim of the twin"));
+            return Err(Error::new(Kind::Conflict, "a planned fault"));
         }
         let mut reply = self.answer(method, &bytes)?;
         if self.hold_back(method) || happens(faults.again) {
@@ -508,9 +533,9 @@ impl FakeMeta {
         let reply = self.shown(method, &bytes, reply);
         schedule::pause();
         if happens(faults.lost) {
-            return Err(Error::new(Kind::Timeout, "a whim of the twin"));
+            return Err(Error::new(Kind::Timeout, "a planned fault"));
         }
-        Ok(R::decode(reply.as_slice()).expect("twin and caller agree on types"))
+        Ok(R::decode(reply.as_slice()).expect("fake and caller agree on types"))
     }
 
     /// Carries out a request in its wire form, without a fault.
@@ -603,7 +628,7 @@ impl FakeMeta {
             Method::MetaClose => {
                 return Ok(self.close(pb::CloseRequest::decode(bytes).unwrap(), client).encode_to_vec());
             }
-            other => panic!("the twin does not know {other:?}"),
+            other => panic!("the fake does not know {other:?}"),
         };
         Ok(reply.encode_to_vec())
     }
@@ -734,7 +759,7 @@ impl FakeMeta {
             inode.inline_data.truncate(length as usize);
             inode.inline_data.resize(length.min(u64::from(layout.inline_bytes())) as usize, 0);
         } else if length == 0 && !self.others_write(inode.id, client) {
-            // What nobody wrote to stays.
+            // Content that was never written stays.
             if inode.length > 0 || self.others_write(inode.id, NOBODY) {
                 inode.content = self.fresh_content();
             }
@@ -879,7 +904,7 @@ impl FakeMeta {
         let mut reply = pb::InodeReply::default();
         if has_news(one) {
             if happens(self.faults.lock().conflict) {
-                return Err(Error::new(Kind::Conflict, "a whim of the twin"));
+                return Err(Error::new(Kind::Conflict, "a planned fault"));
             }
             let mut inode = self.take(one.inode)?;
             if self.absorb(&mut inode, one, false)? {
@@ -977,7 +1002,7 @@ fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::Inode)
     }
 }
 
-/// A client of twins. Two of one `chunks` and `meta` are two processes.
+/// A client of fakes. Two of one `chunks` and `meta` are two processes.
 pub fn client(chunks: &Arc<FakeChunks>, meta: &Arc<FakeMeta>, write_buffer_bytes: usize) -> Arc<Shared> {
     client_that_trusts(chunks, meta, write_buffer_bytes, Duration::ZERO)
 }
@@ -991,7 +1016,7 @@ pub fn client_that_trusts(
 ) -> Arc<Shared> {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let id = ClientId(LAST.fetch_add(1, Ordering::Relaxed) + 1);
-    let meta = Meta::new(Carrier::Twin(meta.clone()), id, Duration::from_secs(60));
+    let meta = Meta::new(Carrier::Fake(meta.clone()), id, Duration::from_secs(60));
     let pool = BufferPool::new(1 << 20, 16).unwrap();
     Shared::new(
         meta,

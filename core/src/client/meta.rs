@@ -46,7 +46,7 @@ impl Identity {
 pub enum Carrier {
     Lane(Arc<Lane>),
     #[cfg(test)]
-    Twin(Arc<super::fake::FakeMeta>),
+    Fake(Arc<super::fake::FakeMeta>),
 }
 
 pub struct Meta {
@@ -95,7 +95,7 @@ impl Meta {
         let result = match &self.carrier {
             Carrier::Lane(lane) => lane.call_tracked(method, request, deadline, attempts),
             #[cfg(test)]
-            Carrier::Twin(twin) => twin.call(method, request),
+            Carrier::Fake(fake) => fake.call(method, request),
         };
         if let Err(error) = &result
             && error.is_retryable()
@@ -253,7 +253,7 @@ impl Meta {
         Ok(reply.results.into_iter().zip(reply.errors).map(outcome).collect())
     }
 
-    /// `Conflict` comes back as it is: the bytes to send must be made anew.
+    /// `Conflict` comes back as it is: the bytes to send must be made again.
     pub fn sync(&self, identity: &Identity, request: pb::SyncRequest) -> Result<pb::Inode> {
         let reply: pb::InodeReply = self.change_once(Method::MetaSync, identity, request)?;
         reply.inode.ok_or_else(missing)

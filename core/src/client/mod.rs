@@ -4,6 +4,7 @@
 //! `open_file` and `metadata_cache` keep what a process knows of the files it uses; `fs` is the entry point of the mount.
 
 mod about;
+mod chunk_slice;
 mod chunk_store;
 mod close_batcher;
 pub mod data;
@@ -21,7 +22,6 @@ mod file;
 #[cfg(test)]
 mod file_tests;
 pub mod fs;
-mod inline;
 mod inline_migration;
 #[cfg(test)]
 mod interleaving_tests;
@@ -64,7 +64,7 @@ pub use open_file::{IoMode, OpenInode, WriteOffset, now_ns};
 use session::Session;
 pub use shared::Shared;
 
-/// A cluster that has not answered for this long is not merely restarting: whoever connects is told.
+/// A cluster that has not answered for this long is not merely restarting: connect fails.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
 
 /// Size of a buffer for dirty bytes: the longest piece.
@@ -129,7 +129,7 @@ pub struct Client {
 impl Client {
     /// Reaches a cluster manager, fetches routing and opens a session.
     ///
-    /// Errors: `Unavailable` if nobody answers within the deadline or 20 s, `Unauthenticated` for a wrong token.
+    /// Errors: `Unavailable` if no manager answers within the deadline or 20 s, `Unauthenticated` for a wrong token.
     pub fn connect(options: Options) -> Result<Arc<Client>> {
         let deadline = Instant::now() + options.deadline.min(CONNECT_MAX);
         let endpoints = Endpoints::new(options.transport, options.rdma.clone())?;
@@ -224,7 +224,7 @@ impl Client {
         &self.shared
     }
 
-    /// Name of the cluster, as its manager tells it.
+    /// Name of the cluster, as its manager reports it.
     pub fn cluster_id(&self) -> String {
         self.session.cluster_id()
     }
@@ -243,23 +243,23 @@ impl Client {
         File::create(&self.shared, identity, path, options, create)
     }
 
-    /// Attributes, with what was written here and not told yet.
+    /// Return attributes, with what was written here and is not synced yet.
     pub fn stat(&self, identity: &Identity, path: pb::Path, follow: bool) -> Result<pb::Inode> {
         self.shared.meta.stat_exactly(identity, path, follow).map(|inode| self.local_view(&inode))
     }
 
-    /// Attributes as the metadata service described them, with what was written here and not told yet.
+    /// Return attributes as the metadata service described them, with what was written here and is not synced yet.
     pub fn local_view(&self, inode: &pb::Inode) -> pb::Inode {
         self.shared.local_view(inode)
     }
 
-    /// Everything written through this client so far is acknowledged and told.
+    /// Write back and sync everything written through this client so far.
     pub fn flush(&self) -> Result<()> {
         let results: Vec<_> = self.shared.files.all().iter().map(|inode| inode.sync()).collect();
         results.into_iter().collect()
     }
 
-    /// Writes back what is dirty, ends all sessions and says goodbye. Idempotent.
+    /// Write back what is dirty, end all sessions and leave the cluster. Idempotent.
     pub fn close(&self) -> Result<()> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
@@ -277,7 +277,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         if let Err(error) = self.close() {
-            log::warn!("client {}: {error}", self.id);
+            log::warn!("client {}: close failed: {error}; what was dirty is lost", self.id);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Names and attributes that this client was told lately, so that look-ups need not ask for them again.
+//! Names and attributes that this client received lately, so that look-ups need not ask for them again.
 //!
 //! - `attributes` of inodes, `dentries` (names, absent ones too), `readdir_prefetch` (listings), `kernel_pages`.
 //!

@@ -16,45 +16,43 @@
 //!   the file, an fsync is one report and at most two syncs.
 
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
-use std::time::Duration;
 
-use super::{OpenInode, State};
-use crate::client::meta::Identity;
-use crate::error::{Error, Kind, Result};
-use crate::lock::MutexGuard;
-use crate::types::ContentId;
+use super::machine::{Effects, Event, Machine};
+use crate::error::{Error, Result};
 use crate::wire::pb;
 
 /// Every chain of the stripe: how far others have written is not known.
-const WHOLE_FILE: Range<u64> = 0..u64::MAX;
+pub(super) const WHOLE_FILE: Range<u64> = 0..u64::MAX;
 
-/// Syncs of one file's chains, of which one is under way at a time.
-#[derive(Default)]
-pub(super) struct ChainSyncs {
-    is_running: bool,
+#[derive(Clone)]
+pub(super) struct Durability {
+    /// Counts what was sent to the metadata service, or changed there, without asking for durability, and how much of
+    /// that was followed by something durable.
+    pub(super) undurable: u64,
+    durable: u64,
+    /// Bytes that the chains have acknowledged to any client and that may not be on their disks yet.
+    pub(super) volatile: Option<Range<u64>>,
+    /// A sync of chains is under way.
+    is_syncing: bool,
     /// How many have failed, and the last reason.
     failure_count: u64,
     failure: Option<Error>,
 }
 
-/// What may not be durable of a file that was just opened: its writers need not have synced it.
-pub(super) fn volatile_at_open(inode: &pb::Inode) -> Option<Range<u64>> {
-    match inode {
-        inode if inode.is_inline => None,
-        inode if inode.others_write => Some(WHOLE_FILE),
-        inode => (inode.length > 0).then_some(0..inode.length),
-    }
-}
-
-impl State {
-    /// Others have changed the file, or may be writing it (V2).
-    pub(super) fn others_wrote(&mut self) {
-        self.undurable += 1;
-        if !self.inode.is_inline {
-            self.add_volatile(WHOLE_FILE);
+impl Durability {
+    pub(super) fn at_open(inode: &pb::Inode) -> Durability {
+        Durability {
+            undurable: 1,
+            durable: 0,
+            volatile: volatile_at_open(inode),
+            is_syncing: false,
+            failure_count: 0,
+            failure: None,
         }
+    }
+
+    pub(super) fn is_consistent(&self) -> bool {
+        self.durable <= self.undurable && (self.failure_count > 0) == self.failure.is_some()
     }
 
     pub(super) fn add_volatile(&mut self, range: Range<u64>) {
@@ -64,74 +62,102 @@ impl State {
         });
     }
 
-    /// Whether the metadata service needs to store nothing for the bytes to be found after the loss of power: its
-    /// record of the write session survives, so the content stays, and the length is found on the chains.
-    fn is_recoverable(&self) -> bool {
-        let is_durable = self.durable == self.undurable;
-        is_durable && self.size_is_synced() && self.inline.is_none() && !self.sessions.is_empty()
+    /// Others have changed the file, or may be writing it (V2).
+    pub(super) fn others_wrote(&mut self, is_inline: bool) {
+        self.undurable += 1;
+        if !is_inline {
+            self.add_volatile(WHOLE_FILE);
+        }
     }
 
-    pub(super) fn stored(&self) -> Stored {
-        Stored { layout: self.layout, content: self.inode.content }
+    /// The metadata service has taken what had been counted to `undurable`.
+    pub(super) fn on_synced(&mut self, undurable: u64, durable: bool) {
+        if durable {
+            self.durable = self.durable.max(undurable);
+        } else {
+            self.undurable += 1;
+        }
+    }
+}
+
+/// Return what may not be durable of a file that was just opened: its writers need not have synced it.
+fn volatile_at_open(inode: &pb::Inode) -> Option<Range<u64>> {
+    match inode {
+        inode if inode.is_inline => None,
+        inode if inode.others_write => Some(WHOLE_FILE),
+        inode => (inode.length > 0).then_some(0..inode.length),
     }
 }
 
 /// The content that a file has once power was lost.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Stored {
     pub(super) layout: pb::Layout,
     pub(super) content: u64,
 }
 
-impl OpenInode {
-    /// Everything that was acknowledged of this file before the call survives the loss of power; `data_only` leaves out
-    /// times. `identity` asks on behalf of a handle that is open for reading.
-    ///
-    /// An error of the write-back is not this function's: handles ask `error_since`.
-    pub fn fsync(self: &Arc<Self>, identity: &Arc<Identity>, data_only: bool) -> Result<()> {
-        self.shared.fence.pass(self.shared.meta.deadline())?;
-        self.flush();
-        let recoverable = || Some(self.state.lock()).filter(|state| data_only && state.is_recoverable());
-        if recoverable().is_some() {
-            self.refresh(identity, Duration::ZERO)?;
-        }
-        let recoverable = recoverable().map(|state| state.stored());
-        let stored = recoverable.map_or_else(|| self.sync_durably(identity), Ok)?;
-        self.sync_chains()?;
-        if self.state.lock().inode.content == stored.content {
-            return Ok(());
-        }
-        self.sync_range(&stored.layout, stored.content, WHOLE_FILE)
+impl Machine {
+    pub(super) fn stored(&self) -> Stored {
+        Stored { layout: self.layout, content: self.inode.content }
     }
 
-    fn sync_chains(&self) -> Result<()> {
-        let mut state = self.state.lock();
-        while state.chain_syncs.is_running {
-            let failure_count = state.chain_syncs.failure_count;
-            self.changed.wait(&mut state);
-            if state.chain_syncs.failure_count != failure_count {
-                return state.chain_syncs.failure.clone().map_or(Ok(()), Err);
-            }
-        }
-        let Some(range) = state.volatile.take() else { return Ok(()) };
-        let (layout, content) = (state.layout, state.inode.content);
-        state.chain_syncs.is_running = true;
-        let result = MutexGuard::unlocked(&mut state, || self.sync_range(&layout, content, range.clone()));
-        state.chain_syncs.is_running = false;
-        if let Err(error) = &result {
-            if state.inode.content == content {
-                state.add_volatile(range);
-            }
-            state.chain_syncs.failure_count += 1;
-            state.chain_syncs.failure = Some(error.clone());
-        }
-        self.changed.notify_all();
-        result
+    /// Return what would be stored if the metadata service need store nothing more for the bytes to be found after the
+    /// loss of power: its record of the write session survives, so the content stays, and the length is found on the
+    /// chains.
+    pub(super) fn recoverable(&self) -> Option<Stored> {
+        let is_durable = self.durability.durable == self.durability.undurable;
+        let is_chunked = self.bytes.inline().is_none() && !self.sessions.is_empty();
+        (is_durable && self.size_is_synced() && is_chunked).then(|| self.stored())
     }
 
-    /// A mistake in there is an error: callers that wait for this sync go on.
-    fn sync_range(&self, layout: &pb::Layout, content: u64, range: Range<u64>) -> Result<()> {
-        let sync = || self.shared.chunks.sync(layout, ContentId(content), range);
-        let mistake = |_| Err(Error::new(Kind::Other, "a defect of the client, see its log"));
-        catch_unwind(AssertUnwindSafe(sync)).unwrap_or_else(mistake).map_err(|error| error.context("fsync"))
+    /// Return how many syncs of chains have failed, and the last reason.
+    pub(super) fn sync_failures(&self) -> (u64, Option<Error>) {
+        (self.durability.failure_count, self.durability.failure.clone())
+    }
+}
+
+/// Begin to sync the chains.
+pub(super) struct BeginChainSync;
+
+pub(super) enum ChainSync {
+    /// Another one is under way (V3).
+    Wait,
+    Nothing,
+    Sync(Stored, Range<u64>),
+}
+
+impl Event for BeginChainSync {
+    type Outcome = ChainSync;
+
+    fn apply(self, machine: &mut Machine, _: &mut Effects) -> ChainSync {
+        if machine.durability.is_syncing {
+            return ChainSync::Wait;
+        }
+        let Some(range) = machine.durability.volatile.take() else { return ChainSync::Nothing };
+        machine.durability.is_syncing = true;
+        ChainSync::Sync(machine.stored(), range)
+    }
+}
+
+pub(super) struct ChainSyncEnded<'a> {
+    pub(super) content: u64,
+    pub(super) range: Range<u64>,
+    pub(super) result: &'a Result<()>,
+}
+
+impl Event for ChainSyncEnded<'_> {
+    type Outcome = ();
+
+    fn apply(self, machine: &mut Machine, effects: &mut Effects) {
+        assert!(machine.durability.is_syncing, "V3: a sync of chains ends once");
+        machine.durability.is_syncing = false;
+        if let Err(error) = self.result {
+            if machine.inode.content == self.content {
+                machine.durability.add_volatile(self.range);
+            }
+            machine.durability.failure_count += 1;
+            machine.durability.failure = Some(error.clone());
+        }
+        effects.wake = true;
     }
 }

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use super::{OpenInode, State};
+use super::super::machine::{Effects, Event, Machine};
+use super::super::write_back::UnlistAppended;
+use super::OpenInode;
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::log_rate_limit::Warnings;
@@ -38,8 +40,8 @@ pub(super) enum Writers {
 }
 
 /// What one client knows of the writers of a file, in nanoseconds of `clock`.
-#[derive(Default)]
-pub(super) struct AppendTrust {
+#[derive(Clone, Default)]
+pub(in super::super) struct AppendTrust {
     /// This client is the only writer until then.
     alone_until_ns: u64,
     /// Its oldest write session has been known to the metadata service since then at the latest.
@@ -47,8 +49,8 @@ pub(super) struct AppendTrust {
 }
 
 impl AppendTrust {
-    /// The first write session was opened now.
-    pub(super) fn opened(alone_ns: Option<u64>) -> AppendTrust {
+    /// Make it when the first write session was opened, just now.
+    pub(in super::super) fn opened(alone_ns: Option<u64>) -> AppendTrust {
         AppendTrust {
             opened_ns: clock::now_ns(),
             alone_until_ns: alone_ns.map_or(0, |since| since + TRUST_NS),
@@ -56,52 +58,61 @@ impl AppendTrust {
     }
 }
 
+/// No other client had the file open for writing at some moment; trust that until then.
+struct Alone {
+    until_ns: u64,
+}
+
+impl Event for Alone {
+    type Outcome = ();
+
+    fn apply(self, machine: &mut Machine, _: &mut Effects) {
+        machine.append_trust.alone_until_ns = self.until_ns;
+    }
+}
+
 // E4.
 impl OpenInode {
-    pub(super) fn list_appended(self: &Arc<Self>, state: &mut State) {
-        if !state.append_listed {
-            state.append_listed = true;
-            self.shared.list_appended(self);
-        }
-    }
-
-    /// Begins to write back what was appended, without waiting.
+    /// Begin to write back what was appended, without waiting.
     pub fn start_append_write_back(self: &Arc<Self>) {
-        self.state.lock().append_listed = false;
+        self.apply(UnlistAppended);
         self.start_write_back();
     }
 
-    /// Reports what was appended to bytes in the inode.
+    /// Send what was appended to bytes in the inode.
     pub fn report_appended(self: &Arc<Self>) {
-        if !self.state.lock().is_edited() {
+        if !self.machine.lock().is_edited() {
             return;
         }
         if let Err(error) = self.sync_metadata() {
-            // What has aged is reported once more, and that failure counts.
-            UNREPORTED.warn(format_args!("inode {}: appended bytes are reported later: {error}", self.id));
+            // What has aged is sent once more, and that failure counts.
+            let id = self.id;
+            UNREPORTED.warn(format_args!(
+                "inode {id}: sync of appended bytes failed: {error}; it is retried within two seconds"
+            ));
         }
     }
 }
 
 impl OpenInode {
-    /// Learns where the file ends, unless this client is known to be its only writer.
-    pub(super) fn learn_end(&self) -> Result<Writers> {
+    /// Learn where the file ends, unless this client is known to be its only writer.
+    pub(super) fn learn_end(self: &Arc<Self>) -> Result<Writers> {
         let (writer, opened_ns) = {
-            let state = self.state.lock();
-            if clock::now_ns() < state.append_trust.alone_until_ns {
+            let machine = self.machine.lock();
+            if clock::now_ns() < machine.append_trust.alone_until_ns {
                 return Ok(Writers::ThisClient);
             }
-            (state.sessions.first().cloned(), state.append_trust.opened_ns)
+            (machine.sessions.first(), machine.append_trust.opened_ns)
         };
         let identity = writer
             .map(|(_, identity)| identity)
-            .ok_or_else(|| Error::invalid("append without a write session"))?;
+            .ok_or_else(|| Error::invalid("append without a write session: open the file for writing"))?;
         loop {
             let asked_ns = clock::now_ns();
             let inode = self.shared.meta.stat_open(&identity, self.id)?;
             self.apply_server_inode(&inode);
             if !inode.others_write {
-                self.state.lock().append_trust.alone_until_ns = asked_ns + TRUST_NS;
+                self.apply(Alone { until_ns: asked_ns + TRUST_NS });
                 return Ok(Writers::ThisClient);
             }
             let may_append_ns = opened_ns + WAIT_NS;

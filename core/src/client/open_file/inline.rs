@@ -2,6 +2,74 @@
 
 use std::ops::Range;
 
+use crate::wire::pb;
+
+/// Where the bytes of a file are, except those written here.
+#[cfg_attr(test, derive(Clone))]
+pub(super) enum Bytes {
+    /// In the inode. Dirty chunks besides are newer, and the file has exceeded its inode.
+    Inline(Inline),
+    /// A thread is moving the file out of its inode. `None`: another client has done so meanwhile.
+    Migrating(Option<Inline>),
+    /// In chunks.
+    Chunked,
+}
+
+impl Bytes {
+    /// Return the bytes as the metadata service describes them.
+    pub(super) fn of(inode: &pb::Inode) -> Bytes {
+        inline_of(inode).map_or(Bytes::Chunked, Bytes::Inline)
+    }
+
+    pub(super) fn inline(&self) -> Option<&Inline> {
+        match self {
+            Bytes::Inline(inline) | Bytes::Migrating(Some(inline)) => Some(inline),
+            Bytes::Migrating(None) | Bytes::Chunked => None,
+        }
+    }
+
+    pub(super) fn inline_mut(&mut self) -> Option<&mut Inline> {
+        match self {
+            Bytes::Inline(inline) | Bytes::Migrating(Some(inline)) => Some(inline),
+            Bytes::Migrating(None) | Bytes::Chunked => None,
+        }
+    }
+
+    pub(super) fn is_migrating(&self) -> bool {
+        matches!(self, Bytes::Migrating(_))
+    }
+
+    /// Replace what is known of the inode's bytes; a migration that is under way stays so.
+    pub(super) fn replace(&mut self, inode: &pb::Inode) {
+        *self = match self {
+            Bytes::Migrating(_) => Bytes::Migrating(inline_of(inode)),
+            Bytes::Inline(_) | Bytes::Chunked => Bytes::of(inode),
+        };
+    }
+
+    /// Begin to move the file out of its inode. Return its bytes and their base.
+    pub(super) fn begin_migration(&mut self) -> (Vec<u8>, u64) {
+        let Bytes::Inline(inline) = std::mem::replace(self, Bytes::Chunked) else {
+            panic!("I6: a file leaves its inode once at a time");
+        };
+        let start = (inline.bytes.clone(), inline.base);
+        *self = Bytes::Migrating(Some(inline));
+        start
+    }
+
+    pub(super) fn end_migration(&mut self) {
+        *self = match std::mem::replace(self, Bytes::Chunked) {
+            Bytes::Migrating(Some(inline)) => Bytes::Inline(inline),
+            Bytes::Migrating(None) => Bytes::Chunked,
+            Bytes::Inline(_) | Bytes::Chunked => panic!("I6: a migration ends once"),
+        };
+    }
+}
+
+fn inline_of(inode: &pb::Inode) -> Option<Inline> {
+    inode.is_inline.then(|| Inline::new(inode.inline_data.clone(), inode.change))
+}
+
 /// Sorted ranges that neither overlap nor touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ranges(Vec<Range<usize>>);
@@ -36,9 +104,9 @@ pub struct Inline {
     pub bytes: Vec<u8>,
     /// `change` of the inode that `bytes` was made from.
     pub base: u64,
-    /// What was written here since, and is not being told.
+    /// What was written here since, and is not being sent.
     pub edited: Ranges,
-    /// What is being told. Once it has been, it is not ours any more: others may have written over it.
+    /// What is being sent. Once it has been, it is not this client's any more: others may have written over it.
     pub syncing: Ranges,
 }
 
@@ -47,32 +115,32 @@ impl Inline {
         Inline { bytes, base, edited: Ranges::default(), syncing: Ranges::default() }
     }
 
-    /// Whether anything was written here that is not told yet.
+    /// Whether anything was written here that is not synced yet.
     pub fn is_edited(&self) -> bool {
         !(self.edited.is_empty() && self.syncing.is_empty())
     }
 
-    /// All that was written here is about to be told.
+    /// Send all that was written here.
     pub fn begin_sync(&mut self) {
         for range in std::mem::take(&mut self.edited).0 {
             self.syncing.add(range);
         }
     }
 
-    /// It could not be told.
+    /// It could not be sent.
     pub fn end_sync(&mut self) {
         for range in std::mem::take(&mut self.syncing).0 {
             self.edited.add(range);
         }
     }
 
-    /// What was written here is told, or of no account any more.
+    /// Forget what was written here: it was cut away, or given up.
     pub fn forget_edits(&mut self) {
         self.edited = Ranges::default();
         self.syncing = Ranges::default();
     }
 
-    /// Ranges that were written here and are not told yet, those written last at the end.
+    /// Return the ranges that were written here and are not synced yet, those written last at the end.
     pub fn edits(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         self.syncing.iter().chain(self.edited.iter())
     }

@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::{IoMode, OpenInode, WriteOffset};
+use super::super::{IoMode, WriteOffset};
+use super::OpenInode;
 use crate::buffer::Placement;
 use crate::error::Result;
 use crate::types::ContentId;
@@ -14,10 +15,11 @@ const ASKED_MAX: u64 = 4096;
 const ZERO_BYTES: u64 = 1 << 20;
 
 impl OpenInode {
-    /// Makes a range read as zeros; what holds no bytes does already, and is left alone. Chunks that do hold some get
+    /// Make a range read as zeros; what holds no bytes does already, and is left alone. Chunks that do hold some get
     /// zeros and stay: the metadata service takes the end of the last one for the length of a file that others write.
     pub fn punch_hole(self: &Arc<Self>, range: Range<u64>, mode: IoMode) -> Result<()> {
-        // What was written here before lies where it is looked for then.
+        assert!(range.start <= range.end, "a range has its start first");
+        // What was written here before is on chains when these are asked.
         self.flush();
         let asked_bytes = ASKED_MAX * u64::from(self.layout().chunk_bytes.max(1));
         let zeros = Placement::from_vec(vec![0; ZERO_BYTES.min(range.end - range.start) as usize]);
@@ -42,15 +44,15 @@ impl OpenInode {
         Ok(())
     }
 
-    /// The parts of a range that may hold other bytes than zeros.
+    /// Return the parts of a range that may hold other bytes than zeros.
     fn data_extents(&self, range: Range<u64>) -> Result<Vec<Range<u64>>> {
-        let state = self.state.lock();
-        if let Some(inline) = &state.inline {
-            let end = range.end.min(state.waiting_end().max(inline.bytes.len() as u64));
+        let machine = self.machine.lock();
+        if let Some(inline) = machine.bytes.inline() {
+            let end = range.end.min(machine.waiting_end().max(inline.bytes.len() as u64));
             return Ok((range.start < end).then_some(range.start..end).into_iter().collect());
         }
-        let (layout, content) = (state.layout, ContentId(state.inode.content));
-        drop(state);
-        self.shared.chunks.data_extents(&layout, content, range)
+        let stored = machine.stored();
+        drop(machine);
+        self.shared.chunks.data_extents(&stored.layout, ContentId(stored.content), range)
     }
 }

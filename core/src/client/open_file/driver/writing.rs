@@ -1,0 +1,215 @@
+//! Writing to an open file, and writing back what waits here.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::io::Errno;
+
+use super::super::machine::Machine;
+use super::super::metadata::{Age, Aged};
+use super::super::write_back::{
+    BatchEnded, FenceFailed, HelperEnded, ListAppended, Migration, MigrationEnded, StartHelpers, TakeWork,
+    TakeWrite, Taken, Want, Work,
+};
+use super::super::{IoMode, WriteOffset};
+use super::appending::Writers;
+use super::{OpenInode, mistake, now_ns};
+use crate::buffer::Placement;
+use crate::client::data::Write;
+use crate::client::inline_migration::{InlineMigration, Migrated};
+use crate::client::shared::Shared;
+use crate::error::{Error, Result};
+use crate::lock::MutexGuard;
+use crate::log_rate_limit::Warnings;
+
+/// Most bytes taken in at once.
+const WRITE_BYTES_MAX: usize = 4 << 20;
+
+/// A metadata service that is away fails the syncs of every file.
+static UNREPORTED: Warnings = Warnings::new();
+
+impl OpenInode {
+    /// Write `payload`; `keep`: its memory may be kept and changed. Return the offset it went to.
+    pub fn write(
+        self: &Arc<Self>,
+        place: WriteOffset,
+        payload: &Placement,
+        keep: bool,
+        mode: IoMode,
+    ) -> Result<u64> {
+        if payload.is_empty() {
+            return Ok(0);
+        }
+        // A long payload in slices, so that its copy fits the limit on dirty bytes. An append stays whole: others may
+        // append too.
+        if let WriteOffset::At(offset) = place
+            && payload.len() > WRITE_BYTES_MAX
+        {
+            for at in (0..payload.len()).step_by(WRITE_BYTES_MAX) {
+                let slice = payload.slice(at..payload.len().min(at + WRITE_BYTES_MAX));
+                let place = WriteOffset::At(offset.saturating_add(at as u64));
+                self.write(place, &slice, keep, mode)?;
+            }
+            return Ok(offset);
+        }
+        let is_alone = place == WriteOffset::Append && self.learn_end()? == Writers::ThisClient;
+        let mode = if place == WriteOffset::Append && !is_alone { IoMode::Direct } else { mode };
+        self.reserve(payload.len())?;
+        let offset = match place {
+            WriteOffset::At(offset) => Some(offset),
+            WriteOffset::Append => None,
+        };
+        let mut machine = self.machine.lock();
+        let (offset, number, is_inline, is_complete) = loop {
+            match self.step(&mut machine, TakeWrite { offset, payload, keep, now_ns: now_ns() }) {
+                Taken::Done { offset, number, is_inline, is_complete } => {
+                    break (offset, number, is_inline, is_complete);
+                }
+                Taken::Wait => self.changed.wait(&mut machine),
+                Taken::TooLarge => {
+                    let reason = "the file would be too large for its layout";
+                    return Err(Error::invalid(reason).with_errno(Errno::FBIG));
+                }
+            }
+        };
+        if mode == IoMode::Buffered {
+            if is_alone {
+                self.step(&mut machine, ListAppended);
+            }
+            if is_complete {
+                self.step(&mut machine, StartHelpers);
+            }
+            drop(machine);
+            if self.shared.dirty_limit.is_above_high_water() {
+                self.shared.dirty_files.flush_for_pressure();
+            }
+            return Ok(offset);
+        }
+        let seen = machine.error_count;
+        drop(machine);
+        if is_inline {
+            self.sync_metadata()?;
+        } else {
+            self.flush_until(number);
+        }
+        // Also of bytes in the inode: another write may have moved them out of it, and that may have failed.
+        if let Some((_, error)) = self.error_since(seen) {
+            return Err(error);
+        }
+        Ok(offset)
+    }
+
+    /// Reserve memory for dirty bytes, freeing some by writing back what all files hold.
+    fn reserve(&self, bytes: usize) -> Result<()> {
+        if self.shared.dirty_limit.try_reserve(bytes) {
+            return Ok(());
+        }
+        self.shared.dirty_files.flush_for_pressure();
+        self.shared.dirty_limit.reserve(bytes, self.shared.meta.deadline())
+    }
+
+    /// Begin to write back everything without waiting.
+    pub fn start_write_back(self: &Arc<Self>) {
+        self.apply(Want { until: u64::MAX, others: 0 });
+    }
+
+    /// Write back until nothing wanted is left, as a thread of the pool.
+    pub(super) fn run_helper(self: Arc<Self>) {
+        let mut machine = self.machine.lock();
+        while self.write_back_batch(&mut machine) {}
+        self.step(&mut machine, HelperEnded);
+    }
+
+    /// Write back what is wanted, as many chunks as make a good batch. False: there was nothing to do.
+    fn write_back_batch(self: &Arc<Self>, machine: &mut MutexGuard<'_, Machine>) -> bool {
+        match self.step(machine, TakeWork { is_fenced: self.shared.fence.is_raised() }) {
+            Work::Nothing => return false,
+            Work::WaitAtFence => {
+                let pass = || self.shared.fence.pass(self.shared.meta.deadline());
+                if let Err(error) = MutexGuard::unlocked(machine, pass) {
+                    self.step(machine, FenceFailed(error));
+                }
+            }
+            Work::Migrate(migration) => {
+                let result = MutexGuard::unlocked(machine, || self.migrate_inline(migration));
+                self.step(machine, MigrationEnded { result, now: Instant::now() });
+            }
+            Work::Write(batch) => {
+                let writes = batch.writes();
+                let results = MutexGuard::unlocked(machine, || write_all(&self.shared, &writes));
+                self.step(machine, BatchEnded { batch, writes: &writes, results: &results });
+            }
+        }
+        true
+    }
+
+    /// Move the file out of its inode, because dirty bytes are wanted on its chunks. A panic in there is an error of
+    /// these bytes: callers that wait for them continue.
+    fn migrate_inline(&self, migration: Migration) -> Result<Migrated> {
+        let Migration { bytes, base, layout, session, identity } = migration;
+        let (shared, identity) = (&*self.shared, &*identity);
+        let migration = InlineMigration { shared, identity, inode: self.id, session, layout };
+        let run = || migration.run(bytes, base);
+        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(mistake()))
+    }
+
+    /// Return when every write up to number `write` has been acknowledged or has failed.
+    pub(super) fn flush_until(self: &Arc<Self>, write: u64) {
+        let mut machine = self.lock_shared();
+        loop {
+            // This thread writes back too: for one chunk no other is woken.
+            self.step(&mut machine, Want { until: write, others: 1 });
+            if self.write_back_batch(&mut machine) {
+                continue;
+            }
+            if !machine.write_back.waits_until(write) {
+                return;
+            }
+            self.changed.wait(&mut machine);
+        }
+    }
+
+    /// Write back everything written so far. Errors are counted (`error_since`).
+    pub fn flush(self: &Arc<Self>) {
+        let writes = self.writes();
+        self.flush_until(writes);
+    }
+
+    /// Send what has aged, after write-back was started. False: nothing is left to do, the client's list of dirty files
+    /// need not have the file.
+    pub fn report_aged(self: &Arc<Self>) -> bool {
+        match self.apply(Age) {
+            Aged::DeferredAttributes => {
+                if let Err(error) = self.flush_deferred() {
+                    self.fail(error.context("attributes"));
+                }
+            }
+            Aged::InlineBytes => {
+                if let Err(error) = self.sync_metadata() {
+                    self.fail(error.context("write-back"));
+                }
+            }
+            Aged::SetIdBits => {
+                // No bytes are at stake, and the next sync has it again.
+                if let Err(error) = self.sync_metadata() {
+                    let id = self.id;
+                    UNREPORTED.warn(format_args!(
+                        "inode {id}: clearing set-id bits failed: {error}; the next sync retries"
+                    ));
+                }
+            }
+            Aged::WriteBack => {}
+            Aged::Nothing => return false,
+        }
+        true
+    }
+}
+
+/// Return one result for each. A panic in there is an error of these writes: callers that wait for them continue.
+pub(super) fn write_all(shared: &Shared, writes: &[Write]) -> Vec<Result<()>> {
+    let result = catch_unwind(AssertUnwindSafe(|| shared.chunks.write_many(writes)));
+    let results = result.unwrap_or_else(|_| writes.iter().map(|_| Err(mistake())).collect());
+    assert_eq!(results.len(), writes.len(), "one result for each write");
+    results
+}

@@ -1,0 +1,205 @@
+//! The state of one open file and its transitions.
+//!
+//! Each event is a type with an outcome of its own; its transition stands with the part of the state that it changes
+//! (`write_back`, `metadata`, `access`, `sessions`, `durability`). `step` applies one and asserts the invariants.
+
+use std::time::{Duration, Instant};
+
+use super::access::Access;
+use super::driver::AppendTrust;
+use super::durability::Durability;
+use super::inline::Bytes;
+use super::metadata::Metadata;
+use super::sessions::Sessions;
+use super::write_back::WriteBack;
+use crate::buffer::BufferPool;
+use crate::client::deferred_setattr::DeferredSetattr;
+use crate::error::Error;
+use crate::wire::pb;
+
+/// Something that happened to an open file.
+pub(super) trait Event {
+    type Outcome;
+
+    fn apply(self, machine: &mut Machine, effects: &mut Effects) -> Self::Outcome;
+}
+
+/// What the driver has to do after a step, before it gives up the lock. The order does not matter.
+#[derive(Debug, Default)]
+#[must_use = "effects are carried out"]
+pub(super) struct Effects {
+    /// Change in memory held for dirty bytes.
+    pub(super) memory: isize,
+    /// Threads to start, each of which writes back until nothing is wanted.
+    pub(super) start_helpers: usize,
+    /// Threads that wait for the state of the file look again.
+    pub(super) wake: bool,
+    /// Put the file in the client's list of dirty files, or of those with appended bytes.
+    pub(super) list_dirty: bool,
+    pub(super) list_appended: bool,
+    /// This client alone changed the inode: the kernel's pages of the first `change` are those of the second.
+    pub(super) pages_follow: Option<(u64, u64)>,
+    /// Change in the number of files with deferred attributes.
+    pub(super) deferred_files: isize,
+    /// Length and inline limit of a file that was created here and is closed for the first time.
+    pub(super) created_file_closed: Option<(u64, u32)>,
+    /// Errors that were counted.
+    pub(super) failures: Vec<Error>,
+}
+
+/// Mistakes that `exploration` plants to see that it finds them. Production code says `Bug::None`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[cfg_attr(not(test), allow(dead_code))]
+pub(super) enum Bug {
+    #[default]
+    None,
+    /// A chunk is taken for write-back while it is in flight.
+    SecondInFlight,
+    /// The length is sent with bytes that no chain has acknowledged.
+    ReportUnacknowledged,
+    /// Dirty chunks are written under the content of a file in its inode.
+    WriteBackInline,
+    /// A conflict takes the other client's bytes for the whole file.
+    RebaseDropsEdits,
+    /// What was written during a sync counts as sent with it.
+    SyncClearsNewer,
+    /// The length acknowledged before a truncation elsewhere is kept after it.
+    KeepAcknowledged,
+    /// A reply that is older than what is known replaces it.
+    TakeStaleReply,
+    /// Bytes that are being sent as inline data become dirty chunks.
+    SpillWhileSyncing,
+    /// Bytes in the inode are dropped when the file has become chunked meanwhile.
+    MigrationDropsEdits,
+    /// Nobody is woken when a batch has ended.
+    NoWakeAfterBatch,
+    /// Memory of a batch is not given back.
+    LeakBatch,
+    /// A batch that failed counts no error.
+    ForgetError,
+    /// Exclusive access is granted while a batch is in flight.
+    EnterWhileInFlight,
+    /// Writes are taken in while access is exclusive.
+    WriteWhileExclusive,
+}
+
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Machine {
+    /// The inode as the metadata service last described it.
+    pub(super) inode: pb::Inode,
+    /// When; `None`: this client may have been away since.
+    pub(super) described: Option<Instant>,
+    pub(super) layout: pb::Layout,
+    /// What a reader here sees.
+    pub(super) length: u64,
+    /// End of what the chains have acknowledged since the last truncation.
+    pub(super) acknowledged: u64,
+    /// Counts what the chains have acknowledged.
+    pub(super) ack_count: u64,
+    /// A length that counts only if the bytes below it were not cut away: the chains are to be asked.
+    pub(super) unverified_size: Option<pb::LengthHint>,
+    pub(super) bytes: Bytes,
+    pub(super) write_back: WriteBack,
+    /// Counts writes.
+    pub(super) writes: u64,
+    pub(super) metadata: Metadata,
+    pub(super) deferred: Option<DeferredSetattr>,
+    /// Created here and not closed yet: attributes may be deferred.
+    pub(super) is_new: bool,
+    pub(super) durability: Durability,
+    pub(super) error_count: u64,
+    pub(super) error: Option<Error>,
+    pub(super) access: Access,
+    pub(super) sessions: Sessions,
+    pub(super) append_trust: AppendTrust,
+    /// In the client's list of dirty files, and of files with appended bytes.
+    pub(super) is_listed: bool,
+    pub(super) is_append_listed: bool,
+    /// Memory for dirty bytes.
+    pub(super) pool: BufferPool,
+    pub(super) bug: Bug,
+}
+
+impl Machine {
+    pub(super) fn new(inode: pb::Inode, pool: BufferPool, now: Instant) -> Machine {
+        Machine {
+            described: Some(now),
+            layout: inode.layout.unwrap_or_default(),
+            length: inode.length,
+            acknowledged: 0,
+            ack_count: 0,
+            unverified_size: None,
+            bytes: Bytes::of(&inode),
+            write_back: WriteBack::default(),
+            writes: 0,
+            metadata: Metadata::Clean,
+            deferred: None,
+            is_new: false,
+            durability: Durability::at_open(&inode),
+            error_count: 0,
+            error: None,
+            access: Access::Shared,
+            sessions: Sessions::default(),
+            append_trust: AppendTrust::default(),
+            is_listed: false,
+            is_append_listed: false,
+            pool,
+            bug: Bug::None,
+            inode,
+        }
+    }
+
+    /// Apply `event`. Return its outcome; what is to be done is added to `effects`.
+    pub(super) fn step<E: Event>(&mut self, event: E, effects: &mut Effects) -> E::Outcome {
+        let outcome = event.apply(self, effects);
+        self.assert_invariants();
+        outcome
+    }
+
+    /// All in constant time, but for what walks the last entries of two trees.
+    fn assert_invariants(&self) {
+        let is_edited = self.is_edited();
+        assert!(
+            !is_edited || self.write_back.is_empty(),
+            "I1: bytes are edits while nothing beside them is newer"
+        );
+        let is_quiet = !self.write_back.is_in_flight() && !self.bytes.is_migrating();
+        assert!(
+            self.access != Access::Exclusive || is_quiet,
+            "I4: with exclusive access nothing is under way"
+        );
+        assert_eq!(self.error_count > 0, self.error.is_some(), "I5: errors are counted with a reason");
+        assert!(self.length >= self.waiting_end(), "a reader sees the end of what waits here");
+        assert!(!self.metadata.is_empty_dirty(), "metadata that is dirty has something to send");
+        assert!(self.durability.is_consistent(), "V1: what was made durable was counted before");
+        assert!(self.deferred.is_none() || self.is_listed, "A2: what is deferred is sent by age");
+    }
+
+    /// Count an error that concerns every handle (I5).
+    pub(super) fn fail(&mut self, error: Error, effects: &mut Effects) {
+        self.error_count += 1;
+        self.error = Some(error.clone());
+        effects.failures.push(error);
+    }
+
+    /// Put the file in the client's list of files that have something to write back or to send.
+    pub(super) fn list(&mut self, effects: &mut Effects) {
+        effects.list_dirty |= !std::mem::replace(&mut self.is_listed, true);
+    }
+
+    /// Whether the metadata service described the inode less than `age` before `now`.
+    pub(super) fn is_younger_than(&self, age: Duration, now: Instant) -> bool {
+        self.described.is_some_and(|described| now.saturating_duration_since(described) < age)
+    }
+}
+
+/// Count an error that concerns every handle.
+pub(super) struct Failed(pub(super) Error);
+
+impl Event for Failed {
+    type Outcome = ();
+
+    fn apply(self, machine: &mut Machine, effects: &mut Effects) {
+        machine.fail(self.0, effects);
+    }
+}
