@@ -102,7 +102,7 @@ def test_order_is_that_of_other_formats(dataset, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_epoch_stops_and_goes_on_exactly(dataset, workers: int) -> None:
+def test_epoch_stops_and_resumes_exactly(dataset, workers: int) -> None:
     def loader():
         return Loader(dataset, global_batch_size=10, seed=1, collate_fn=n, num_workers=workers)
 
@@ -201,7 +201,7 @@ def test_block_that_is_not_kept_is_read_again(tmp_path) -> None:
     dataset.close()
 
 
-def test_blocks_beyond_a_wave_are_read_by_turns(tmp_path, monkeypatch) -> None:
+def test_blocks_beyond_a_wave_are_read_one_after_the_other(tmp_path, monkeypatch) -> None:
     write_numbers(tmp_path, "parquet")
     monkeypatch.setattr(sample_reader, "WAVE_BYTES", 1)
     dataset = MapDataset(open_records(tmp_path))
@@ -256,7 +256,7 @@ def test_every_sample_comes_once_and_every_block_is_read_once(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_shuffle_by_blocks_goes_on_on_other_ranks(dataset, workers: int) -> None:
+def test_shuffle_by_blocks_resumes_on_other_ranks(dataset, workers: int) -> None:
     whole = list(block_loader(dataset, seed=5))
     first = block_loader(dataset, seed=5)
     begun = [batch for _, batch in zip(range(6), first, strict=False)]
@@ -294,7 +294,7 @@ def test_shuffle_by_blocks_of_parts_mixtures_and_plain_records(dataset, tmp_path
 
 
 def test_order_by_blocks_is_golden() -> None:
-    """A change of the function would let a training go on in another order: VERSION would change."""
+    """A change of the function would resume a training in another order: VERSION would change."""
     order = Order([50], seed=3, shuffle="blocks", blocks=[[10, 0, 25, 15]], mixed_blocks=2)
     assert sorted(order.indices(4, np.arange(50)).tolist()) == list(range(50))
     assert order.indices(4, np.arange(0, 50, 7)).tolist() == GOLDEN
@@ -529,7 +529,7 @@ def test_bad_footer_is_refused_by_its_name(tmp_path, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_no_byte_that_changes_ends_the_process(tmp_path, kind) -> None:
-    """Whatever is in the metadata: samples, or an error with the file's name."""
+    """For any metadata: samples, or an error with the file's name."""
     path = tmp_path / f"x.{kind}"
     write(path, numbered(0, 20), 10, kind)
     data = path.read_bytes()
@@ -609,9 +609,9 @@ def test_file_that_was_replaced_is_refused(tmp_path) -> None:
 def test_info_and_verify(tmp_path) -> None:
     write_numbers(tmp_path, "parquet")
     records = open_records(tmp_path)
-    told = info(records)
-    assert (told["records"], told["format"], told["checksums"]) == (100, "parquet", False)
-    assert told["bytes"] == sum(records.block_bytes(block) for block in range(len(records.block_sizes())))
+    shown = info(records)
+    assert (shown["records"], shown["format"], shown["checksums"]) == (100, "parquet", False)
+    assert shown["bytes"] == sum(records.block_bytes(block) for block in range(len(records.block_sizes())))
     assert verify(records) == []
 
 

@@ -61,7 +61,7 @@ def test_what_fills_no_batch_is_a_random_part(dataset) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_it_goes_on_exactly_on_other_ranks_and_workers(dataset, workers: int) -> None:
+def test_buckets_resume_exactly_on_other_ranks_and_workers(dataset, workers: int) -> None:
     whole = list(loader(dataset))
     first = loader(dataset)
     begun = [batch for _, batch in zip(range(70), first, strict=False)]

@@ -44,9 +44,7 @@ def test_an_iteration_that_is_left_early_is_over(numbers: MapDataset) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_state_goes_on_and_one_at_an_end_is_the_start_of_the_next(
-    numbers: MapDataset, workers: int
-) -> None:
+def test_state_resumes_and_one_at_an_end_is_the_start_of_the_next(numbers: MapDataset, workers: int) -> None:
     for stop in (1, 5, 6):
         loader = Loader(numbers, global_batch_size=16, seed=3)
         stream = iter(loader)
@@ -71,7 +69,7 @@ def test_a_place_that_is_changed_ends_iterations_from_before(numbers: MapDataset
 
 
 def test_a_place_that_is_changed_before_the_first_batch_is_where_it_begins(numbers: MapDataset) -> None:
-    """Lightning says the epoch between the two, where it goes on behind the end of one."""
+    """Lightning sets the epoch between the two, when it resumes after the end of one."""
     loader = Loader(numbers, global_batch_size=16, seed=3)
     stream = iter(loader)
     loader.set_epoch(2)
@@ -107,7 +105,7 @@ def test_a_state_of_other_data_of_the_same_size_is_refused(tmp_path) -> None:
         )
 
 
-def test_training_goes_on_with_more_data_from_the_epoch_that_is_sought(tmp_path) -> None:
+def test_training_continues_with_more_data_from_the_epoch_that_is_sought(tmp_path) -> None:
     """As the error of a state of other data says."""
     sizes = {"a": 20, "b": 12}
     for name, count in sizes.items():
@@ -190,7 +188,7 @@ def test_subsets_and_splits(numbers: MapDataset) -> None:
         (lambda data: data.filter(lambda _sample: False), ValueError, "at least one sample"),
     ],
 )
-def test_parts_that_cannot_be(numbers: MapDataset, make, kind, words: str) -> None:
+def test_invalid_parts_are_refused(numbers: MapDataset, make, kind, words: str) -> None:
     with pytest.raises(kind, match=words):
         make(numbers)
 
@@ -206,7 +204,7 @@ def test_weights_change_between_epochs_and_past_ones_must_agree() -> None:
     for epoch, share in ((0, 0.5), (1, 0.5), (2, 0.25), (3, 0.25)):
         assert (seen[epoch] < sizes[0]).sum() == share * samples
     first_pass = np.concatenate([each[each < sizes[0]] for each in seen])[: sizes[0]]
-    assert len(np.unique(first_pass)) == len(first_pass), "each data set goes on where it was"
+    assert len(np.unique(first_pass)) == len(first_pass), "each data set continues where it was"
     description = plain.description()
     assert changing.agrees(description, 1, 500)
     assert changing.agrees(description, 2, 0)
@@ -269,15 +267,15 @@ def test_bad_records_are_skipped_counted_and_named(damaged, workers: int) -> Non
 
 
 def test_too_many_bad_records_are_an_error(damaged) -> None:
-    told: list[BadRecord] = []
-    dataset = MapDataset(damaged, on_error=told.append, bad_records_max=1)
+    reported: list[BadRecord] = []
+    dataset = MapDataset(damaged, on_error=reported.append, bad_records_max=1)
     loader = Loader(dataset, global_batch_size=8, shuffle=False)
     with pytest.raises(
         CorruptData, match="2 bad records are more than bad_records_max=1; the last is record 32"
     ):
         list(loader)
-    assert [each.number for each in told] == [3, 32]
-    assert "does not match its checksum" in told[0].reason
+    assert [each.number for each in reported] == [3, 32]
+    assert "does not match its checksum" in reported[0].reason
     dataset.close()
     with pytest.raises(CorruptData, match="all 2 records are bad"):
         MapDataset(damaged, decode=lambda _: 1 / 0, on_error="skip").subset([0, 1])[0]
@@ -307,7 +305,7 @@ def test_an_error_of_decode_names_the_record(damaged) -> None:
 
 
 def test_nothing_grows_with_iterations(numbers: MapDataset) -> None:
-    """Left early, gone on, run to their ends: descriptors, threads, open files and pieces of memory do not grow."""
+    """Left early, resumed, run to their ends: descriptors, threads, open files and pieces of memory do not grow."""
 
     def held() -> tuple[int, int, int, int]:
         gc.collect()
@@ -328,7 +326,7 @@ def test_nothing_grows_with_iterations(numbers: MapDataset) -> None:
         assert bool(list(itertools.islice(loader, turn % 12))) is (turn % 12 > 0)
         if turn % 5 == 0:
             loader.load_state_dict(loader.state_dict())
-    few = 8  # batches that were left may be under way still
+    few = 8  # batches that were left may be in flight still
     assert all(now <= then + few for now, then in zip(held(), before, strict=True))
 
 

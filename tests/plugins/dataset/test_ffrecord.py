@@ -18,7 +18,7 @@ from luciola.plugins.dataset.records import Place
 
 
 def written_elsewhere(records: list[bytes], *, old: bool = False) -> bytes:
-    """The format as its description says, by nobody's code but this."""
+    """The format as its description says, independent of our code."""
     count = len(records)
     position = 12 + 12 * count
     offsets = []
@@ -170,7 +170,7 @@ def test_what_is_no_file_of_the_format_is_refused(tmp_path, data: bytes, words: 
     ],
 )
 def test_offsets_that_lead_elsewhere_are_refused(tmp_path, offsets: list[int], words: str) -> None:
-    """With a checksum that is right: whoever wrote the file meant it."""
+    """With a right checksum: the writer intended it."""
     rest = struct.pack("<q2I2q", 2, 0, 0, *offsets)
     (tmp_path / "a.ffr").write_bytes(struct.pack("<I", zlib.crc32(rest)) + rest + b"abc")
     with pytest.raises(CorruptData, match=words):

@@ -87,7 +87,7 @@ class Counting(lightning.LightningModule):
 
 
 @pytest.mark.filterwarnings("ignore")  # Lightning has many
-def test_lightning_trains_every_epoch_validates_the_same_and_goes_on(
+def test_lightning_trains_every_epoch_validates_the_same_and_resumes(
     numbers: MapDataset, tmp_path: Path
 ) -> None:
     quiet = {

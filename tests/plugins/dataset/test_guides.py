@@ -59,15 +59,15 @@ def home(shared_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.Monke
 
 def follow(guide: str, names: dict[str, Any]) -> str:
     """Does what the guide says; returns what its commands print."""
-    told = ""
+    printed = ""
     for language, file, text in BLOCK.findall((GUIDES / guide).read_text()):
         if file:
             Path(file).write_text(text)
         elif language == "python":
             exec(text, names)
         else:
-            told += "".join(command(line) for line in STARTING.sub("", text).splitlines())
-    return told
+            printed += "".join(command(line) for line in STARTING.sub("", text).splitlines())
+    return printed
 
 
 def command(line: str) -> str:
@@ -104,12 +104,12 @@ def test_photos_with_labels_to_accuracy(home: Path) -> None:
 
 
 def test_text_to_perplexity_and_slurm(home: Path, shared_cluster: LocalCluster) -> None:
-    told = follow("text.md", {})
-    assert "2 processes begin behind step 0\n" in told
-    assert "1 processes begin behind step 20\n" in told
+    printed = follow("text.md", {})
+    assert "2 processes begin behind step 0\n" in printed
+    assert "1 processes begin behind step 20\n" in printed
     (home / "luciola-address").write_text(load_cluster(shared_cluster.data / FILE_NAME).mgmtd_lane)
     (home / "luciola-token").write_text(command("luciola token --days 7"))
-    told = follow("slurm.md", {})
-    assert "2 processes begin behind step 0\n" in told
-    assert "2 processes begin behind step 20\n" in told
-    assert re.search(r"^step 40: perplexity \d", told, re.MULTILINE)
+    printed = follow("slurm.md", {})
+    assert "2 processes begin behind step 0\n" in printed
+    assert "2 processes begin behind step 20\n" in printed
+    assert re.search(r"^step 40: perplexity \d", printed, re.MULTILINE)

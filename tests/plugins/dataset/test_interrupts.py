@@ -1,4 +1,4 @@
-"""An exception of a signal handler, wherever it comes: nothing waits for ever, nothing is lost or read twice.
+"""An exception of a signal handler, at any step: nothing waits indefinitely, nothing is lost or read twice.
 
 Handlers run between two steps of the interpreter. `Interrupted` raises there: behind the n-th call of the code that
 reads batches, for every n until none is left.
@@ -75,7 +75,7 @@ def wanted(numbers: np.ndarray) -> list[bytes]:
     return [f"{'ab'[number // 40]}{number % 40}".encode() for number in numbers]
 
 
-def test_a_reader_goes_on_behind_an_interrupt_at_any_call(records, monkeypatch) -> None:
+def test_reader_continues_after_an_interrupt_at_any_call(records, monkeypatch) -> None:
     monkeypatch.setattr(reader_module, "ENTRIES", 4)  # so that reads wait for room
     numbers = np.arange(0, 80, 7)
     reader = BatchReader([records])
@@ -97,7 +97,7 @@ def test_a_reader_goes_on_behind_an_interrupt_at_any_call(records, monkeypatch) 
     reader.close()
 
 
-def test_a_loader_goes_on_behind_an_interrupt_at_any_call(records) -> None:
+def test_loader_continues_after_an_interrupt_at_any_call(records) -> None:
     def texts(samples: Any) -> list[bytes]:
         return [bytes(each.tolist()) for each in samples]
 
@@ -125,7 +125,7 @@ def test_a_loader_goes_on_behind_an_interrupt_at_any_call(records) -> None:
     dataset.close()
 
 
-def test_waiting_for_what_cannot_come_is_an_error(records) -> None:
+def test_wait_without_reads_in_flight_is_an_error(records) -> None:
     reader = BatchReader([records])
     pending = reader.start([1, 2, 50])
     pending.open.add(7)

@@ -46,7 +46,7 @@ def test_a_batch_is_one_tensor_over_page_aligned_memory_without_a_copy(numbers: 
     assert numbers.reader.read([1]).memory.ctypes.data % 4096 == 0
 
 
-def test_memory_is_used_again_only_when_nobody_has_it(numbers: MapDataset) -> None:
+def test_memory_is_reused_only_when_nothing_refers_to_it(numbers: MapDataset) -> None:
     batch = numbers.__getitems__([0, 1])
     one, where = batch[1], batch.tensor.data_ptr()
     del batch
@@ -99,7 +99,7 @@ def test_several_data_sets_in_a_row_and_as_a_mixture(numbers: MapDataset, tmp_pa
     both.close()
 
 
-def test_the_loader_gives_the_global_order_and_goes_on_with_the_next_epoch(numbers: MapDataset) -> None:
+def test_loader_returns_the_global_order_and_continues_with_the_next_epoch(numbers: MapDataset) -> None:
     loader = Loader(numbers, global_batch_size=16, seed=3)
     for epoch in range(2):
         assert loader.epoch == epoch
@@ -111,8 +111,8 @@ def test_the_loader_gives_the_global_order_and_goes_on_with_the_next_epoch(numbe
 
 
 @pytest.mark.parametrize("read_ahead", [0, 1, 5, 50])
-def test_a_stop_anywhere_goes_on_there(numbers: MapDataset, read_ahead: int) -> None:
-    """Also without a state where that is asked for, and whatever has been read ahead."""
+def test_stop_anywhere_resumes_there(numbers: MapDataset, read_ahead: int) -> None:
+    """Also without a state with `resume=True`, and for any number of batches that were read ahead."""
     wanted = epoch_of(numbers, 3, 0, 16)
     for stop in range(len(wanted) + 1):
         loader = Loader(numbers, global_batch_size=16, seed=3, read_ahead=read_ahead, resume=True)
@@ -136,7 +136,7 @@ def test_a_stop_anywhere_goes_on_there(numbers: MapDataset, read_ahead: int) -> 
         assert [first_numbers(batch) for batch in resumed] == rest
 
 
-def test_a_state_goes_through_torch_save_and_json(numbers: MapDataset) -> None:
+def test_state_survives_torch_save_and_json(numbers: MapDataset) -> None:
     import json
 
     loader = Loader(numbers, global_batch_size=16, seed=3)

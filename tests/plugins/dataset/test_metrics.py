@@ -1,4 +1,4 @@
-"""Metrics: sums over workers, percentiles, and what Prometheus is told."""
+"""Metrics: sums over workers, percentiles, and the text for Prometheus."""
 
 import math
 import pickle
@@ -73,19 +73,19 @@ def test_percentiles_of_many() -> None:
     assert list(seen.values()) == sorted(seen.values())
 
 
-def test_what_prometheus_is_told() -> None:
+def test_text_for_prometheus() -> None:
     metrics = Metrics()
     metrics.observe_read(3, 300, 0.001)
     metrics.observe_read(3, 300, 1000.0)
     metrics.observe_wait(2)
-    told = samples_of(metrics.exposition(job='a"b'))
-    assert told['luciola_dataset_samples_total{job="a\\"b"}'] == 6
-    assert told['luciola_dataset_wait_seconds_total{job="a\\"b"}'] == 2
-    buckets = [value for name, value in told.items() if "_bucket" in name]
+    exposed = samples_of(metrics.exposition(job='a"b'))
+    assert exposed['luciola_dataset_samples_total{job="a\\"b"}'] == 6
+    assert exposed['luciola_dataset_wait_seconds_total{job="a\\"b"}'] == 2
+    buckets = [value for name, value in exposed.items() if "_bucket" in name]
     assert buckets == sorted(buckets)
     assert (buckets[0], buckets[-2], buckets[-1]) == (0, 1, 2)
-    assert told['luciola_dataset_read_seconds_count{job="a\\"b"}'] == 2
-    assert any('le="+Inf"' in name for name in told)
+    assert exposed['luciola_dataset_read_seconds_count{job="a\\"b"}'] == 2
+    assert any('le="+Inf"' in name for name in exposed)
     assert BOUNDS_S[-1] > 100
 
 
@@ -95,8 +95,8 @@ def test_metrics_are_served_over_http() -> None:
     with metrics.serve(rank="3") as server:
         with urllib.request.urlopen(server.address, timeout=60) as reply:
             assert reply.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-            told = samples_of(reply.read().decode())
-        assert told['luciola_dataset_samples_total{rank="3"}'] == 7
+            exposed = samples_of(reply.read().decode())
+        assert exposed['luciola_dataset_samples_total{rank="3"}'] == 7
         with pytest.raises(urllib.error.HTTPError) as caught:
             urllib.request.urlopen(server.address + "/other", timeout=60)
         assert caught.value.code == 404

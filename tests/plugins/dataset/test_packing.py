@@ -42,8 +42,8 @@ def samples_in(path) -> list:
 
 
 def test_files_become_records_in_the_order_of_their_names(photos, tmp_path) -> None:
-    told = json.loads(run("pack", photos, "--to", tmp_path / "out", "--json"))
-    assert (told["records"], told["bytes"]) == (4, 305)
+    shown = json.loads(run("pack", photos, "--to", tmp_path / "out", "--json"))
+    assert (shown["records"], shown["bytes"]) == (4, 305)
     assert [bytes(each.tolist()) for each in samples_in(tmp_path / "out")] == [
         b"0",
         b"one" * 100,
@@ -58,11 +58,11 @@ def test_files_become_records_in_the_order_of_their_names(photos, tmp_path) -> N
 
 
 def test_parts_are_of_bounded_size_and_samples_stay_whole(photos, tmp_path) -> None:
-    told = json.loads(
+    shown = json.loads(
         run("pack", photos, "--to", tmp_path / "out", "--format", "tar", "--part-size", "1", "--json")
     )
-    assert told["records"] == 2
-    assert [name.rpartition("/")[2] for name in told["files"]] == ["PART_00000.tar", "PART_00001.tar"]
+    assert shown["records"] == 2
+    assert [name.rpartition("/")[2] for name in shown["files"]] == ["PART_00000.tar", "PART_00001.tar"]
     first, second = samples_in(tmp_path / "out")
     assert first["__key__"] == "a/1"
     assert bytes(second["jpg"].tolist()) == b"two"
@@ -112,11 +112,11 @@ def test_a_file_that_changes_meanwhile_is_refused(photos, tmp_path) -> None:
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_progress_is_told_in_bytes(photos, tmp_path) -> None:
+def test_progress_counts_bytes(photos, tmp_path) -> None:
     sources = find_sources([photos / "a", photos / "b" / "2.jpg"])
-    told: list[int] = []
-    pack_files(sources, tmp_path / "out", format="ffrecord", advance=told.append)
-    assert sum(told) == sources.bytes == 304
+    shown: list[int] = []
+    pack_files(sources, tmp_path / "out", format="ffrecord", advance=shown.append)
+    assert sum(shown) == sources.bytes == 304
     assert "packing" in run("pack", photos, "--to", tmp_path / "bar", "--progress")
 
 
@@ -124,13 +124,13 @@ def test_info_and_verify_of_every_format(photos, tmp_path) -> None:
     for format_, checksums in (("ffrecord", True), ("tar", True), ("tokens", False)):
         target = tmp_path / format_
         run("pack", photos, "--to", target, "--format", format_)
-        told = json.loads(run("info", target, "--json"))
-        assert told["format"] == format_
-        assert told["records"] == (2 if format_ == "tar" else 4)
-        assert told["checksums"] is checksums
+        shown = json.loads(run("info", target, "--json"))
+        assert shown["format"] == format_
+        assert shown["records"] == (2 if format_ == "tar" else 4)
+        assert shown["checksums"] is checksums
         assert f"records of {format_}" in run("info", target)
         assert json.loads(run("verify", target, "--json"))["damages"] == []
-        assert f"read {told['records']} records in 1 files" in run("verify", target)
+        assert f"read {shown['records']} records in 1 files" in run("verify", target)
 
 
 def test_verify_names_every_damaged_record_and_file(photos, tmp_path) -> None:
@@ -167,17 +167,17 @@ def test_info_of_a_data_set_without_records(tmp_path) -> None:
     from luciola.plugins.dataset import FFRecordWriter
 
     FFRecordWriter(tmp_path / "a.ffr", 0).close()
-    told = info(open_records(tmp_path))
-    assert (told["records"], told["bytes"], told["record_bytes"]["most"]) == (0, 0, 0)
+    shown = info(open_records(tmp_path))
+    assert (shown["records"], shown["bytes"], shown["record_bytes"]["most"]) == (0, 0, 0)
     assert "no records" in run("bench", tmp_path, code=2)
 
 
 def test_bench_counts_what_it_reads(photos, tmp_path) -> None:
     run("pack", photos, "--to", tmp_path / "out")
-    told = json.loads(run("bench", tmp_path / "out", "--seconds", "0.1", "--batch", "2", "--json"))
-    assert told["samples"] >= 2
-    assert told["samples"] % 2 == 0
-    assert told["latency_s"]["p50"] > 0
+    shown = json.loads(run("bench", tmp_path / "out", "--seconds", "0.1", "--batch", "2", "--json"))
+    assert shown["samples"] >= 2
+    assert shown["samples"] % 2 == 0
+    assert shown["latency_s"]["p50"] > 0
     text = run("bench", tmp_path / "out", "--seconds", "0.1", "--workers", "1", "--no-check", "--in-order")
     assert "samples/s" in text
     assert "the consumer waited" in text
@@ -195,8 +195,8 @@ def test_directories_become_labels(tmp_path) -> None:
     for name in ("dog/1.jpg", "cat/9.jpg", "cat/2.jpg"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
-    told = json.loads(run("pack", root, "--to", tmp_path / "out", "--format", "tar", "--labels", "--json"))
-    assert told["labels"] == json.loads((tmp_path / "out" / "labels.json").read_text()) == ["cat", "dog"]
+    shown = json.loads(run("pack", root, "--to", tmp_path / "out", "--format", "tar", "--labels", "--json"))
+    assert shown["labels"] == json.loads((tmp_path / "out" / "labels.json").read_text()) == ["cat", "dog"]
     found = {sample["__key__"]: bytes(sample["cls"].tolist()) for sample in samples_in(tmp_path / "out")}
     assert found == {"cat/2": b"0", "cat/9": b"0", "dog/1": b"1"}
     assert "--labels goes with" in run("pack", root, "--to", "x", "--labels", code=2)

@@ -73,7 +73,7 @@ def test_replicas_of_a_mesh_read_the_same(numbers: MapDataset) -> None:
 def test_each_parallelism_of_a_mesh_reads_as_its_data_dimensions_say(numbers: MapDataset) -> None:
     """Pipelines, two kinds of data parallelism, contexts and tensors: 32 ranks, each of which is tried here.
 
-    Expert parallelism borrows ranks of data and contexts, whose samples stay what they are.
+    Experts are spread over ranks of data and contexts, whose samples do not change.
     """
     names = ("pipeline", "replicate", "shard", "context", "tensor")
     for rank in range(32):

@@ -117,7 +117,7 @@ def test_more_reads_than_the_ring_has_room_for(reader: BatchReader, rings: Rings
     assert rings.operations == 3000
 
 
-def test_batches_that_nobody_wants_are_left(reader: BatchReader) -> None:
+def test_cancelled_batches_are_dropped(reader: BatchReader) -> None:
     pending = reader.start([1, 2, 3])
     reader.cancel(pending)
     assert is_right(reader.read([9]), [9])
@@ -165,7 +165,7 @@ def test_a_read_that_fails_names_the_file_and_the_next_batch_is_right(
     assert not files_in_use(reader)
 
 
-def test_a_loader_goes_on_behind_a_read_that_failed(tmp_path, rings: Rings) -> None:
+def test_loader_continues_after_a_read_that_failed(tmp_path, rings: Rings) -> None:
     write_file(tmp_path / "a.ffr", [bytes([number]) for number in range(100)])
     dataset = MapDataset(open_records(tmp_path / "a.ffr", file_system=rings))
     loader = Loader(dataset, global_batch_size=10, shuffle=False, resume=True)
@@ -180,7 +180,7 @@ def test_a_loader_goes_on_behind_a_read_that_failed(tmp_path, rings: Rings) -> N
     dataset.close()
 
 
-def test_a_file_that_cannot_be_opened_is_told_when_its_turn_comes(tmp_path) -> None:
+def test_file_that_cannot_be_opened_raises_when_its_batch_is_asked_for(tmp_path) -> None:
     for name in "ab":
         write_file(tmp_path / f"{name}.ffr", [name.encode()] * 40)
     dataset = MapDataset(open_records(tmp_path))

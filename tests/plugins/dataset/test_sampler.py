@@ -145,7 +145,7 @@ def test_epochs_follow_one_another() -> None:
     assert list(batches) == first[1:], "the epoch in which it stands"
 
 
-def test_a_state_goes_on_with_another_batch_size() -> None:
+def test_state_resumes_with_another_batch_size() -> None:
     order = Order([40], seed=4)
     (batches,) = world(order, 8, 1)
     stream = iter(batches)

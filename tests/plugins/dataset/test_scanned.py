@@ -17,7 +17,7 @@ from luciola.plugins.dataset.command import dataset as command
 
 
 class CountingFileSystem(LocalFileSystem):
-    """Counts the bytes that are scanned, and waits in the middle of a scan until it is told to go on."""
+    """Counts the bytes that are scanned, and waits in the middle of a scan for `go_on`."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -56,7 +56,7 @@ def test_one_makes_the_index_and_the_others_wait_for_it(tmp_path, monkeypatch) -
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "a.tar.luidx"]
 
 
-def test_a_holder_that_died_is_not_waited_for(tmp_path) -> None:
+def test_turn_of_a_dead_process_expires(tmp_path) -> None:
     write_tar(tmp_path / "a.tar")
     turn = tmp_path / ".a.tar.luidx.turn"
     turn.touch()

@@ -44,7 +44,7 @@ def dataset(shared_cluster: LocalCluster) -> Iterator[MapDataset]:
 def held() -> tuple[int, int]:
     """(bytes, descriptors) of this process and its children.
 
-    What was freed before is given back first: else what is kept would lie in it, and not be seen.
+    What was freed before is returned to the system first: else it could hide what is kept.
     """
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)

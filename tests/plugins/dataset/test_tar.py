@@ -161,7 +161,7 @@ class CountingFileSystem(LocalFileSystem):
         return file
 
 
-def test_the_index_is_made_once_and_anew_when_the_tar_changes(tmp_path) -> None:
+def test_index_is_made_once_and_again_when_the_tar_changes(tmp_path) -> None:
     path = tmp_path / "a.tar"
     make_tar(path, {f"{number}.x": bytes(5000) for number in range(100)})
     counting = CountingFileSystem()
@@ -177,7 +177,7 @@ def test_the_index_is_made_once_and_anew_when_the_tar_changes(tmp_path) -> None:
     assert (tmp_path / f"a.tar{SUFFIX}").read_bytes() != first
 
 
-def test_an_index_that_is_damaged_or_lies_is_made_again(tmp_path) -> None:
+def test_damaged_or_forged_index_is_made_again(tmp_path) -> None:
     make_tar(tmp_path / "a.tar", MEMBERS)
     assert read_all(tmp_path / "a.tar") == SAMPLES
     index = tmp_path / f"a.tar{SUFFIX}"
@@ -189,7 +189,7 @@ def test_an_index_that_is_damaged_or_lies_is_made_again(tmp_path) -> None:
         if turn % 3 == 0:
             del data[random_source.randrange(len(data)) :]
         if turn % 2 and len(data) > 12:
-            data[8:12] = zlib.crc32(data[12:]).to_bytes(4, "little")  # whoever did it knew the format
+            data[8:12] = zlib.crc32(data[12:]).to_bytes(4, "little")  # by an author who knew the format
         index.write_bytes(data)
         try:
             samples = read_all(tmp_path / "a.tar")
@@ -236,7 +236,7 @@ def test_a_flipped_bit_names_file_and_sample(tmp_path) -> None:
     assert caught.value.filename == str(path)
 
 
-def test_what_is_no_tar_or_not_whole_is_refused(tmp_path) -> None:
+def test_other_or_incomplete_files_are_refused(tmp_path) -> None:
     path = tmp_path / "a.tar"
     make_tar(path, MEMBERS)
     whole = path.read_bytes()
@@ -269,7 +269,7 @@ def test_what_is_no_tar_or_not_whole_is_refused(tmp_path) -> None:
 
 @pytest.mark.parametrize("format_", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_no_mutation_leads_outside(tmp_path, format_: int) -> None:
-    """Either an error that names the file, or samples that lie in it."""
+    """Either an error that names the file, or samples that are in it."""
     random_source = random.Random(5)
     path = tmp_path / "a.tar"
     make_tar(path, {**MEMBERS, "long/" * 40 + "1.jpg": b"long"}, format_)

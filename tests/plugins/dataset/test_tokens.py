@@ -15,7 +15,7 @@ from luciola.plugins.dataset.tokens import DTYPES
 
 
 def index_bytes(code: int, itemsize: int, lengths: list[int], documents: list[int]) -> bytes:
-    """The format as its description says, by nobody's code but this."""
+    """The format as its description says, independent of our code."""
     data = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, code, len(lengths), len(documents))
     data += struct.pack(f"<{len(lengths)}i", *lengths)
     data += struct.pack(
@@ -146,7 +146,7 @@ GOOD = index_bytes(1, 1, [2, 3], [0, 1, 2])
         (index_bytes(1, 1, [], [0]), "ends at byte 0, but there are 5 bytes"),
     ],
 )
-def test_an_index_that_lies_is_refused(tmp_path, index: bytes, words: str) -> None:
+def test_forged_index_is_refused(tmp_path, index: bytes, words: str) -> None:
     (tmp_path / "a.bin").write_bytes(bytes(5))
     (tmp_path / "a.idx").write_bytes(index)
     for options in ({}, {"window": 2}):
@@ -156,7 +156,7 @@ def test_an_index_that_lies_is_refused(tmp_path, index: bytes, words: str) -> No
 
 
 def test_no_mutation_leads_outside(tmp_path) -> None:
-    """Either an error that names the file, or tokens that lie in it."""
+    """Either an error that names the file, or tokens that are in it."""
     random_source = random.Random(6)
     (tmp_path / "a.bin").write_bytes(bytes(range(5)))
     refused = 0
@@ -176,7 +176,7 @@ def test_no_mutation_leads_outside(tmp_path) -> None:
     assert refused > 300
 
 
-def test_missing_halves_are_told(tmp_path) -> None:
+def test_missing_half_is_an_error(tmp_path) -> None:
     (tmp_path / "a.idx").write_bytes(GOOD)
     with pytest.raises(FileNotFoundError, match=r"a\.bin"):
         open_records(tmp_path / "a.idx")

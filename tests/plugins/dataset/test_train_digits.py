@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "train_digits.py"
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a cluster of its own, and five processes that load torch
-def test_a_training_that_was_killed_goes_on_with_the_same_losses(tmp_path) -> None:
+def test_killed_training_resumes_with_the_same_losses(tmp_path) -> None:
     command = [sys.executable, str(EXAMPLE), "demo", "--epochs", "2", "--plot", str(tmp_path / "digits.png")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

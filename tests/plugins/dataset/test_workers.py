@@ -1,5 +1,5 @@
 """DataLoader workers on a real cluster, by the native client and on the mount: forked, spawned, kept, killed; and
-reading goes on, with nothing repeated or skipped, while a storage node and the metadata service die."""
+reading continues, with nothing repeated or skipped, while a storage node and the metadata service die."""
 
 import os
 import signal
@@ -79,7 +79,7 @@ def test_spawned_workers_that_are_kept_follow_epochs_and_places(places: dict[str
     del loader, second
 
 
-def test_more_ranks_go_on_where_one_stopped(dataset: MapDataset) -> None:
+def test_more_ranks_resume_where_one_stopped(dataset: MapDataset) -> None:
     loader = Loader(dataset, global_batch_size=BATCH, seed=3, num_workers=1)
     stream = iter(loader)
     seen = [first_numbers(next(stream)) for _ in range(3)]
@@ -95,7 +95,7 @@ def test_more_ranks_go_on_where_one_stopped(dataset: MapDataset) -> None:
     assert seen == wanted(dataset)
 
 
-def test_a_killed_worker_is_an_error_and_the_next_iteration_goes_on(dataset: MapDataset) -> None:
+def test_killed_worker_is_an_error_and_the_next_iteration_continues(dataset: MapDataset) -> None:
     loader = Loader(
         dataset, global_batch_size=BATCH, seed=3, num_workers=2, persistent_workers=True, resume=True
     )
@@ -120,7 +120,7 @@ def test_iterable_data_sets_give_the_same_order(dataset: MapDataset) -> None:
         for epoch in range(2):
             assert [first_numbers(batch) for batch in loader] == wanted(dataset, epoch)
         iterable.seek(0, 3 * BATCH)
-        assert [first_numbers(batch) for batch in loader] == wanted(dataset)[3:], "workers that live are told"
+        assert [first_numbers(batch) for batch in loader] == wanted(dataset)[3:], "live workers move too"
         del loader
 
 
@@ -154,7 +154,7 @@ def test_under_torchdatas_loader_a_state_is_resumed(places: dict[str, str], kind
     dataset.close()
 
 
-def test_reading_goes_on_while_a_storage_node_and_the_metadata_service_die(
+def test_reading_continues_while_a_storage_node_and_the_metadata_service_die(
     shared_cluster: LocalCluster, dataset: MapDataset
 ) -> None:
     loader = Loader(dataset, global_batch_size=BATCH, seed=3, num_workers=1)
@@ -165,7 +165,7 @@ def test_reading_goes_on_while_a_storage_node_and_the_metadata_service_die(
             if len(seen) in {4, 8}:
                 kind = "storage" if len(seen) == 4 else "meta"
                 killed[kind] = shared_cluster.kill(kind)["pid"]
-        dataset.close()  # files are opened anew, which the metadata service has to do
+        dataset.close()  # files are opened again, which the metadata service has to do
         seen += [first_numbers(batch) for batch in loader]
         assert seen == wanted(dataset) + wanted(dataset, 1)
         for kind, process in killed.items():
