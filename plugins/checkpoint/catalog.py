@@ -54,8 +54,7 @@ def list_checkpoints(
     token: str | None = None,
 ) -> list[Saved]:
     """List the checkpoints in a directory, oldest first. Raises: NotFound if there is no such directory."""
-    file_system, path = open_location(location, secret_file=secret_file, token=token)
-    return find(file_system, path, as_location(location, secret_file=secret_file, token=token))
+    return find(*opened(location, secret_file=secret_file, token=token))
 
 
 def latest(
@@ -65,8 +64,7 @@ def latest(
     token: str | None = None,
 ) -> Location | None:
     """Locate the newest whole checkpoint of a directory, for a `Reader`; None if it has none, or does not exist."""
-    file_system, path = open_location(location, secret_file=secret_file, token=token)
-    newest = newest_in(file_system, path, as_location(location, secret_file=secret_file, token=token))
+    newest = newest_in(*opened(location, secret_file=secret_file, token=token))
     return None if newest is None else newest.location
 
 
@@ -178,6 +176,17 @@ def as_location(
     return location.with_credentials(secret_file=secret_file, token=token)
 
 
+def opened(
+    location: str | os.PathLike[str] | Location,
+    *,
+    secret_file: str | os.PathLike[str] | None = None,
+    token: str | None = None,
+) -> tuple[AnyFileSystem, str, Location]:
+    """Open a location: its file system, its path there, and itself with these credentials if any are given."""
+    found = as_location(location, secret_file=secret_file, token=token)
+    return (*open_location(found), found)
+
+
 def is_location(text: str | os.PathLike[str]) -> bool:
     """Return whether that can name a checkpoint."""
     try:
@@ -199,6 +208,7 @@ __all__ = [
     "look",
     "newest_in",
     "next_serial",
+    "opened",
     "problem_of",
     "step_number",
     "step_of",

@@ -44,13 +44,12 @@ def list_(location: str, as_json: bool) -> None:
     Example:
       luciola checkpoint list lu:/runs/7
     """
-    from luciola.client import open_location
-
-    from .catalog import list_checkpoints
+    from .catalog import find, opened
     from .commit import leftovers
 
-    found = list_checkpoints(location)
-    hidden = leftovers(*open_location(location))
+    file_system, path, where = opened(location)
+    found = find(file_system, path, where)
+    hidden = leftovers(file_system, path)
     if as_json:
         print_json(
             {
@@ -166,16 +165,13 @@ def _tensors(saved: "Saved") -> list[_Tensor]:
 
 def _one(location: str) -> "Saved":
     """Find the checkpoint that a location names, or the newest in a directory."""
-    from luciola.client import open_location
+    from .catalog import look, newest_in, opened
 
-    from .catalog import as_location, look, newest_in
-
-    file_system, path = open_location(location)
-    where = as_location(location)
+    where = opened(location)
     try:
-        return look(file_system, path, where)
+        return look(*where)
     except NotFound:
-        newest = newest_in(file_system, path, where)
+        newest = newest_in(*where)
         if newest is None:
             raise
         return newest
@@ -192,13 +188,10 @@ def verify(location: str, as_json: bool, progress: bool | None) -> None:
     Example:
       luciola checkpoint verify lu:/runs/7
     """
-    from luciola.client import open_location
-
-    from .catalog import as_location, find, look
+    from .catalog import find, look, opened
     from .verification import verify_at
 
-    file_system, path = open_location(location)
-    where = as_location(location)
+    file_system, path, where = opened(location)
     try:
         chosen = [look(file_system, path, where)]
     except NotFound:

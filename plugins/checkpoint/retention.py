@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from luciola.client import Location, open_location
+from luciola.client import Location
 
-from .catalog import Saved, as_location, find_named, problem_of
+from .catalog import Saved, find_named, opened, problem_of
 from .commit import clean, discard
 
 
@@ -94,8 +94,7 @@ def prune(
 
     Returns the checkpoints that were removed, oldest first; with `dry_run`, those that would be.
     """
-    file_system, path = open_location(location, secret_file=secret_file, token=token)
-    parent = as_location(location, secret_file=secret_file, token=token)
+    file_system, path, parent = opened(location, secret_file=secret_file, token=token)
     found = find_named(file_system, path, parent)
     surplus = keep.surplus(found, lambda saved: not problem_of(file_system, path, saved))
     if not dry_run:

@@ -17,6 +17,7 @@ Flatbuffers (Google, "FlatBuffers internals"): a table begins with the distance 
 distance of each field from the table. Only the few that are needed are read here; pyarrow verifies the rest.
 """
 
+import io
 import os
 import struct
 import zlib
@@ -315,37 +316,20 @@ class ArrowWriter(Writer):
         self._writer.close()
         self._file.complete()
 
-    def _abandon(self, error: BaseException) -> None:
-        self._file.abandon(error)
 
-
-class _Sink:
+class _Sink(io.RawIOBase):
     """A new file, with the methods that pyarrow calls."""
-
-    closed = False
 
     def __init__(self, file: NewFile) -> None:
         self._file, self._at = file, 0
 
-    def readable(self) -> bool:
-        return False
-
     def writable(self) -> bool:
         return True
-
-    def seekable(self) -> bool:
-        return False
 
     def tell(self) -> int:
         return self._at
 
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def write(self, data: Any) -> int:
+    def write(self, data: Any, /) -> int:
         view = as_bytes(data)
         self._file.put(view)
         self._at += view.nbytes

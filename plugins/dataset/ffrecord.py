@@ -153,7 +153,7 @@ class FFRecordWriter(Writer):
         self._file_system = place.file_system
         self._checksums: list[int] = []
         self._lengths: list[int] = []
-        self._file: NewFile | None = None if count is None else self._begin(count)
+        self._begun: NewFile | None = None if count is None else self._begin(count)
         self._spool = None if count is not None else tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115
 
     @property
@@ -167,8 +167,8 @@ class FFRecordWriter(Writer):
         if self.count is not None and self.written >= self.count:
             raise ValueError(f"{self.path}: more records than the {self.count} that were announced")
         data = as_bytes(record)
-        if self._file is not None:
-            self._file.put(data)
+        if self._begun is not None:
+            self._begun.put(data)
         else:
             assert self._spool is not None, "the number of records is not known"
             self._spool.write(data)
@@ -186,18 +186,18 @@ class FFRecordWriter(Writer):
             raise error
         if self._spool is not None:
             with self._spool as spool:
-                self._file = self._begin(self.written)
+                self._begun = self._begin(self.written)
                 spool.seek(0)
                 while data := spool.read(WRITE_BYTES):
-                    self._file.put(data)
-        assert self._file is not None, "it was begun, or is now"
-        self._file.complete(header(self._checksums, self._lengths))
+                    self._begun.put(data)
+        assert self._begun is not None, "it was begun, or is now"
+        self._begun.complete(header(self._checksums, self._lengths))
 
     def _abandon(self, error: BaseException) -> None:
         if self._spool is not None:
             self._spool.close()
-        if self._file is not None:
-            self._file.abandon(error)
+        if self._begun is not None:
+            self._begun.abandon(error)
 
     def _begin(self, count: int) -> NewFile:
         return NewFile(self._file_system, self.path, start=HEAD.size + RECORD_BYTES * count)

@@ -109,8 +109,7 @@ class Metrics:
 
     def snapshot(self) -> Snapshot:
         """Sum up all processes."""
-        sums = [int(value) for value in self._rows.sum(axis=0)]
-        counters = dict(zip(COUNTERS, sums, strict=False))
+        counters, buckets = self._sums()
         return Snapshot(
             seconds=max(time.monotonic() - self._since, 1e-9),
             samples=counters["samples"],
@@ -120,14 +119,12 @@ class Metrics:
             batches=counters["batches"],
             wait_s=counters["wait_ns"] / 1e9,
             skipped=counters["skipped"],
-            latency_s={f"p{100 * each:g}": percentile(sums[len(COUNTERS) :], each) for each in PERCENTILES},
+            latency_s={f"p{100 * each:g}": percentile(buckets, each) for each in PERCENTILES},
         )
 
     def exposition(self, **labels: str) -> str:
         """Format all of it as Prometheus' text, with these labels."""
-        sums = [int(value) for value in self._rows.sum(axis=0)]
-        counters = dict(zip(COUNTERS, sums, strict=False))
-        buckets = sums[len(COUNTERS) :]
+        counters, buckets = self._sums()
         lines: list[str] = []
         for name, text, value in (
             ("samples_total", "Samples read from files.", counters["samples"]),
@@ -150,6 +147,11 @@ class Metrics:
     def serve(self, port: int = 0, *, host: str = "127.0.0.1", **labels: str) -> "MetricsServer":
         """Serve /metrics over HTTP until the result is closed; `port` 0 takes a free one."""
         return MetricsServer(self, host, port, labels)
+
+    def _sums(self) -> tuple[dict[str, int], list[int]]:
+        """Return counters and the histogram of all processes."""
+        sums = [int(value) for value in self._rows.sum(axis=0)]
+        return dict(zip(COUNTERS, sums, strict=False)), sums[len(COUNTERS) :]
 
     def _row(self) -> Any:
         info = get_worker_info()

@@ -7,6 +7,7 @@ Columns are chosen by their numbers in the file, not by pyarrow's dotted paths: 
 """
 
 import bisect
+import io
 import struct
 import zlib
 from typing import Any, Final
@@ -168,10 +169,8 @@ def _chunk(column: Any) -> tuple[int, int]:
     return (min(start, dictionary) if dictionary else start), column.total_compressed_size
 
 
-class _Sparse:
+class _Sparse(io.RawIOBase):
     """A file of which some runs are in memory, for pyarrow. Other bytes are read from the file."""
-
-    closed = False
 
     def __init__(self, records: ParquetRecords, number: int, runs: list[Run]) -> None:
         self._records, self._number = records, number
@@ -186,20 +185,14 @@ class _Sparse:
     def seekable(self) -> bool:
         return True
 
-    def writable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
     def tell(self) -> int:
         return self._at
 
-    def seek(self, offset: int, whence: int = 0) -> int:
+    def seek(self, offset: int, whence: int = 0, /) -> int:
         self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
-    def read(self, size: int = -1) -> Any:
+    def read(self, size: int = -1, /) -> Any:
         end = self._size if size < 0 else min(self._size, self._at + size)
         start, self._at = self._at, max(self._at, end)
         place = bisect.bisect_right(self._starts, start) - 1
@@ -209,7 +202,7 @@ class _Sparse:
                 return run.data.data[start - run.offset : end - run.offset]
         with self._records.open(
             self._number
-        ) as file:  # files of old writers have chunks longer than they say
+        ) as file:  # old writers' chunks are longer than their metadata says
             return read_exactly(file, start, max(0, end - start))
 
 

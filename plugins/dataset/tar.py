@@ -539,8 +539,5 @@ class TarWriter(Writer):
         self._file.put(bytes(2 * BLOCK))
         self._file.complete()
 
-    def _abandon(self, error: BaseException) -> None:
-        self._file.abandon(error)
-
 
 __all__ = ["SUFFIX", "TarRecords", "TarWriter", "key_and_part"]

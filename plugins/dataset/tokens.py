@@ -240,9 +240,6 @@ class TokenWriter(Writer):
         with replacing(self._file_system, self.path + ".idx") as index:
             index.write(self._index())
 
-    def _abandon(self, error: BaseException) -> None:
-        self._file.abandon(error)
-
     def _index(self) -> bytes:
         lengths = np.array(self._lengths, "<i4")
         sizes = lengths.astype(np.int64) * self.dtype.itemsize

@@ -64,6 +64,7 @@ class Writer:
 
     path: str
     _open = True
+    _file: NewFile
 
     def close(self) -> None:
         """Complete the file."""
@@ -75,7 +76,7 @@ class Writer:
         raise NotImplementedError
 
     def _abandon(self, error: BaseException) -> None:
-        raise NotImplementedError
+        self._file.abandon(error)
 
     def _require_open(self) -> None:
         if not self._open:
