@@ -84,7 +84,7 @@ def begin(file_system: AnyFileSystem, path: str, *, overwrite: bool, owner: obje
 
 
 def require_free(file_system: AnyFileSystem, path: str, *, overwrite: bool) -> None:
-    """Raises: AlreadyExists if a checkpoint cannot take this name."""
+    """Require that a checkpoint can take this name. Raises: AlreadyExists."""
     if not file_system.exists(path):
         return
     if file_system.exists(os.path.join(path, NAME)):

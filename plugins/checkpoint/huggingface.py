@@ -55,7 +55,7 @@ class TrainerCheckpoints(TrainerCallback):  # type: ignore[misc] # (transformers
         self.keep = keep
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Raises: InvalidArgument for a Trainer whose checkpoints this callback cannot save."""
+        """Refuse a Trainer whose checkpoints this callback cannot save. Raises: InvalidArgument."""
         if args.fsdp or args.deepspeed:
             raise InvalidArgument(
                 "TrainerCheckpoints saves what one rank can read, and FSDP and DeepSpeed write parts of each rank: "

@@ -48,7 +48,7 @@ def load_plain(data: io.BytesIO, name: str) -> Any:
 
 
 def require_plain(data: io.BytesIO, name: str) -> None:
-    """Raises: InvalidArgument if `load_plain` would refuse it. Leaves the position at the beginning."""
+    """Require that `load_plain` accepts it, and rewind it. Raises: InvalidArgument."""
     data.seek(0)
     try:
         load_plain(data, name)

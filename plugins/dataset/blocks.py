@@ -342,7 +342,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def require_pyarrow(format_name: str) -> None:
-    """Raises: InvalidArgument without pyarrow, with what to install."""
+    """Require pyarrow. Raises: InvalidArgument, with what to install."""
     if find_spec("pyarrow") is None:
         raise InvalidArgument(f"files of {format_name} need pyarrow: pip install 'luciola[arrow]'")
 

@@ -193,7 +193,7 @@ class MapDataset(Dataset[Any]):
         return lengths
 
     def require_lengths(self) -> None:
-        """Raises: InvalidArgument if a sample's length is not known before it is read."""
+        """Require that lengths of samples are known before they are read. Raises: InvalidArgument."""
         unknown = [part.format for part in self.parts if not part.is_plain]
         if unknown:
             raise InvalidArgument(

@@ -66,7 +66,7 @@ def _blocks(table: Any) -> Iterator[tuple[str, int]]:
 
 
 def _require_same(records: Any, dataset: Any, remedy: str) -> None:
-    """Raises: InvalidArgument if a table is not its files: cut, changed, or joined with other data."""
+    """Require that a table is its files: not cut, changed, or joined with other data. Raises: InvalidArgument."""
     table = dataset.data
     count = table.num_rows
     if len(records) != count or records.schema.types != [

@@ -61,7 +61,7 @@ class Snapshot:
         return self.bytes / self.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to a dictionary, for JSON."""
         return {**asdict(self), "samples_per_s": self.samples_per_s, "bytes_per_s": self.bytes_per_s}
 
 
@@ -198,7 +198,7 @@ class MetricsServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002 (its name there)
-                """Scrapes are not logged."""
+                """Log nothing: scrapes are frequent."""
 
         self._server = ThreadingHTTPServer((host, port), Handler)
         self._thread = threading.Thread(

@@ -64,14 +64,14 @@ class _Found(NamedTuple):
     names: list[str] | None
 
     def files(self, kind: type[Records]) -> list[str]:
-        """The file, or those of a directory whose names end as those of a format, in the order of their names."""
+        """List the file, or those of a directory that have an ending of a format, in the order of their names."""
         if self.names is None:
             return [self.path]
         endings = kind.in_directories or (kind.suffix,)
         return [os.path.join(self.path, name) for name in self.names if name.endswith(endings)]
 
     def kinds(self) -> set[type[Records]]:
-        """The formats of these names."""
+        """Return the formats of these names."""
         if self.names is None:
             return {kind for kind in FORMATS.values() if self.path.endswith((kind.suffix, *kind.also))}
         return {kind for kind in FORMATS.values() if self.files(kind)}

@@ -138,7 +138,7 @@ def _labels(sources: Sources, format: str) -> list[str]:  # noqa: A002 (what it 
 
 
 def require_empty(file_system: AnyFileSystem, directory: str) -> None:
-    """Raises: AlreadyExists for a directory with files of a data set in it."""
+    """Require a directory without files of a data set. Raises: AlreadyExists."""
     endings = tuple(ending for kind in FORMATS.values() for ending in (kind.suffix, *kind.also))
     if file_system.isdir(directory):
         there = [name for name in file_system.listdir(directory) if name.endswith(endings)]

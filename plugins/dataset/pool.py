@@ -85,7 +85,7 @@ class Pool:
         return len(self._exported)
 
     def take(self, nbytes: int) -> tuple[Piece, Bytes]:
-        """A piece, and its bytes as an array of at least that many. It is free when the array is gone."""
+        """Take a piece, and its bytes as an array of at least that many. It is free when the array is collected."""
         if self._exported:
             self._collect()
         size = _rounded(nbytes)
@@ -133,7 +133,7 @@ class Pool:
             self._retire(piece)
 
     def export(self, piece: Piece, array: Bytes) -> Export | None:
-        """What `take` has given, for one other process; None if EXPORTS_MAX are out already."""
+        """Export what `take` has returned to one other process; None above EXPORTS_MAX exports."""
         self._collect()
         with self._lock:
             if len(self._exported) >= EXPORTS_MAX:

@@ -273,7 +273,7 @@ class BatchReader:
 
     @staticmethod
     def _require_reads(pending: Pending) -> None:
-        """Raises: RuntimeError if a batch waits for results that cannot come."""
+        """Require that a batch has reads in flight or queued. Raises: RuntimeError."""
         if not any(channel.queue or channel.ring.in_flight for channel in pending.channels):
             raise RuntimeError(
                 f"{len(pending.open)} reads of a batch have no results, and none is in flight: the batch was "

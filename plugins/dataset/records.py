@@ -46,7 +46,7 @@ class Numbering(NamedTuple):
 
     @classmethod
     def of(cls, noun: str, counts: Iterable[int]) -> Self:
-        """`noun`: what an element is called in messages."""
+        """Number sequences of so many elements. `noun`: what an element is called in messages."""
         sizes = np.fromiter(counts, np.int64)
         ends = np.cumsum(sizes)
         return cls(noun, ends - sizes, ends)
@@ -68,7 +68,7 @@ class Numbering(NamedTuple):
 
 
 def require_within(numbers: Integers, size: int, noun: str) -> None:
-    """Raises: IndexError for a number that is not 0 to size-1."""
+    """Require numbers from 0 to size-1. Raises: IndexError."""
     if numbers.size and not 0 <= int(numbers.min()) <= int(numbers.max()) < size:
         wrong = int(numbers.max() if numbers.min() >= 0 else numbers.min())
         raise IndexError(f"{noun} are 0 to {size - 1}, not {wrong}")

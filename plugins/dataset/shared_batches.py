@@ -48,7 +48,7 @@ class SharedCollate:
 
 
 def shared(collated: Any, batch: Batch) -> Any:
-    """`collated`, whose tensors in the memory of `batch` are replaced by what unpickles to them elsewhere."""
+    """Replace tensors in the memory of `batch` by objects that unpickle to them in another process."""
     packing = _Packing(batch)
     packed = packing.packed(collated)
     return packed if packing.storage.export is not None else collated
@@ -144,7 +144,7 @@ def _imported(export: Export, worker: int, descriptor: Any) -> torch.UntypedStor
 
 
 def _mapped(descriptor: int, size: int) -> Bytes:
-    """The bytes of a file in shared memory. Python's mmap would keep a descriptor for each."""
+    """Map a file in shared memory. Python's mmap would keep a descriptor for each."""
     path = f"/proc/self/fd/{descriptor}"
     mapped: Bytes = torch.from_file(path, shared=True, size=size, dtype=torch.uint8).numpy()
     return mapped

@@ -113,7 +113,7 @@ class Order:
         }
 
     def _described_weights(self) -> Any:
-        """A list where weights do not change; keys are texts, as in JSON."""
+        """Return a list if weights do not change, else a dictionary whose keys are texts, as in JSON."""
         if self.weights is None:
             return None
         if list(self.weights) == [0]:

@@ -483,7 +483,7 @@ def _pax(data: bytes, path: str, at: int) -> dict[str, str]:
 
 
 def _require_end(stream: Stream) -> None:
-    """Raises: CorruptData unless only zeros follow the first block of zeros."""
+    """Require that only zeros follow the first block of zeros. Raises: CorruptData."""
     while stream.position < stream.size:
         for piece in stream.pieces(min(READ_BYTES, stream.size - stream.position)):
             if bytes(piece).count(0) != len(piece):

@@ -147,7 +147,7 @@ def _read_head(file: Any, size: int) -> tuple[int, int, int]:
 
 
 def _check(path: str, size: int, offsets: Integers, lengths: Integers, *, itemsize: int) -> None:
-    """Raises: CorruptData if a sequence is outside the tokens, or tokens outside all sequences."""
+    """Require that sequences are within the tokens, and cover them. Raises: CorruptData."""
     wrong = np.flatnonzero(
         (lengths < 0)
         | (offsets < 0)
