@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from number_records import epoch_of, first_numbers, write_numbers
 
 from luciola.plugins.dataset import Loader, MapDataset, open_records
-from number_records import epoch_of, first_numbers, write_numbers
 
 lightning = pytest.importorskip("lightning")
 ModelCheckpoint = pytest.importorskip("lightning.pytorch.callbacks").ModelCheckpoint
@@ -29,8 +29,8 @@ def test_losses_with_and_without_a_stop(tmp_path: Path, ranks: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = Path(__file__).with_name("rank_program.py")
-    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    support = Path(__file__).parent / "support"
+    paths = os.pathsep.join([str(support), os.environ.get("PYTHONPATH", "")])
     common = {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths,
         "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
@@ -38,7 +38,7 @@ def test_losses_with_and_without_a_stop(tmp_path: Path, ranks: int) -> None:
     }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, str(program), str(tmp_path), str(tmp_path / "result")],
+            [sys.executable, str(support / "rank_program.py"), str(tmp_path), str(tmp_path / "result")],
             env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -397,7 +398,7 @@ def run_example(rank: int, size: int, arguments: list[str], output: str) -> int:
     if not pid:
         code = 1
         try:
-            sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir, "examples"))
+            sys.path.insert(0, str(Path(__file__).parents[4] / "examples"))
             sys.argv = ["train_text.py", *arguments]
             sys.stdout = open(output, "w")  # noqa: SIM115 (it lives as long as the process)
             import train_text
