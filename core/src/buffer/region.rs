@@ -92,6 +92,7 @@ impl Drop for Mapping {
 /// A memfd that cannot shrink, mapped into this process; ours, or registered by a peer.
 pub struct Region {
     /// What devices know this memory by. First, so that they let go of it before it is unmapped.
+    #[cfg_attr(not(feature = "rdma"), allow(dead_code, reason = "only devices attach something"))]
     attachments: Mutex<Vec<(usize, Result<Attachment, String>)>>,
     id: RegionId,
     fd: OwnedFd,
@@ -178,6 +179,7 @@ impl Region {
 
     /// What `owner` keeps with this region for as long as that lives, made when first asked for. Errors: why it could not
     /// be made; that is not tried again.
+    #[cfg_attr(not(feature = "rdma"), allow(dead_code, reason = "only devices attach something"))]
     pub(crate) fn attachment<T: Any + Send + Sync>(
         &self,
         owner: usize,

@@ -138,6 +138,7 @@ impl Stream {
         result
     }
 
+    #[cfg_attr(not(feature = "rdma"), allow(unreachable_code, reason = "there is no link"))]
     fn reset_link(&mut self) {
         if let Some(link) = self.link.take() {
             self.remains = Some(link.reset());

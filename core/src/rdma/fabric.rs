@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::lock::Mutex;
 
-use super::device::{self, Found, OpenedDevices, Port};
+use super::device::{Found, OpenedDevices, Port, open, ports};
 use super::gid::choose_pair;
 use super::grants::Grants;
 use super::memory::Buffers;
@@ -44,14 +44,17 @@ pub struct RdmaCounters {
 }
 
 impl RdmaCounters {
+    #[cfg(feature = "rdma")]
     pub(super) fn written(&self, bytes: u64) {
         self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    #[cfg(feature = "rdma")]
     pub(super) fn read(&self, bytes: u64) {
         self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
+    #[cfg(feature = "rdma")]
     pub(super) fn reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
     }
@@ -107,22 +110,22 @@ impl Fabric {
     }
 
     fn devices(&self) -> Result<&OpenedDevices, String> {
-        let open = || device::open(&self.options.devices);
-        self.devices.get_or_init(open).as_ref().map_err(Clone::clone)
+        let opened = || open(&self.options.devices);
+        self.devices.get_or_init(opened).as_ref().map_err(Clone::clone)
     }
 
     /// The ports that can be used now, and what cannot be used. Errors: why there can be none.
     pub fn found(&self) -> Result<Found, String> {
         let OpenedDevices { devices, unused } = self.devices()?;
-        let mut ports = self.ports.lock();
-        if let Some((at, found)) = ports.as_ref()
+        let mut known = self.ports.lock();
+        if let Some((at, found)) = known.as_ref()
             && at.elapsed() < PORTS_LIFE
         {
             return Ok(found.clone());
         }
-        let mut found = device::ports(devices, &self.options.devices, self.options.gid_index);
+        let mut found = ports(devices, &self.options.devices, self.options.gid_index);
         found.unused.extend_from_slice(unused);
-        *ports = Some((Instant::now(), found.clone()));
+        *known = Some((Instant::now(), found.clone()));
         Ok(found)
     }
 
