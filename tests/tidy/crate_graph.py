@@ -1,7 +1,7 @@
-"""Which file of the crate uses which: read from `use` declarations and paths, without compiling.
+"""Read which file of the crate uses which, from `use` declarations and paths, without compiling.
 
-A name that a file re-exports (`pub use placement::Placement`) counts as used from the file that defines it, so that a
-`mod.rs` that only gathers names is on no circle. What is compiled only for tests does not count.
+A name that a file re-exports (`pub use placement::Placement`) counts as used from the file that defines it, and a
+re-export is no use. What is compiled only for tests does not count.
 """
 
 import re
@@ -15,22 +15,28 @@ Graph = Mapping[Module, frozenset[Module]]
 _USE: Final = re.compile(r"\b(pub(?:\([^)]*\))? )?use ([^;]+);")
 _PATH: Final = re.compile(r"\b(?:crate|super|self)(?:::\w+)+")
 _LOCAL_PATH: Final = re.compile(r"(?<![\w:])(?!crate|super|self)[a-z]\w*::\w+")
-_TEST_ITEM: Final = re.compile(r"#\[cfg\(test\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\([^)]*\))? )?mod (\w+)(;| \{)")
+_TEST_ITEM: Final = re.compile(
+    r"#\[cfg\(test\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\([^)]*\))? )?mod (\w+)(;| \{)"
+)
 
 
 def read(root: Path) -> dict[Module, str]:
     """Return the production text of each file below `root`, by module path."""
-    texts = {_module(path.relative_to(root)): _without_comments(path.read_text()) for path in root.rglob("*.rs")}
+    texts = {
+        _module(path.relative_to(root)): _without_comments(path.read_text()) for path in root.rglob("*.rs")
+    }
     return {module: _without_tests(text) for module, text in texts.items() if not _is_test(module, texts)}
 
 
 def graph(texts: Mapping[Module, str]) -> Graph:
     """Return which modules each module uses."""
     exports = {module: dict(_exports(module, text, texts)) for module, text in texts.items()}
-    return {
-        module: frozenset(_resolve(module, path, texts, exports) for path in _paths(text)) - {None, module}  # type: ignore[misc]
+    used = {
+        module: {_resolve(module, path, texts, exports) for path in _paths(text)}
         for module, text in texts.items()
     }
+    # The root only declares modules; a path that ends there names one that is compiled for tests.
+    return {module: frozenset(names - {None, (), module}) for module, names in used.items()}  # type: ignore[arg-type]
 
 
 def circles(edges: Graph) -> list[list[str]]:
@@ -90,8 +96,9 @@ def _is_test(module: Module, texts: Mapping[Module, str]) -> bool:
 
 
 def _paths(text: str) -> Iterator[str]:
-    for _, tree in _USE.findall(text):
-        yield from _expand(tree)
+    for public, tree in _USE.findall(text):
+        if not public:
+            yield from _expand(tree)
     rest = _USE.sub("", text)
     yield from _PATH.findall(rest)
     yield from _LOCAL_PATH.findall(rest)
@@ -148,7 +155,9 @@ def _resolve(
     here = _walk(module, segments, texts)
     if here is None:
         return None
-    name = next((each for each in segments if each not in {"crate", "self", "super"} and each not in here), "")
+    name = next(
+        (each for each in segments if each not in {"crate", "self", "super"} and each not in here), ""
+    )
     seen: set[Module] = set()
     while name in exports.get(here, {}) and here not in seen:
         seen.add(here)

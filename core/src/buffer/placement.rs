@@ -40,6 +40,14 @@ unsafe impl Send for Placement {}
 // SAFETY: as above; methods on `&Placement` only copy bytes.
 unsafe impl Sync for Placement {}
 
+impl Region {
+    /// `len` bytes at `offset`; `None` if they are not inside the region.
+    pub fn placement(self: &Arc<Region>, offset: usize, len: usize) -> Option<Placement> {
+        let end = offset.checked_add(len)?;
+        (end <= self.len()).then(|| Placement::in_region(self, offset, len))
+    }
+}
+
 impl Placement {
     pub(super) fn in_region(region: &Arc<Region>, offset: usize, len: usize) -> Placement {
         debug_assert!(offset + len <= region.len(), "checked by Region::placement");

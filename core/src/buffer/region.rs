@@ -11,7 +11,7 @@ use crate::lock::Mutex;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::{Placement, page_align};
+use super::page_align;
 
 /// Largest region that is created or that a peer may hand us. Address space is cheap, mistakes are not.
 pub const REGION_BYTES_MAX: usize = 4 << 30;
@@ -194,12 +194,6 @@ impl Region {
         let kept = made.as_ref().map(|made| made.clone() as Attachment).map_err(io::Error::to_string);
         attachments.push((owner, kept));
         made
-    }
-
-    /// `len` bytes at `offset`; `None` if they are not inside the region.
-    pub fn placement(self: &Arc<Region>, offset: usize, len: usize) -> Option<Placement> {
-        let end = offset.checked_add(len)?;
-        (end <= self.len).then(|| Placement::in_region(self, offset, len))
     }
 
     /// Identity of the memory behind a mapping: device and inode of the memfd.

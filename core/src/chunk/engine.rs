@@ -15,16 +15,16 @@ use rustix::fs::FlockOperation;
 
 use super::accesses::Accesses;
 use super::api::*;
+use super::blocks::Blocks;
 use super::boot_id;
 use super::cache::{Cache, CacheSlot};
 use super::codec::RECORD_FORMAT;
 use super::deferred_free::DeferredFree;
+use super::group_commit::GroupCommit;
 use super::index::{self, Index};
-use super::page_writer::Blocks;
 use super::pages::PageMap;
 use super::segments::{self, Segments};
 use super::state::{ContentState, HOLE, PAGE, PageNumber, Record};
-use super::sync::GroupCommit;
 use super::writers::Writers;
 use crate::types::{ChainId, ChunkKey, Status, Version};
 
@@ -148,7 +148,7 @@ impl Engine {
         *self.core.floor.lock()
     }
 
-    /// GroupCommit of `sync` begun in the life of this directory: what is staged from now on is of this one or a later.
+    /// Rounds of `sync` begun in the life of this directory: what is staged from now on is of this one or a later.
     pub fn round(&self) -> u64 {
         self.core.group_commit.begun()
     }

@@ -21,6 +21,7 @@
 
 mod accesses;
 mod api;
+mod blocks;
 mod boot_id;
 mod cache;
 mod checksum;
@@ -29,6 +30,7 @@ mod deferred_free;
 mod engine;
 #[cfg(test)]
 mod faults;
+mod group_commit;
 mod index;
 mod journal;
 mod page_writer;

@@ -27,7 +27,7 @@ pub struct Writers {
     ages: Mutex<Ages>,
 }
 
-/// GroupCommit that had begun at moments of the last while, the oldest first.
+/// Rounds that had begun at moments of the last while, the oldest first.
 #[derive(Default)]
 struct Ages {
     notes: VecDeque<(u64, u64)>,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::abi;
-use super::file_system::{AttributeReply, Attributes, Entry, FileKind};
+use super::operations::{AttributeReply, Attributes, Entry, FileKind};
 
 const NS_PER_S: i64 = 1_000_000_000;
 

@@ -4,7 +4,7 @@
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::file_system::Reply;
+use super::operations::Reply;
 
 /// What follows the header of one request.
 pub struct Body<'a>(pub &'a [u8]);

@@ -4,7 +4,7 @@ use zerocopy::IntoBytes;
 
 use super::abi;
 use super::attributes::{entry_out, kind_bits};
-use super::file_system::{Entry, FileKind};
+use super::operations::{Entry, FileKind};
 
 /// Takes entries until the kernel's buffer is full.
 pub struct DirectorySink<'a> {

@@ -17,6 +17,7 @@ mod file_system;
 mod mount;
 mod negotiate;
 mod notify;
+mod operations;
 mod options;
 mod privileges;
 mod request;
@@ -26,7 +27,8 @@ mod worker;
 
 pub use caller::Caller;
 pub use directory::DirectorySink;
-pub use file_system::*;
+pub use file_system::FileSystem;
 pub use notify::Notifier;
+pub use operations::*;
 pub use options::{REQUEST_BYTES_MAX, SessionOptions};
 pub use session::{Session, SessionHandle};

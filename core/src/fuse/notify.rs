@@ -8,7 +8,7 @@ use rustix::io::{Errno, writev};
 use zerocopy::IntoBytes;
 
 use super::abi;
-use super::file_system::Reply;
+use super::operations::Reply;
 
 /// Drops what the kernel has cached. Cheap to clone; does nothing once the session has ended.
 ///

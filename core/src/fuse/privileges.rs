@@ -2,7 +2,7 @@
 //! kernel's help each write would cost a question for extended attributes. File capabilities are not kept at all.
 
 use super::caller::Caller;
-use super::file_system::{Attributes, FileKind, Reply, SetAttributes};
+use super::operations::{Attributes, FileKind, Reply, SetAttributes};
 use super::request::Context;
 
 const SET_USER_ID: u32 = 0o4000;

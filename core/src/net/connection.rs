@@ -7,12 +7,14 @@
 
 mod batches;
 mod clock;
+mod regions;
 mod registration;
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::connect_error::ConnectError;
 use super::stream::Stream;
 use super::{Credential, Endpoint, cleanup, handshake, upgrade};
 use crate::buffer::Placement;
@@ -22,39 +24,12 @@ use crate::types::Status;
 use crate::wire::credential;
 use crate::wire::frame::{self, Envelope, FrameKind, HEADER_BYTES, Header, Malformed, PayloadLocation};
 use clock::ServerClock;
-use registration::Regions;
+use regions::Regions;
 
 /// The deadline sent to the server is this much earlier than the client's, so that its `Timeout` still arrives.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 /// Longest that a handshake may take, on both sides.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    #[error("authentication failed: the token is wrong or has expired")]
-    Refused,
-    #[error("the server has too many connections")]
-    Busy,
-    #[error("the peer is not a server of this cluster")]
-    NotOurs,
-    #[error("no RDMA: {0}")]
-    NoRdma(String),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
-
-impl ConnectError {
-    /// The status of a batch that could not be sent.
-    pub fn status(&self) -> Status {
-        match self {
-            ConnectError::Refused => Status::Denied,
-            ConnectError::Busy => Status::Busy,
-            // Another process may have got a dead server's port; the server may come back elsewhere.
-            ConnectError::NotOurs | ConnectError::NoRdma(_) | ConnectError::Io(_) => Status::Disconnected,
-        }
-    }
-}
 
 /// An authenticated connection to a storage server. One batch at a time.
 ///

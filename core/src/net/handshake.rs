@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Instant, SystemTime};
 
-use super::ConnectError;
+use super::connect_error::ConnectError;
 use super::stream::Stream;
 use crate::wire::credential::{self, ChannelKind, Credential, Nonces, Secret};
 use crate::wire::frame::Malformed;

@@ -22,6 +22,7 @@
 mod budget;
 mod busy_poll;
 mod cleanup;
+mod connect_error;
 mod connection;
 pub(crate) mod handshake;
 mod pool;
@@ -36,7 +37,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use connection::{ConnectError, Connection};
+pub use connect_error::ConnectError;
+pub use connection::Connection;
 pub use pool::{Pool, Pooled};
 pub use server::{Server, ServerOptions};
 

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 
-use super::{ConnectError, Connection, Credential, Endpoint};
+use super::connect_error::ConnectError;
+use super::connection::Connection;
+use super::{Credential, Endpoint};
 
 /// Connections idle for this long are closed: each costs the server a thread.
 const IDLE_MAX: Duration = Duration::from_secs(60);

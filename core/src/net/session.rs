@@ -7,6 +7,7 @@
 mod batches;
 mod frame_reader;
 mod memory;
+mod placements;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -152,7 +153,7 @@ impl ServerSession {
         expires != 0 && SystemTime::UNIX_EPOCH.elapsed().is_ok_and(|now| now.as_secs() >= expires)
     }
 
-    /// Receive until `bytes` are in the frame_reader. False if the client closed before the first of them.
+    /// Receive until `bytes` are buffered. False if the client closed before the first of them.
     fn receive(&mut self, bytes: usize, between_frames: bool) -> io::Result<bool> {
         let mut stalled_since = None;
         while self.frame_reader.len() < bytes {

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::ConnectError;
+use super::connect_error::ConnectError;
 use super::handshake::invalid;
 use super::stream::Stream;
 use crate::rdma::{Fabric, Half, Link, Port};

@@ -11,6 +11,7 @@ use super::forked::Forked;
 use super::memory::{PyMemory, crc32c, crc32s, flag_raise, flag_wait, placement};
 use super::ring::PyRing;
 use super::signals::apart;
+use super::stat::{Stat, stat};
 use crate::client::{Client, CreateOptions, OpenOptions, Options, inode_path, set_attributes};
 use crate::cluster::Transport;
 use crate::error::{Error, Kind};
@@ -35,9 +36,6 @@ pub struct PyClient {
     client: Forked<Arc<Client>>,
 }
 
-/// (inode, type, permissions, links, uid, gid, device, length, atime, mtime, ctime, birth) with times in nanoseconds.
-pub type Stat = (u64, i32, u32, u32, u32, u32, u32, u64, i64, i64, i64, u64);
-
 /// (table, chunk bytes, stripe, inline bytes); `None`: not said.
 pub type Layout = (Option<u32>, Option<u32>, Option<u32>, Option<u32>);
 
@@ -46,23 +44,6 @@ type Listed<'py> = (Bound<'py, PyBytes>, u64, i32, Option<Stat>);
 
 /// Entries, and whether there are more.
 type Page<'py> = (Vec<Listed<'py>>, bool);
-
-pub fn stat(inode: &pb::Inode) -> Stat {
-    (
-        inode.id,
-        inode.r#type,
-        inode.permissions,
-        inode.link_count,
-        inode.uid,
-        inode.gid,
-        inode.device,
-        inode.length,
-        inode.atime_ns,
-        inode.mtime_ns,
-        inode.ctime_ns,
-        inode.birth_ns,
-    )
-}
 
 fn layout(layout: &pb::Layout) -> Layout {
     let said = |number: u32| (number != 0).then_some(number);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::client::{Stat, stat};
 use super::forked::Forked;
 use super::memory::placement;
 use super::signals::watched;
+use super::stat::{Stat, stat};
 use crate::buffer::Placement;
 use crate::client::{File, WriteOffset};
 use crate::error::Error;

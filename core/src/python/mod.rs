@@ -12,6 +12,7 @@ pub mod mount;
 mod rdma;
 mod ring;
 mod signals;
+mod stat;
 pub mod storage;
 
 use pyo3::prelude::*;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::counters::{add, count};
 use super::node::Node;
-use super::peers::SendRequest;
+use super::send::SendRequest;
 use super::table::{Mailbox, SlotRef};
 use crate::buffer::Placement;
 use crate::chunk::{Origin, Update};
@@ -307,6 +307,6 @@ impl Node {
     }
 
     pub fn hand_over(&self, slot: &SlotRef, effect: Effect) {
-        self.redrive.push(super::redrive::RedriveJob::Execute(slot.clone(), effect));
+        self.redrive.push(super::redrive_queue::RedriveJob::Execute(slot.clone(), effect));
     }
 }

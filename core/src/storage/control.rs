@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::call::{Answer, Call};
-use super::node::{Node, StorageServer, within};
-use super::redrive::RedriveJob;
+use super::node::{Node, within};
+use super::redrive_queue::RedriveJob;
+use super::server::StorageServer;
 use crate::chunk::{ChunkRecord, Origin, Space};
 use crate::craq::Event;
 use crate::error::{Error, Kind, Result};

@@ -3,7 +3,7 @@
 //! - `table`: the machines of the chunks with work in progress. Committed state lives in the engine, so
 //!   a machine that is at rest is forgotten.
 //! - `call`: one caller's batch. Its thread executes what the machines order for its own updates.
-//! - `peers`: sends updates to successors, many chunks in one batch.
+//! - `send`: sends updates to successors, many chunks in one batch, over the connections of `peers`.
 //! - `redrive`: threads for what no caller executes: pending versions whose caller has left, or that a restart
 //!   or a change of the chain found on disk.
 //! - `quarantine`: sets a chunk aside that its chain never had.
@@ -32,7 +32,11 @@ mod node;
 mod peers;
 mod quarantine;
 mod redrive;
+mod redrive_queue;
 mod repair;
+mod repair_queue;
+mod send;
+mod server;
 mod service;
 mod slow_ops;
 mod table;
@@ -40,4 +44,5 @@ mod table;
 mod tests;
 
 pub use control::{ChunkLine, ScrubReport, SyncReport};
-pub use node::{ChainStatus, NodeOptions, StorageServer, TargetReport};
+pub use node::{ChainStatus, TargetReport};
+pub use server::{NodeOptions, StorageServer};

@@ -8,7 +8,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::node::{Node, StorageServer};
+use super::node::Node;
+use super::server::StorageServer;
 use crate::buffer::Placement;
 use crate::chunk::Committed;
 use crate::craq::{Place, Replica};

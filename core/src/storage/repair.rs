@@ -1,10 +1,7 @@
 //! Damaged chunks are fetched from another replica.
 
-use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-
-use crate::lock::{Condvar, Mutex};
 
 use super::counters::count;
 use super::node::{Node, within};
@@ -12,51 +9,7 @@ use crate::buffer::Placement;
 use crate::chunk::{Committed, Install};
 use crate::types::{Chain, ChainId, ChunkKey, NodeId, ReadOp, RequestTag, Status, Version, WriterRecord};
 
-/// Damaged chunks that wait; further ones are found again by the next read or scrub.
-const QUEUE_MAX: usize = 1024;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Default)]
-pub struct Repairs {
-    queue: Mutex<Queue>,
-    arrived: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    order: VecDeque<ChunkKey>,
-    known: HashSet<ChunkKey>,
-    stopped: bool,
-}
-
-impl Repairs {
-    pub fn push(&self, key: ChunkKey) {
-        let mut queue = self.queue.lock();
-        if queue.order.len() < QUEUE_MAX && queue.known.insert(key) {
-            queue.order.push_back(key);
-            self.arrived.notify_one();
-        }
-    }
-
-    fn take(&self) -> Option<ChunkKey> {
-        let mut queue = self.queue.lock();
-        loop {
-            if queue.stopped {
-                return None;
-            }
-            if let Some(key) = queue.order.pop_front() {
-                queue.known.remove(&key);
-                return Some(key);
-            }
-            self.arrived.wait(&mut queue);
-        }
-    }
-
-    pub fn stop(&self) {
-        self.queue.lock().stopped = true;
-        self.arrived.notify_all();
-    }
-}
 
 /// The body of the repair thread.
 pub fn run(node: &Arc<Node>) {

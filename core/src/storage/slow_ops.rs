@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use super::node::StorageServer;
+use super::server::StorageServer;
 use super::table::SlotRef;
 
 impl StorageServer {

@@ -2,10 +2,9 @@
 
 use std::mem::{offset_of, size_of};
 
-use super::frame::*;
 use super::handshake::*;
 use super::lane::*;
-use super::rdma::*;
+use super::raw::*;
 
 /// Offset, size and name of a field.
 type Field = (usize, usize, String);

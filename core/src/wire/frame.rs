@@ -7,7 +7,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::rdma::{PORTS_MAX, RawConnected, RawEnd, RawOffer};
+use super::raw::*;
 use crate::buffer::RegionId;
 use crate::types::{
     BATCH_BYTES_MAX, BATCH_OPS_MAX, CHUNK_BYTES_MAX, ChainId, ChainVersion, ChunkId, ClientId, ContentId, Op,
@@ -116,102 +116,6 @@ pub struct Registration {
     pub slot: u16,
     pub region: RegionId,
     pub len: u64,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawHeader {
-    pub(super) magic: [u8; 4],
-    pub(super) version: u8,
-    pub(super) kind: u8,
-    pub(super) count: U16,
-    pub(super) payload_bytes: U32,
-    pub(super) deadline_ms: U32,
-    pub(super) id: U32,
-    pub(super) clock_ms: U32,
-    pub(super) table_crc: U32,
-    pub(super) header_crc: U32,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawRead {
-    pub(super) chain: U32,
-    pub(super) slot: U16,
-    pub(super) reserved: U16,
-    pub(super) chain_version: U64,
-    pub(super) content: U64,
-    pub(super) index: U32,
-    pub(super) offset: U32,
-    pub(super) length: U32,
-    pub(super) reserved_2: U32,
-    pub(super) region_offset: U64,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawReadResult {
-    pub(super) status: U16,
-    pub(super) flags: U16,
-    pub(super) length: U32,
-    pub(super) version: U64,
-    pub(super) crc: U32,
-    pub(super) reserved: U32,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawUpdate {
-    pub(super) chain: U32,
-    pub(super) slot: U16,
-    pub(super) op: U16,
-    pub(super) chain_version: U64,
-    pub(super) content: U64,
-    pub(super) index: U32,
-    pub(super) offset: U32,
-    pub(super) length: U32,
-    pub(super) crc: U32,
-    pub(super) client: U64,
-    pub(super) sequence: U64,
-    pub(super) version: U64,
-    pub(super) region_offset: U64,
-    pub(super) flags: U32,
-    pub(super) writers: U32,
-    pub(super) decided: U64,
-    pub(super) settled: U64,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawUpdateResult {
-    pub(super) status: U16,
-    pub(super) reserved: U16,
-    pub(super) length: U32,
-    pub(super) version: U64,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawSync {
-    pub(super) chain: U32,
-    pub(super) reserved: U32,
-    pub(super) chain_version: U64,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawSyncResult {
-    pub(super) status: U16,
-    pub(super) reserved: [u8; 6],
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawRegister {
-    pub(super) slot: U16,
-    pub(super) reserved: [u8; 6],
-    pub(super) region: [u8; 16],
-    pub(super) length: U64,
 }
 
 impl Header {

@@ -10,6 +10,7 @@ pub mod lane;
 #[rustfmt::skip]
 #[allow(clippy::all, clippy::pedantic)]
 pub mod pb;
+mod raw;
 pub mod rdma;
 
 #[cfg(test)]

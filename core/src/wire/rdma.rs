@@ -1,13 +1,13 @@
 //! The bytes by which two ends agree on a pair of queue pairs (docs/protocol.md, "RDMA"). Frames of the data plane.
 
-use zerocopy::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::FromBytes;
+use zerocopy::little_endian::U16;
 
 use super::frame::{Envelope, FrameKind, Header, Malformed, REPLY, encode};
+pub use super::raw::PORTS_MAX;
+use super::raw::{RawConnected, RawEnd, RawOffer};
 use crate::buffer::RegionId;
 
-/// Ports that one offer may name: more than any machine of today has.
-pub const PORTS_MAX: usize = 16;
 /// Bounds of what an end may say about its window.
 pub const WINDOW_MIN: u16 = 4;
 pub const WINDOW_MAX: u16 = 256;
@@ -59,41 +59,6 @@ pub enum Unable {
     NoFabric = 2,
     #[error("the server's device has no room for one more queue pair")]
     NotNow = 3,
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawOffer {
-    pub(super) gid: [u8; 16],
-    pub(super) link: u8,
-    pub(super) mtu: u8,
-    pub(super) lid: U16,
-    pub(super) reserved: [u8; 4],
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawEnd {
-    pub(super) status: U16,
-    pub(super) port: U16,
-    pub(super) qpn: U32,
-    pub(super) psn: U32,
-    pub(super) lid: U16,
-    pub(super) link: u8,
-    pub(super) mtu: u8,
-    pub(super) gid: [u8; 16],
-    pub(super) window: U16,
-    pub(super) reads: u8,
-    pub(super) flags: u8,
-    pub(super) reserved: [u8; 12],
-}
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-pub(super) struct RawConnected {
-    pub(super) status: U16,
-    pub(super) grants: U16,
-    pub(super) reserved: [u8; 4],
 }
 
 impl Header {

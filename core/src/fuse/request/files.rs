@@ -5,7 +5,7 @@ use rustix::io::Errno;
 
 use crate::buffer::total_length;
 use crate::fuse::abi;
-use crate::fuse::file_system::{
+use crate::fuse::operations::{
     AllocateMode, FileRange, READ_PIECES_MAX, ReadOutcome, ReadRequest, Reply, WriteRequest,
 };
 use crate::fuse::privileges::drop_privileges;

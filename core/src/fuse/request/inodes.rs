@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use crate::fuse::NAME_BYTES_MAX;
 use crate::fuse::abi::{self, fattr};
 use crate::fuse::attributes::{attr_out, time_ns};
-use crate::fuse::file_system::{Reply, SetAttributes, SetTime, XattrMode};
+use crate::fuse::operations::{Reply, SetAttributes, SetTime, XattrMode};
 use crate::fuse::privileges::CAPABILITY;
 
 use super::{Request, put};

@@ -18,9 +18,10 @@ use super::abi::{self, Opcode};
 use super::attributes;
 use super::body::Body;
 use super::caller::Caller;
-use super::file_system::{Entry, FileSystem, Opened, PageCache, Reply};
+use super::file_system::FileSystem;
 use super::negotiate::Agreement;
 use super::notify::Notifier;
+use super::operations::{Entry, Opened, PageCache, Reply};
 use super::options::SessionOptions;
 
 /// What every request needs to know of its session.

@@ -6,7 +6,7 @@ use rustix::io::Errno;
 use crate::fuse::abi;
 use crate::fuse::attributes::{absent, kind_of};
 use crate::fuse::directory::DirectorySink;
-use crate::fuse::file_system::{FileKind, PageCache, RenameMode, Reply};
+use crate::fuse::operations::{FileKind, PageCache, RenameMode, Reply};
 
 use super::{OpenedHandle, Request, put, put_entry};
 

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use super::{Connection, Failure, GONE, RequestMemory, registration};
+use super::{Connection, Failure, GONE, RequestMemory, regions};
 use crate::buffer::Placement;
 use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
 use crate::wire::frame::{self, FrameKind, HEADER_BYTES, Header, Malformed, PayloadLocation};
@@ -83,8 +83,7 @@ impl Connection {
             if result.length == 0 {
                 continue;
             }
-            let target =
-                registration::target(&in_flight.bounced, place, own).slice(0..result.length as usize);
+            let target = regions::target(&in_flight.bounced, place, own).slice(0..result.length as usize);
             if *location == PayloadLocation::Inline {
                 following.push(target.clone());
             }
@@ -227,6 +226,12 @@ impl Connection {
         self.receive(FrameKind::Ping, deadline)?.decode_ping(true)?;
         self.in_flight = None;
         Ok(())
+    }
+
+    /// Refresh the server's clock, so that a moment near `deadline` can be named on it.
+    fn read_clock(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let is_fresh = self.clock.as_ref().is_some_and(|clock| clock.is_fresh_for(deadline));
+        if is_fresh { Ok(()) } else { self.try_ping(deadline) }
     }
 
     /// The results of a batch whose reply is nothing but a table of them.

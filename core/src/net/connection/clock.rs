@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use super::{Connection, Failure};
 use crate::net::CLOCK_DRIFT_PERCENT;
 
 /// The clock that the server keeps for this connection.
@@ -14,6 +13,12 @@ pub(super) struct ServerClock {
 }
 
 impl ServerClock {
+    /// Whether it was received within the last half of the time until `deadline`.
+    pub(super) fn is_fresh_for(&self, deadline: Instant) -> bool {
+        let now = Instant::now();
+        now - self.received_at <= deadline.saturating_duration_since(now) / 2
+    }
+
     pub(super) fn received_now(clock_ms: u32) -> ServerClock {
         ServerClock { received_at: Instant::now(), clock_ms }
     }
@@ -24,15 +29,5 @@ impl ServerClock {
         // Half of the range of a wrapping `u32`; a server waits no longer than that anyway.
         let passed_ms = passed.as_millis().min(i32::MAX as u128 / 2) as u32;
         self.clock_ms.wrapping_add(passed_ms)
-    }
-}
-
-impl Connection {
-    /// Refresh the server's clock, so that a moment near `deadline` can be named on it.
-    pub(super) fn read_clock(&mut self, deadline: Instant) -> Result<(), Failure> {
-        let now = Instant::now();
-        let left = deadline.saturating_duration_since(now);
-        let is_fresh = |clock: &ServerClock| now - clock.received_at <= left / 2;
-        if self.clock.as_ref().is_some_and(is_fresh) { Ok(()) } else { self.try_ping(deadline) }
     }
 }

@@ -1,0 +1,52 @@
+//! The queue of the repair thread.
+
+use std::collections::{HashSet, VecDeque};
+
+use crate::lock::{Condvar, Mutex};
+use crate::types::ChunkKey;
+
+/// Damaged chunks that wait; further ones are found again by the next read or scrub.
+const QUEUE_MAX: usize = 1024;
+
+/// Damaged chunks that wait for their repair, each once.
+#[derive(Debug, Default)]
+pub struct Repairs {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    order: VecDeque<ChunkKey>,
+    known: HashSet<ChunkKey>,
+    stopped: bool,
+}
+
+impl Repairs {
+    pub fn push(&self, key: ChunkKey) {
+        let mut queue = self.queue.lock();
+        if queue.order.len() < QUEUE_MAX && queue.known.insert(key) {
+            queue.order.push_back(key);
+            self.arrived.notify_one();
+        }
+    }
+
+    pub fn take(&self) -> Option<ChunkKey> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.stopped {
+                return None;
+            }
+            if let Some(key) = queue.order.pop_front() {
+                queue.known.remove(&key);
+                return Some(key);
+            }
+            self.arrived.wait(&mut queue);
+        }
+    }
+
+    pub fn stop(&self) {
+        self.queue.lock().stopped = true;
+        self.arrived.notify_all();
+    }
+}
