@@ -133,6 +133,8 @@ pub const UPDATE_LIFE_MAX: Duration = Duration::from_secs(100);
 /// How long a chunk remembers a request of a client that does not say that it is settled; a tombstone is kept longer.
 pub const WRITER_LIFE: Duration = Duration::from_secs(120);
 const _: () =
+    assert!(WRITER_LIFE.as_secs() > UPDATE_LIFE_MAX.as_secs(), "a request is remembered while it is retried");
+const _: () =
     assert!(UPDATE_LIFE_MAX.as_secs() * 110 / 100 < WRITER_LIFE.as_secs(), "clocks differ by up to 5 %");
 /// Most operations in one batch: a 1 MiB request at the smallest chunk size, with room to spare.
 pub const BATCH_OPS_MAX: usize = 256;

@@ -50,7 +50,7 @@ impl Region {
 
 impl Placement {
     pub(super) fn in_region(region: &Arc<Region>, offset: usize, len: usize) -> Placement {
-        debug_assert!(offset + len <= region.len(), "checked by Region::placement");
+        assert!(offset <= region.len() && len <= region.len() - offset, "checked by Region::placement");
         // SAFETY: `offset` is at most the region's length, so the address stays in (or one past) its mapping.
         let start = unsafe { NonNull::new_unchecked(region.as_ptr().add(offset)) };
         Placement {

@@ -103,6 +103,7 @@ impl fmt::Debug for BufferPool {
 
 impl PoolShared {
     fn buffer(self: &Arc<PoolShared>, slot: u32) -> Buffer {
+        assert!((slot as usize) < self.count, "a buffer of this pool");
         let offset = slot as usize * self.buffer_bytes;
         let guard = Arc::new(ReturnGuard { pool: Arc::downgrade(self), slot });
         Buffer(Placement::in_region(&self.region, offset, self.buffer_bytes).kept_by(guard))
@@ -118,7 +119,10 @@ struct ReturnGuard {
 impl Drop for ReturnGuard {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
-            pool.free.lock().push(self.slot);
+            let mut free = pool.free.lock();
+            assert!(free.len() < pool.count, "a buffer returns once");
+            free.push(self.slot);
+            drop(free);
             pool.returned.notify_one();
         }
     }

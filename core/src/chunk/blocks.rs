@@ -3,9 +3,12 @@
 use crate::buffer::ALIGNMENT;
 use crate::lock::Mutex;
 
+use super::state::PAGE;
+
 /// Most bytes gathered into one write: a chunk of the default size, because large writes get large folios in the
 /// page cache.
 const BLOCK_BYTES: usize = 1 << 20;
+const _: () = assert!(BLOCK_BYTES.is_multiple_of(PAGE), "a block is whole pages");
 
 /// Scratch memory for writes, shared by all threads: many of them wait, few write.
 #[derive(Default)]

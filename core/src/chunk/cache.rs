@@ -13,6 +13,7 @@ use super::state::Record;
 use crate::types::{ChunkKey, Status};
 
 const SHARDS: usize = 64;
+const _: () = assert!(SHARDS.is_power_of_two(), "hashes spread evenly");
 /// Memory of an entry besides its record: slot, map entry, queue entry.
 const ENTRY_BYTES: usize = 192;
 
@@ -67,6 +68,7 @@ impl Cache {
         let slot = Arc::new(CacheSlot::default());
         shard.slots.insert(key, CacheEntry { slot: slot.clone(), bytes: ENTRY_BYTES });
         shard.queue.push_back(key);
+        assert_eq!(shard.queue.len(), shard.slots.len(), "every slot is queued once");
         self.resize(&mut shard, 0, ENTRY_BYTES);
         self.evict(&mut shard);
         slot
@@ -122,6 +124,7 @@ impl Cache {
     }
 
     fn resize(&self, shard: &mut Shard, before: usize, after: usize) {
+        assert!(shard.bytes + after >= before, "memory is counted once");
         shard.bytes = shard.bytes + after - before;
         self.bytes.fetch_add(after, Ordering::Relaxed);
         self.bytes.fetch_sub(before, Ordering::Relaxed);

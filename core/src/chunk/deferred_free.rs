@@ -43,6 +43,7 @@ impl DeferredFree {
 
     /// The flush that began with `mark` has succeeded: the pages of entries before it that no reader holds.
     pub fn release(&mut self, mark: u64) -> Vec<PageNumber> {
+        assert!(mark <= self.next, "a mark of this queue");
         self.flushed = self.flushed.max(mark);
         self.release_flushed()
     }
@@ -55,6 +56,7 @@ impl DeferredFree {
                 break;
             }
             let entry = self.entries.pop_front().expect("just seen");
+            assert!(self.pages >= entry.pages.len() as u64, "pages are counted while they wait");
             self.pages -= entry.pages.len() as u64;
             released.extend(entry.pages);
         }

@@ -142,6 +142,7 @@ impl GroupCommit {
                 self.finished.wait(&mut state);
                 continue;
             }
+            assert_eq!(state.begun, state.ended, "at most one round runs");
             state.is_running = true;
             state.begun += 1;
             state.has_news = false;
@@ -152,6 +153,7 @@ impl GroupCommit {
             drop(state);
             let outcome = flush(round, prepared);
             state = self.state.lock();
+            assert!(state.is_running && state.begun == round, "no other round began meanwhile");
             state.is_running = false;
             state.ended = round;
             match outcome {

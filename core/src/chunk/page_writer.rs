@@ -155,7 +155,10 @@ impl Core {
                 self.allocate(count, after, spread)?.ok_or(Status::NoSpace)?
             }
         };
-        Ok(extents.iter().flat_map(|extent| extent.first..extent.first + extent.count).collect())
+        let pages: Vec<_> =
+            extents.iter().flat_map(|extent| extent.first..extent.first + extent.count).collect();
+        assert_eq!(pages.len(), count as usize, "as many pages as were asked for");
+        Ok(pages)
     }
 
     fn allocate(
@@ -303,7 +306,7 @@ struct Plan {
 
 impl Plan {
     fn of(base: &ContentState, change: &Change<'_>) -> Plan {
-        debug_assert!(change.length >= base.length, "a write does not cut");
+        assert!(change.length >= base.length, "a write does not cut");
         let count = page_count(change.length);
         let mut pages: Vec<_> = base.pages().collect();
         let mut crcs = base.crcs.clone();
@@ -414,6 +417,7 @@ impl Block<'_> {
         }
         let start = self.used;
         self.used += count;
+        assert!(self.used <= self.buffer.len(), "a page fits a block");
         Ok(&mut self.buffer[start..self.used])
     }
 

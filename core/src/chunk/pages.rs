@@ -17,6 +17,8 @@ const LARGE_PAGES: u32 = 8;
 const SEARCH_PAGES: u64 = 1024;
 
 const WORD: u32 = 64;
+const _: () = assert!(LANES > 1, "large allocations have lanes of their own");
+const _: () = assert!(LARGE_PAGES < WORD);
 
 pub struct PageMap {
     segment_pages: u32,
@@ -148,6 +150,7 @@ impl PageMap {
         assert!(segment.used[word] & bit != 0, "page {page} is given back once");
         segment.used[word] &= !bit;
         segment.longest_max = u32::MAX;
+        assert!(self.used > 0, "used pages are counted");
         self.used -= 1;
         self.free_backed += u64::from(segment.backed[word] & bit != 0);
     }
@@ -210,7 +213,7 @@ impl PageMap {
     fn set_used(&mut self, page: PageNumber) {
         let (number, word, bit) = self.place(page);
         let segment = &mut self.segments[number];
-        debug_assert!(segment.used[word] & bit == 0, "page {page} has one owner");
+        assert!(segment.used[word] & bit == 0, "I2: page {page} has one owner");
         segment.used[word] |= bit;
         self.used += 1;
         self.free_backed -= u64::from(segment.backed[word] & bit != 0);

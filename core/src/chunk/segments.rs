@@ -74,6 +74,7 @@ impl Segments {
     }
 
     pub fn segment_pages(&self) -> u32 {
+        assert!(self.bytes.is_multiple_of(PAGE as u64), "a block file is whole pages");
         (self.bytes / PAGE as u64) as u32
     }
 
@@ -255,6 +256,7 @@ impl Segments {
     /// The segment, the position in its file, and the bytes up to its end.
     fn at(&self, address: u64) -> io::Result<(Arc<Segment>, u64, usize)> {
         let position = address % self.bytes;
+        assert!(address / self.bytes <= u64::from(u32::MAX), "a page number is 32 bits");
         let segment = self.segment((address / self.bytes) as u32)?;
         Ok((segment, position, (self.bytes - position) as usize))
     }

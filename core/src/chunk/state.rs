@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::api::{Committed, Pending};
 use super::checksum;
-use crate::types::{Op, PAGE_BYTES, RequestTag, Stamp, Version, WriterRecord};
+use crate::buffer::ALIGNMENT;
+use crate::types::{CHUNK_BYTES_MAX, Op, PAGE_BYTES, RequestTag, Stamp, Version, WriterRecord};
 
 /// A page of the block files, counted from the first page of segment 0.
 pub type PageNumber = u32;
@@ -13,6 +14,9 @@ pub type PageNumber = u32;
 pub const HOLE: PageNumber = u32::MAX;
 
 pub const PAGE: usize = PAGE_BYTES as usize;
+const _: () =
+    assert!(PAGE.is_power_of_two() && PAGE.is_multiple_of(ALIGNMENT), "pages are whole pages of memory");
+const _: () = assert!(CHUNK_BYTES_MAX.is_multiple_of(PAGE_BYTES), "a chunk is whole pages");
 
 /// Pages that hold `length` bytes.
 pub fn page_count(length: u32) -> usize {

@@ -7,7 +7,7 @@ use super::cache::CacheSlot;
 use super::engine::{Core, Engine};
 use super::page_writer::{Change, Written};
 use super::payload::Source;
-use super::state::{ContentState, HOLE, PAGE, PageNumber, PendingState, Record};
+use super::state::{ContentState, HOLE, PAGE, PageNumber, PendingState, Record, page_count};
 use crate::types::{
     CHUNK_BYTES_MAX, ChainVersion, ChunkKey, Op, RequestTag, Stamp, Status, Version, WRITERS_MAX,
     WriterRecord,
@@ -263,6 +263,7 @@ fn admit(record: &Record, update: &Update) -> Result<Admission, Status> {
 }
 
 fn state_of(written: &Written, stamp: Stamp, length: u32) -> ContentState {
+    assert_eq!(written.crcs.len(), page_count(length), "one checksum per page");
     ContentState {
         stamp,
         length,
@@ -331,6 +332,7 @@ impl Core {
         before: Arc<Record>,
         mut after: Record,
     ) -> Result<(), Status> {
+        check_record(key, &after);
         let begun = self.group_commit.begun();
         after.fallbacks = before.fallbacks_for(&after, begun, self.group_commit.synced());
         self.store(key, &before, &after).inspect_err(|&status| {
@@ -406,6 +408,16 @@ impl Core {
         }
         Ok(())
     }
+}
+
+/// Assert I4, and that the writers are bounded.
+fn check_record(key: ChunkKey, record: &Record) {
+    assert!(record.writers.len() <= WRITERS_MAX, "{key:?}: the requests remembered are bounded");
+    let Some(pending) = record.pending.as_ref().map(|pending| pending.state.stamp) else { return };
+    let committed = record.committed.as_ref().map_or(Stamp::default(), |state| state.stamp);
+    assert!(committed < pending, "I4: {key:?}: {pending:?} is pending on {committed:?}");
+    let is_next = pending.version.0 == committed.version.0 + 1;
+    assert!(is_next || record.is_bare(), "I4: {key:?}: {pending:?} is pending on {committed:?}");
 }
 
 /// Pages of `before` that `after` no longer refers to. States only ever share a page at the same index.

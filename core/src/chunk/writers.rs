@@ -19,6 +19,8 @@ const CLIENTS_MAX: usize = 1 << 16;
 const FEW: usize = 8;
 /// How often it is noted which round has begun.
 const NOTE_INTERVAL: Duration = Duration::from_secs(10);
+const _: () =
+    assert!(NOTE_INTERVAL.as_secs() < WRITER_LIFE.as_secs(), "ages are known finer than they matter");
 
 #[derive(Default)]
 pub struct Writers {
@@ -99,6 +101,7 @@ impl Writers {
             let places = 0..writers.len();
             writers.swap_remove(places.min_by_key(|&place| writers[place].version).expect("it is not empty"));
         }
+        assert!(writers.len() <= WRITERS_MAX, "the requests remembered are bounded");
         writers
     }
 

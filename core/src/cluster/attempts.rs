@@ -38,6 +38,7 @@ impl<P> Attempts<P> {
     }
 
     pub fn reached(&mut self, reached: Reached) {
+        assert!(self.count > 0, "an attempt has begun");
         self.reached = reached;
     }
 

@@ -26,6 +26,8 @@ const POLL_GRACE: Duration = Duration::from_secs(5);
 /// Pauses between polls that failed.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_millis(500);
+const _: () = assert!(RETRY_FIRST.as_millis() <= RETRY_MAX.as_millis());
+const _: () = assert!(RETRY_MAX.as_millis() < POLL_WAIT.as_millis(), "a failed poll is repeated sooner");
 /// The only permutation there is (docs/formats.md).
 const PERMUTATION_VERSION: u32 = 1;
 /// Most chains one file is spread over, as in `fs/config.py`.
@@ -78,6 +80,7 @@ impl Routing {
             }
             next.tables.insert((table.id, table.version), table);
         }
+        assert!(next.version >= self.version, "routing never goes back");
         Ok(next)
     }
 
@@ -138,6 +141,7 @@ fn permuted_run(chains: &[u32], base: u32, stripe: u32, seed: u64) -> impl Itera
     let length = chains.len();
     let mut run: Vec<u32> =
         (0..length.min(stripe as usize)).map(|place| chains[(base as usize + place) % length]).collect();
+    assert!(!run.is_empty() && run.len() <= stripe as usize, "a table has chains, and a stripe at least one");
     let mut state = seed;
     for place in (1..run.len()).rev() {
         state = state.wrapping_add(0x9E37_79B9_7F4A_7C15);

@@ -106,7 +106,9 @@ impl Lane {
         let before = state.idle.len();
         let LaneState { idle, addresses, .. } = &mut *state;
         idle.retain(|each| addresses.contains(&each.address));
-        state.open -= before - state.idle.len();
+        let closed = before - state.idle.len();
+        assert!(state.open >= closed, "idle connections are counted");
+        state.open -= closed;
     }
 
     /// Call `method`. The same bytes are sent again, with growing pauses, after a lost connection and after
@@ -220,6 +222,7 @@ impl Lane {
                     attempts.begin(address.clone());
                     return Ok((address, stream));
                 }
+                assert!(state.open > 0, "an idle connection is counted");
                 state.open -= 1;
             }
             if state.open < self.options.connections_max {
@@ -282,6 +285,8 @@ impl Lane {
     /// End the use of a connection: it becomes idle, or was lost, and then another address is tried next.
     fn give_back(&self, address: String, stream: Option<Stream>) {
         let mut state = self.state.lock();
+        assert!(state.open > state.idle.len(), "a connection in use is counted");
+        assert!(state.open <= self.options.connections_max, "connections are bounded");
         let place = state.addresses.iter().position(|known| *known == address);
         match (stream, place) {
             (Some(stream), Some(place)) => {

@@ -312,8 +312,10 @@ impl SessionShared {
     }
 
     fn forget_thread(&self, life: &mut Life, is_further: bool) {
+        assert!(life.threads > 0 && life.further >= usize::from(is_further), "threads are counted");
         life.threads -= 1;
         life.further -= usize::from(is_further);
+        assert!(life.further <= life.threads, "further threads are threads");
         if life.further == 0 {
             self.limit.store(self.options.threads_max, Ordering::Relaxed);
         }

@@ -7,13 +7,14 @@ use crate::lock::{Condvar, Mutex};
 
 #[derive(Debug)]
 pub(super) struct Budget {
+    total: usize,
     free: Mutex<usize>,
     freed: Condvar,
 }
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Budget {
-        Budget { free: Mutex::new(bytes), freed: Condvar::new() }
+        Budget { total: bytes, free: Mutex::new(bytes), freed: Condvar::new() }
     }
 
     /// Reserve `bytes`, waiting until `deadline`; `None` if so much did not become free by then.
@@ -38,7 +39,10 @@ pub(super) struct Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        *self.budget.free.lock() += self.bytes;
+        let mut free = self.budget.free.lock();
+        *free += self.bytes;
+        assert!(*free <= self.budget.total, "bytes are given back once");
+        drop(free);
         self.budget.freed.notify_all();
     }
 }

@@ -30,6 +30,7 @@ use regions::Regions;
 const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 /// Longest that a handshake may take, on both sides.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const _: () = assert!(DEADLINE_MARGIN.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
 
 /// An authenticated connection to a storage server. One batch at a time.
 ///
@@ -138,6 +139,10 @@ impl Connection {
         deadline: Instant,
     ) -> Result<(), Failure> {
         assert!(self.in_flight.is_none(), "one batch at a time");
+        assert!(
+            bounced.is_empty() || bounced.len() == places.len(),
+            "a bounce buffer, or none, per placement"
+        );
         let registered =
             places.iter().zip(&locations).filter(|(_, location)| **location != PayloadLocation::Inline);
         let registered = registered.map(|(placement, _)| placement.clone()).collect();

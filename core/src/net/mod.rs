@@ -51,6 +51,7 @@ use crate::wire::pb::Claims;
 
 /// How much slower than ours a server's monotonic clock may run; leases rest on the same bound.
 pub const CLOCK_DRIFT_PERCENT: u32 = 5;
+const _: () = assert!(CLOCK_DRIFT_PERCENT < 100);
 
 /// Where a server listens. A Unix endpoint shares memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -71,10 +71,12 @@ impl Pool {
             if connection.is_alive() {
                 return Some(Pooled { pool: self, connection: Some(connection) });
             }
+            assert!(state.open > 0, "an idle connection is counted");
             state.open -= 1;
         }
         (state.open < self.connections_max).then(|| {
             state.open += 1;
+            assert!(state.idle.is_empty() && state.open <= self.connections_max);
             Pooled { pool: self, connection: None }
         })
     }
@@ -103,6 +105,7 @@ impl Pool {
     /// Close all idle connections, when the server is known to have gone.
     pub fn clear(&self) {
         let mut state = self.state.lock();
+        assert!(state.open >= state.idle.len(), "idle connections are counted");
         state.open -= state.idle.len();
         let idle = std::mem::take(&mut state.idle);
         drop(state);
@@ -153,6 +156,7 @@ impl Drop for Pooled<'_> {
     fn drop(&mut self) {
         let now = Instant::now();
         let mut state = self.pool.state.lock();
+        assert!(state.open > state.idle.len(), "a borrowed connection is counted");
         match self.connection.take() {
             Some(connection) if connection.is_usable() => state.idle.push((connection, now)),
             _ => state.open -= 1,

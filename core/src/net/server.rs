@@ -32,6 +32,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One thread in so many is kept for nodes.
 const NODES_SHARE: usize = 8;
+const _: () = assert!(NODES_SHARE > 1, "clients get most of the threads");
 
 /// How a server listens.
 #[derive(Clone, Debug)]
@@ -251,7 +252,9 @@ impl ServerInner {
         let number = connections.next;
         connections.next += 1;
         connections.unauthenticated += 1;
-        connections.sockets.insert(number, socket);
+        let before = connections.sockets.insert(number, socket);
+        assert!(before.is_none(), "connections have numbers of their own");
+        assert!(connections.unauthenticated <= connections.sockets.len());
         Some(Admission { inner: self.clone(), number, holder: Holder::Unauthenticated })
     }
 }
@@ -303,6 +306,8 @@ impl Admission {
         if !is_node && connections.clients >= clients_max {
             return false;
         }
+        assert!(self.holder == Holder::Unauthenticated, "a connection is admitted once");
+        assert!(connections.unauthenticated > 0, "it was counted when it was accepted");
         connections.unauthenticated -= 1;
         connections.clients += usize::from(!is_node);
         self.holder = if is_node { Holder::Node } else { Holder::Client };
@@ -313,7 +318,8 @@ impl Admission {
 impl Drop for Admission {
     fn drop(&mut self) {
         let mut connections = self.inner.connections.lock();
-        connections.sockets.remove(&self.number);
+        let removed = connections.sockets.remove(&self.number);
+        assert!(removed.is_some(), "a connection ends once");
         connections.unauthenticated -= usize::from(self.holder == Holder::Unauthenticated);
         connections.clients -= usize::from(self.holder == Holder::Client);
         self.inner.ended.notify_all();

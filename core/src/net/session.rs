@@ -37,6 +37,7 @@ const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 const PASSED_MAX: usize = 2;
 /// Longest deadline that a request may ask for.
 const DEADLINE_MAX: Duration = Duration::from_secs(600);
+const _: () = assert!(STALL_TIMEOUT.as_secs() < DEADLINE_MAX.as_secs());
 
 /// What all connections of a server share.
 pub(super) struct Common {
@@ -155,6 +156,7 @@ impl ServerSession {
 
     /// Receive until `bytes` are buffered. False if the client closed before the first of them.
     fn receive(&mut self, bytes: usize, between_frames: bool) -> io::Result<bool> {
+        assert!(bytes <= FrameReader::BYTES, "a frame without its payload fits");
         let mut stalled_since = None;
         while self.frame_reader.len() < bytes {
             match self.stream.receive_some(self.frame_reader.space(), &mut self.passed) {

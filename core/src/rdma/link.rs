@@ -36,6 +36,7 @@ const PIECE_BYTES_MAX: usize = 4 << 20;
 const READS_MAX: u8 = 16;
 /// Tells receives from sends in the ids of requests.
 const RECEIVE: u64 = 1 << 63;
+const _: () = assert!(MESSAGE_BYTES <= PIECE_BYTES_MAX && SEND_SLOTS <= WINDOW as usize);
 
 /// Bytes here and there that a transfer moves.
 #[derive(Clone, Debug)]
@@ -177,6 +178,7 @@ impl Link {
     }
 
     fn room(&self) -> usize {
+        assert!(self.done <= self.asked, "only what was posted is done");
         self.sends - (self.asked - self.done) as usize
     }
 

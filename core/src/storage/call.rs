@@ -13,11 +13,12 @@ use crate::buffer::Placement;
 use crate::chunk::{Origin, Update};
 use crate::clock::Suspension;
 use crate::craq::{Effect, Event, Outcome, StoredPending, Ticket};
-use crate::types::{ChunkKey, Op, Status, Version};
+use crate::types::{BATCH_OPS_MAX, ChunkKey, Op, Status, Version};
 
 /// Pauses before an update is sent again to a successor that did not take it.
 const RETRY_FIRST: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_millis(200);
+const _: () = assert!(RETRY_FIRST.as_millis() <= RETRY_MAX.as_millis());
 /// How soon a waiting caller notices that the node stops.
 const STOP_CHECK: Duration = Duration::from_millis(100);
 
@@ -61,6 +62,13 @@ struct Job {
     retry_at: Option<Instant>,
 }
 
+impl Job {
+    fn set_answer(&mut self, answer: Answer) {
+        assert!(self.answer.is_none(), "{:?}: an operation has one answer", self.slot.key);
+        self.answer = Some(answer);
+    }
+}
+
 /// A batch under way.
 pub struct Call<'a> {
     node: &'a Node,
@@ -87,7 +95,9 @@ impl<'a> Call<'a> {
         let (node, place, ticket) = (self.node, self.jobs.len(), self.node.new_ticket());
         let slot = node.table.slot(key);
         let (pause, retry_at) = (RETRY_FIRST, None);
-        slot.state.lock().callers.insert(ticket, (self.mailbox.clone(), place));
+        assert!(place < BATCH_OPS_MAX, "a call has the operations of one batch");
+        let before = slot.state.lock().callers.insert(ticket, (self.mailbox.clone(), place));
+        assert!(before.is_none(), "{:?}: {ticket:?} is used once", slot.key);
         let answer = node.step(&slot, event(ticket)).err().map(|status| {
             slot.state.lock().callers.remove(&ticket);
             Answer::Refused(self.node.failed(key, status))
@@ -143,8 +153,8 @@ impl<'a> Call<'a> {
         let is_late = self.is_late();
         let job = &mut self.jobs[place];
         match effect {
-            Effect::Reply { outcome, .. } => job.answer = Some(outcome.into()),
-            Effect::Serve { .. } => job.answer = Some(Answer::Serve),
+            Effect::Reply { outcome, .. } => job.set_answer(outcome.into()),
+            Effect::Serve { .. } => job.set_answer(Answer::Serve),
             Effect::Stalled { status, .. } => {
                 log::debug!("{:?}: successor refused the update: {status}; retrying", job.slot.key);
                 job.retry_at = Some(Instant::now() + job.pause);
@@ -268,6 +278,7 @@ impl Node {
         payload: Option<&Placement>,
     ) -> Result<(), Status> {
         let StoredPending { stamp, op, tag } = update;
+        assert!(stamp.version > Version(0), "{key:?}: an update creates a version");
         let update = Update { key, stamp, op, tag, origin, fresh };
         let nothing: &[u8] = &[];
         let result = match payload {

@@ -11,7 +11,8 @@ use crate::chunk::{ChunkRecord, Origin, Space};
 use crate::craq::Event;
 use crate::error::{Error, Kind, Result};
 use crate::types::{
-    Chain, ChainId, ChainVersion, ChunkId, ChunkKey, ContentId, Op, RequestTag, Stamp, Status, Version,
+    BATCH_OPS_MAX, Chain, ChainId, ChainVersion, ChunkId, ChunkKey, ContentId, Op, RequestTag, Stamp, Status,
+    Version,
 };
 
 /// How long a control operation may take through its chain.
@@ -19,6 +20,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Chunks that are sent to a returning replica at once: as many as fit into memory that is set aside.
 const PUSHES_AT_ONCE: usize = 8;
 const REMOVALS_AT_ONCE: usize = 128;
+const _: () = assert!(PUSHES_AT_ONCE > 0 && PUSHES_AT_ONCE <= BATCH_OPS_MAX);
+const _: () = assert!(REMOVALS_AT_ONCE > 0 && REMOVALS_AT_ONCE <= BATCH_OPS_MAX);
 
 /// One line of a listing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,6 +153,7 @@ impl StorageServer {
                 break;
             }
         }
+        assert!(found.len() <= limit, "no more removals than were asked for");
         for group in found.chunks(REMOVALS_AT_ONCE) {
             for answer in self.update(version, group.iter().copied(), Op::Remove, tag, expires) {
                 done(answer)?;
@@ -245,6 +249,7 @@ impl StorageServer {
                 }
             }
         }
+        assert_eq!(report.equal + report.failed.len(), chunks.len(), "one outcome per chunk");
         Ok(report)
     }
 

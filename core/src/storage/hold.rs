@@ -78,6 +78,7 @@ impl Hold {
             }
             self.changed.wait_for(&mut state, left);
         }
+        assert_eq!(state.under_way, 0, "H2: no update of a client is in progress");
         Ok(())
     }
 
@@ -96,6 +97,7 @@ impl Hold {
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state.lock();
+        assert!(state.under_way > 0, "an update that was begun ends once");
         state.under_way -= 1;
         if state.under_way == 0 {
             self.0.changed.notify_all();

@@ -111,6 +111,7 @@ impl Node {
         let _one = self.routing_change.lock();
         let before = self.routing();
         let after = Arc::new(before.apply(update)?);
+        assert!(after.version >= before.version, "routing never goes back");
         *self.routing.write() = after.clone();
         let changed: HashSet<ChainId> = after
             .chains
@@ -225,6 +226,12 @@ impl Node {
             state.work = stamp.map(|stamp| (stamp, Instant::now()));
             state.refusal = None;
         }
+        assert_eq!(
+            state.work.is_some(),
+            stamp.is_some(),
+            "{:?}: work is timed while there is some",
+            slot.key
+        );
         for effect in effects {
             self.dispatch(slot, state, effect);
         }
@@ -275,7 +282,10 @@ impl Node {
         self.make(key, &mut state)?;
         let machine = state.machine.as_mut().expect("made before");
         match machine.step(Event::Forget { stamp })[..] {
-            [Effect::Forget { stamp }] => self.engine.forget(key, stamp),
+            [Effect::Forget { stamp: forgotten }] => {
+                assert_eq!(forgotten, stamp, "{key:?}: the tombstone that was asked for");
+                self.engine.forget(key, stamp)
+            }
             _ => Ok(false),
         }
     }
@@ -330,7 +340,9 @@ impl Node {
         if len <= self.buffers.buffer_bytes()
             && let Some(buffer) = self.buffers.try_take()
         {
-            return Ok(buffer.into_placement().slice(0..len));
+            let buffer = buffer.into_placement().slice(0..len);
+            assert_eq!(buffer.len(), len, "a buffer as long as the payload");
+            return Ok(buffer);
         }
         Placement::private(len).map_err(|_| Status::Busy)
     }

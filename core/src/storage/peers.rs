@@ -24,7 +24,11 @@ pub struct Permit<'a> {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        *self.peers.builders.lock().entry(self.following).or_default() -= 1;
+        let mut builders = self.peers.builders.lock();
+        let count = builders.get_mut(&self.following).expect("counted when it was permitted");
+        assert!(*count > 0 && *count <= BUILDERS_MAX, "{count} sends build payloads");
+        *count -= 1;
+        drop(builders);
         self.peers.built.notify_all();
     }
 }
@@ -42,6 +46,7 @@ pub struct Peers {
 
 impl Peers {
     pub fn new(credential: Credential, endpoints: Endpoints, connections_max: usize) -> Peers {
+        assert!(connections_max > 0, "updates are forwarded over at least one connection");
         let (pools, builders, built) = (Mutex::default(), Mutex::default(), Condvar::new());
         Peers { credential, endpoints, connections_max, pools, builders, built }
     }
@@ -62,7 +67,9 @@ impl Peers {
                 return Err(Status::Timeout);
             }
         }
-        *builders.entry(following).or_default() += 1;
+        let count = builders.entry(following).or_default();
+        assert!(*count < BUILDERS_MAX, "waited until one more may build");
+        *count += 1;
         Ok(Permit { peers: self, following })
     }
 

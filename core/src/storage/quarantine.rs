@@ -14,10 +14,11 @@ use crate::buffer::Placement;
 use crate::chunk::Committed;
 use crate::craq::{Place, Replica};
 use crate::error::{Error, Kind, Result};
-use crate::types::{ChainId, ChainVersion, ChunkId, ChunkKey, Stamp, Status};
+use crate::types::{ChainId, ChainVersion, ChunkId, ChunkKey, PAGE_BYTES, Stamp, Status};
 
 /// Read at once: one page of the engine, so that a damaged one costs no other.
 const STEP: u32 = 16 << 10;
+const _: () = assert!(STEP == PAGE_BYTES);
 
 impl StorageServer {
     /// Put the bytes of a chunk into a file of `folder` and forget the chunk; whether it did: a chunk that is not in

@@ -25,7 +25,8 @@ pub fn run(node: &Arc<Node>) {
                     node.report(&slot, Event::Retry);
                 }
                 RedriveJob::Retry(slot) => {
-                    slot.state.lock().redrive_queued = false;
+                    let was_queued = std::mem::take(&mut slot.state.lock().redrive_queued);
+                    assert!(was_queued, "{:?}: a chunk is queued once", slot.key);
                     count(&node.counters.redriven);
                     node.report(&slot, Event::Retry);
                 }
@@ -44,7 +45,7 @@ pub fn run(node: &Arc<Node>) {
                     let result = Err(Status::Timeout);
                     node.report(&slot, Event::Staged { result });
                 }
-                RedriveJob::Execute(..) => {}
+                RedriveJob::Execute(_, effect) => unreachable!("not for a redrive thread: {effect:?}"),
             }
         }
         if !sends.is_empty() {

@@ -13,6 +13,7 @@ use crate::types::ChunkKey;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Most that one thread takes at once.
 const TAKE_MAX: usize = 32;
+const _: () = assert!(TAKE_MAX > 0);
 
 /// One thing to do.
 #[derive(Debug)]
@@ -49,7 +50,9 @@ impl Redrive {
     pub fn push_later(&self, slot: SlotRef) {
         let mut queue = self.queue.lock();
         if !queue.stopped {
-            queue.later.push_back((Instant::now() + PAUSE, slot));
+            let at = Instant::now() + PAUSE;
+            assert!(queue.later.back().is_none_or(|(last, _)| *last <= at), "retries wait in order");
+            queue.later.push_back((at, slot));
             self.arrived.notify_one();
         }
     }

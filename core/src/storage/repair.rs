@@ -75,6 +75,7 @@ impl Node {
         let mut connection = pool.get(deadline).map_err(|error| error.status())?;
         let mut results = Vec::new();
         connection.read(&[op], std::slice::from_ref(into), deadline, &mut results)?;
+        assert_eq!(results.len(), 1, "one result per operation");
         match results[0] {
             result if result.status != Status::Ok => Err(result.status),
             result if result.version != version || result.length != op.length => Err(Status::MissingVersion),
@@ -90,6 +91,7 @@ impl Node {
         writers: &[WriterRecord],
         content: &Placement,
     ) -> Result<(), Status> {
+        assert_eq!(content.len(), committed.length as usize, "{key:?}: the whole content");
         let slot = self.table.slot(key);
         let state = slot.state.lock();
         if state.machine.as_ref().is_some_and(|machine| machine.pending().is_some()) {

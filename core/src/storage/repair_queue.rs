@@ -27,6 +27,7 @@ impl Repairs {
         let mut queue = self.queue.lock();
         if queue.order.len() < QUEUE_MAX && queue.known.insert(key) {
             queue.order.push_back(key);
+            assert_eq!(queue.order.len(), queue.known.len(), "a chunk waits once");
             self.arrived.notify_one();
         }
     }
@@ -38,7 +39,8 @@ impl Repairs {
                 return None;
             }
             if let Some(key) = queue.order.pop_front() {
-                queue.known.remove(&key);
+                let was_known = queue.known.remove(&key);
+                assert!(was_known, "{key:?} waits once");
                 return Some(key);
             }
             self.arrived.wait(&mut queue);

@@ -12,13 +12,14 @@ use crate::cluster::routing::Routing;
 use crate::craq::{Content, Effect, Event, StoredPending, Successor};
 use crate::net::{Pool, Pooled};
 use crate::types::{
-    BATCH_OPS_MAX, ChainId, ChainVersion, ChunkKey, NodeId, Op, RequestTag, Stamp, Status, TargetState,
-    UpdateOp, UpdateResult, WRITERS_MAX, WriterRecord,
+    BATCH_BYTES_MAX, BATCH_OPS_MAX, ChainId, ChainVersion, ChunkKey, NodeId, Op, RequestTag, Stamp, Status,
+    TargetState, UpdateOp, UpdateResult, WRITERS_MAX, WriterRecord,
 };
 
 /// Most payload bytes in one batch to a peer, unless a single chunk is larger: what waits in memory at once.
 const SEND_BYTES_MAX: usize = 16 << 20;
 
+const _: () = assert!(SEND_BYTES_MAX <= BATCH_BYTES_MAX, "a batch to a peer fits a frame");
 /// A send that takes longer is given up and done again: its successor may have been replaced meanwhile.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -147,6 +148,11 @@ impl Node {
             }
             other => unreachable!("not for a successor: {other:?}"),
         };
+        assert_eq!(
+            op.payload_bytes(),
+            payload.len(),
+            "{key:?}: the payload is as long as its operation says"
+        );
         Ok(OutgoingUpdate { slot, attempt, op, payload })
     }
 
@@ -171,6 +177,7 @@ impl Node {
         let state = self.engine.lookup(key).map_err(failed)?;
         let writers = state.as_ref().map_or(&[][..], |state| &state.writers);
         let writers = &writers[writers.len().saturating_sub(WRITERS_MAX)..];
+        assert!(writers.len() <= WRITERS_MAX, "a replacement carries a bounded number of records");
         let found = state.as_ref().and_then(|state| {
             if pending {
                 state.pending.as_ref().map(|pending| (pending.stamp, pending.length, pending.removed))
@@ -209,21 +216,22 @@ impl Node {
         for batch in &batches {
             pools.push(self.peers.pool(routing, batch.to, batch.following).ok());
         }
-        let mut under_way: Vec<(&SendBatch, Pooled<'_>)> = Vec::new();
+        let mut in_flight: Vec<(&SendBatch, Pooled<'_>)> = Vec::new();
         for (batch, pool) in batches.iter().zip(&pools) {
             let Some(pool) = pool else {
                 self.answer(batch, Err(Status::Disconnected));
                 continue;
             };
             // A thread that holds a connection does not wait for another one (S3).
-            let got = match under_way.is_empty() {
+            let got = match in_flight.is_empty() {
                 true => pool.get(deadline),
                 false => match pool.try_get(deadline) {
                     Some(got) => got,
                     None => {
-                        for (batch, connection) in under_way.drain(..) {
+                        for (batch, connection) in in_flight.drain(..) {
                             self.receive(batch, connection, deadline);
                         }
+                        assert!(in_flight.is_empty(), "S3: holds no connection while it waits for one");
                         pool.get(deadline)
                     }
                 },
@@ -233,11 +241,11 @@ impl Node {
                 connection.send_updates(&ops, &payload, deadline).map(|()| connection)
             });
             match sent {
-                Ok(connection) => under_way.push((batch, connection)),
+                Ok(connection) => in_flight.push((batch, connection)),
                 Err(status) => self.answer(batch, Err(status)),
             }
         }
-        for (batch, connection) in under_way {
+        for (batch, connection) in in_flight {
             self.receive(batch, connection, deadline);
         }
     }
@@ -251,6 +259,9 @@ impl Node {
     }
 
     fn answer(&self, batch: &SendBatch, results: Result<Vec<UpdateResult>, Status>) {
+        if let Ok(results) = &results {
+            assert_eq!(results.len(), batch.updates.len(), "one result per update");
+        }
         for (place, outgoing) in batch.updates.iter().enumerate() {
             let result = match &results {
                 Ok(results) => match results[place].status {
@@ -283,6 +294,7 @@ fn put(batches: &mut Vec<SendBatch>, to: NodeId, following: usize, outgoing: Out
         Some(batch) if batch.has_room(bytes) => batch.updates.push(outgoing),
         _ => batches.push(SendBatch { to, following, updates: vec![outgoing] }),
     }
+    assert!(batches.iter().all(|batch| batch.updates.len() <= BATCH_OPS_MAX), "a batch fits a frame");
     let held: usize =
         batches.iter().flat_map(|batch| &batch.updates).map(|outgoing| outgoing.payload.len()).sum();
     held < SEND_BYTES_MAX

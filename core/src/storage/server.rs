@@ -25,7 +25,7 @@ use crate::cluster::{Endpoints, Transport};
 use crate::error::{Error, Kind, Result};
 use crate::net::{Credential, Secret, Server, ServerOptions};
 use crate::rdma;
-use crate::types::NodeId;
+use crate::types::{CHUNK_BYTES_MAX, NodeId};
 use crate::wire::pb;
 use crate::wire::pb::claims::Role;
 
@@ -34,6 +34,8 @@ const BUFFER_BYTES: usize = (1 << 20) + (64 << 10);
 const BUFFERS: usize = 64;
 /// Threads for what no caller carries out.
 const REDRIVE_THREADS: usize = 4;
+const _: () = assert!(REDRIVE_THREADS > 0 && BUFFERS > 0);
+const _: () = assert!(BUFFER_BYTES < CHUNK_BYTES_MAX as usize, "larger payloads get memory of their own");
 
 /// How a node runs.
 #[derive(Clone, Debug)]
@@ -82,6 +84,7 @@ pub struct StorageServer {
 impl StorageServer {
     /// Open the directory and begin to listen. Without routing and lease every request is refused.
     pub fn start(options: NodeOptions) -> Result<StorageServer> {
+        assert!(options.threads_max > 1, "a server serves clients and nodes");
         let endpoints = Endpoints::new(options.transport, options.rdma)?;
         let engine = Engine::open(&options.directory, options.engine.clone()).map_err(opening)?;
         let pending = engine.open_report().pending.clone();

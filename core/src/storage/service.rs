@@ -21,6 +21,7 @@ const LOOKS_MAX: usize = 8;
 
 impl Service for Node {
     fn read(&self, ops: &[ReadOp], into: &[Placement], deadline: Instant, out: &mut Vec<ReadResult>) {
+        assert!(ops.len() == into.len() && out.is_empty(), "one placement per operation, and no results yet");
         // What is in memory first. Meanwhile the disk reads what is missing of all the others, not of one after the other.
         let cached: Vec<_> = match ops {
             [_] => vec![None],
@@ -31,6 +32,7 @@ impl Service for Node {
             count(&self.counters.reads);
             out.push(match result {
                 Ok(outcome) => {
+                    assert!(outcome.length <= op.length, "no more bytes than were asked for");
                     add(&self.counters.read_bytes, u64::from(outcome.length));
                     let version = outcome.stamp.version;
                     ReadResult { status: Status::Ok, length: outcome.length, version }
@@ -48,6 +50,10 @@ impl Service for Node {
         deadline: Instant,
         out: &mut Vec<UpdateResult>,
     ) {
+        assert!(
+            ops.len() == payload.len() && out.is_empty(),
+            "one payload per operation, and no results yet"
+        );
         let mut call = Call::new(self, deadline);
         let under_way = self.hold.enter();
         for (op, payload) in ops.iter().zip(payload) {
@@ -61,6 +67,7 @@ impl Service for Node {
             }
         }
         let answers = call.finish();
+        assert_eq!(answers.len(), ops.len(), "one answer per operation");
         drop(under_way);
         let durable = if self.sync_updates { self.make_durable() } else { Ok(()) };
         for (op, answer) in ops.iter().zip(answers) {
@@ -94,6 +101,7 @@ impl Service for Node {
         for refusal in refusals {
             out.push(refusal.unwrap_or_else(|| durable.pop().expect("one for each that was accepted")));
         }
+        assert!(durable.is_empty() && out.len() == chains.len(), "one status per chain");
     }
 }
 
@@ -318,6 +326,7 @@ impl Node {
             }
             for (asked_for, peer) in asked {
                 let answers = peer.join().expect("a sync does not panic");
+                assert_eq!(answers.len(), asked_for.len(), "one status per chain");
                 for (chain, answer) in
                     asked_for.iter().zip(answers).filter(|(_, answer)| *answer != Status::Ok)
                 {

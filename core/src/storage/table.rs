@@ -12,6 +12,7 @@ use crate::craq::{Effect, Replica, Ticket};
 use crate::types::{ChainId, ChunkKey, Stamp, Status, WRITERS_MAX};
 
 const SHARDS: usize = 64;
+const _: () = assert!(SHARDS.is_power_of_two(), "hashes spread evenly");
 
 /// Orders of the machines for one caller's thread: the place of the operation in its batch, and the order. Often the
 /// thread that enqueues an order is the caller itself.
@@ -61,6 +62,8 @@ pub struct SlotState {
 
 /// A machine that remembers more requests than this is asked to forget those that are settled; fewer cost nothing.
 const WRITERS_REVIEWED: usize = 128;
+const _: () =
+    assert!(WRITERS_REVIEWED < WRITERS_MAX / 2 * 3, "a review is due before a machine forgets unasked");
 
 /// When a machine is asked to forget requests that are settled: whenever it remembers twice as many as were left the last
 /// time. So a step costs the same however many there are.
@@ -123,6 +126,7 @@ impl Table {
 
     fn refer(self: &Arc<Table>, entry: &mut TableEntry) -> SlotRef {
         entry.users += 1;
+        debug_assert!(entry.users < 1 << 32, "references are given back");
         SlotRef { table: self.clone(), slot: entry.slot.clone() }
     }
 
@@ -161,6 +165,8 @@ impl Table {
     fn release(&self, slot: &Arc<ChunkSlot>) {
         let mut shard = self.shard(&slot.key).lock();
         let entry = shard.get_mut(&slot.key).expect("an entry exists while it is referred to");
+        assert!(Arc::ptr_eq(&entry.slot, slot), "a chunk has one slot");
+        assert!(entry.users > 0, "each reference is given back once");
         entry.users -= 1;
         if entry.users > 0 {
             return;

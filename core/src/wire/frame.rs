@@ -25,6 +25,9 @@ pub const PAYLOAD_BYTES_MAX: usize = BATCH_BYTES_MAX + WRITERS_MAX * WriterRecor
 pub const REGIONS_MAX: usize = 32;
 /// In place of a region's slot: the bytes follow the frame.
 const INLINE: u16 = 0xffff;
+const _: () = assert!(REGIONS_MAX < INLINE as usize, "no slot looks like inline bytes");
+const _: () = assert!(BATCH_OPS_MAX <= u16::MAX as usize && PAYLOAD_BYTES_MAX <= u32::MAX as usize);
+const _: () = assert!(CHUNK_BYTES_MAX as usize <= BATCH_BYTES_MAX, "the largest chunk fits a batch");
 /// Set in the kind of a reply.
 pub(super) const REPLY: u8 = 0x80;
 const HAS_CRC: u32 = 1;
@@ -381,8 +384,8 @@ pub(super) fn encode<T: IntoBytes + Immutable>(
     payload_bytes: usize,
     entries: impl ExactSizeIterator<Item = T>,
 ) {
-    debug_assert!(entries.len() <= BATCH_OPS_MAX, "callers split their batches");
-    debug_assert!(payload_bytes <= PAYLOAD_BYTES_MAX, "callers split their batches");
+    assert!(entries.len() <= BATCH_OPS_MAX, "callers split their batches");
+    assert!(payload_bytes <= PAYLOAD_BYTES_MAX, "callers split their batches");
     let count = entries.len() as u16;
     frame.clear();
     frame.resize(HEADER_BYTES, 0);

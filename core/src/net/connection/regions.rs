@@ -45,11 +45,13 @@ impl Regions {
             self.slots.push(RegionSlot { id: None, region: Weak::new(), used: 0 });
             return Some(self.slots.len() as u16 - 1);
         }
+        assert_eq!(self.slots.len(), REGIONS_MAX, "all slots are in use");
         let oldest = (0..self.slots.len()).min_by_key(|place| self.slots[*place].used)?;
         (self.slots[oldest].used < self.batch).then_some(oldest as u16)
     }
 
     pub(super) fn set(&mut self, slot: u16, region: &Arc<Region>) {
+        assert!((slot as usize) < self.slots.len(), "a slot that was chosen");
         self.slots[slot as usize] =
             RegionSlot { id: Some(region.id()), region: Arc::downgrade(region), used: self.batch };
     }

@@ -74,6 +74,7 @@ impl Connection {
             };
             locations.push(location);
         }
+        assert_eq!(locations.len(), placements.len(), "one location per placement");
         self.regions.batch += 1;
         Ok(locations)
     }

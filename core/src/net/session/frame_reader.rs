@@ -11,8 +11,11 @@ pub(super) struct FrameReader {
 }
 
 impl FrameReader {
+    /// Bytes of the largest frame without its payload.
+    pub(super) const BYTES: usize = HEADER_BYTES + TABLE_BYTES_MAX;
+
     pub(super) fn new() -> FrameReader {
-        FrameReader { bytes: vec![0; HEADER_BYTES + TABLE_BYTES_MAX], start: 0, end: 0, spare: Vec::new() }
+        FrameReader { bytes: vec![0; FrameReader::BYTES], start: 0, end: 0, spare: Vec::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -30,11 +33,13 @@ impl FrameReader {
             self.end -= self.start;
             self.start = 0;
         }
+        assert!(self.end < self.bytes.len(), "there is room while a frame is incomplete");
         &mut self.bytes[self.end..]
     }
 
     pub(super) fn filled(&mut self, count: usize) {
         self.end += count;
+        assert!(self.end <= self.bytes.len(), "no more bytes than there was room for");
     }
 
     pub(super) fn head(&self) -> &[u8; HEADER_BYTES] {
@@ -43,6 +48,7 @@ impl FrameReader {
 
     /// Take out the first `bytes`.
     pub(super) fn take(&mut self, bytes: usize) -> Vec<u8> {
+        assert!(bytes <= self.len(), "received before it is taken");
         let mut taken = std::mem::take(&mut self.spare);
         taken.clear();
         taken.extend_from_slice(&self.bytes[self.start..self.start + bytes]);

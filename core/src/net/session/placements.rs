@@ -17,12 +17,13 @@ use crate::net::Sender;
 use crate::net::budget::Share;
 use crate::net::handshake::invalid;
 use crate::types::Status;
-use crate::wire::frame::{Malformed, PayloadLocation, Registration};
+use crate::wire::frame::{Malformed, PayloadLocation, REGIONS_MAX, Registration};
 use crate::wire::rdma::RemoteMemory;
 
 impl ServerSession {
     pub(super) fn register(&mut self, registration: Registration) -> io::Result<()> {
         let slot = registration.slot as usize;
+        assert!(slot < REGIONS_MAX, "checked when it was decoded");
         self.regions[slot] = None;
         if registration.len == 0 {
             return Ok(());
@@ -56,6 +57,7 @@ impl ServerSession {
         lengths: &[usize],
         deadline: Instant,
     ) -> Result<(Vec<Placement>, Option<Share>), Status> {
+        assert_eq!(locations.len(), lengths.len(), "one location per operation");
         let direct = self.stream.is_remote_direct();
         // Bytes that pass through memory of ours.
         let following: usize = locations
@@ -84,7 +86,7 @@ impl ServerSession {
             }
         };
         let mut used = 0;
-        let places = places
+        let places: Vec<Placement> = places
             .into_iter()
             .zip(lengths)
             .map(|(place, length)| {
@@ -98,6 +100,10 @@ impl ServerSession {
                 place.kept_by(self.in_use.clone())
             })
             .collect();
+        assert!(
+            places.iter().zip(lengths).all(|(place, length)| place.len() == *length),
+            "places as long as asked"
+        );
         Ok((places, share))
     }
 
