@@ -18,6 +18,7 @@ mod lock;
 mod log_rate_limit;
 #[cfg(test)]
 mod logged;
+pub mod mount;
 pub mod net;
 #[cfg(feature = "python")]
 pub mod python;

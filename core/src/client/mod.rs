@@ -1,7 +1,7 @@
 //! One client of a cluster: programs, rings and the mount all stand on it.
 //!
 //! `data` sends chunk operations to storage nodes and `meta` metadata calls, both over `cluster`; this module, `file`,
-//! `open_file` and `metadata_cache` keep what a process knows of the files it uses; `fs` is the entry point of the mount.
+//! `open_file` and `metadata_cache` keep what a process knows of the files it uses.
 
 mod about;
 mod chunk_slice;
@@ -9,7 +9,6 @@ mod chunk_store;
 mod close_batcher;
 pub mod data;
 mod deferred_setattr;
-mod directory;
 mod dirty;
 mod dirty_files;
 mod dirty_limit;
@@ -21,7 +20,6 @@ mod fence;
 mod file;
 #[cfg(test)]
 mod file_tests;
-pub mod fs;
 mod inline_migration;
 #[cfg(test)]
 mod interleaving_tests;
@@ -114,7 +112,7 @@ impl Options {
     }
 }
 
-/// One client process's view of a cluster. `client::fs::Mounted` makes it a `fuse::FileSystem`.
+/// One client process's view of a cluster. `mount::MountedFs` makes it a `fuse::FileSystem`.
 pub struct Client {
     id: ClientId,
     options: Options,

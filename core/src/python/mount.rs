@@ -9,8 +9,8 @@ use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 
 use super::client::PyClient;
-use crate::client::fs::{Consistency, Mounted};
 use crate::fuse::{Session, SessionHandle, SessionOptions};
+use crate::mount::{Consistency, MountedFs};
 
 /// Most payloads that wait for their write-back: bounds their region at 2 GiB.
 const BUFFERS_MAX: usize = 2048;
@@ -67,7 +67,7 @@ impl PyMount {
         };
         let consistency = if strict { Consistency::Strict } else { Consistency::CloseToOpen };
         let session = py
-            .detach(|| Session::mount(std::sync::Arc::new(Mounted::new(client, consistency)), options))
+            .detach(|| Session::mount(std::sync::Arc::new(MountedFs::new(client, consistency)), options))
             .map_err(|error| os_error(&error, &mountpoint))?;
         let handle = session.handle();
         Ok(PyMount { session: Mutex::new(Some(session)), handle, mountpoint })

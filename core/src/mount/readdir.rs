@@ -1,6 +1,6 @@
 //! An open directory: pages of its listing, fetched as the reader continues, the next one before it is asked for.
 //!
-//! The offset of an entry is its cookie, which it keeps until its name goes: a reader may go on after any offset that he
+//! The offset of an entry is its cookie, which it keeps until its name goes: a reader may continue after any offset that it
 //! was ever given, by this or another open of the directory, or before a remount, and misses no name that was there all
 //! the while. Only two pages are kept, whatever the size of the directory, and one that was fetched ahead. Nothing is
 //! shown that was asked for before this client changed an entry of the directory: own changes are known at once. Names
@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::meta::Identity;
-use super::shared::Shared;
+use crate::client::{Identity, Shared};
 use crate::error::Result;
 use crate::wire::pb;
 
@@ -43,7 +42,7 @@ impl Page {
     }
 
     /// Whether it has the entry that comes next after `after`, or there is none.
-    fn goes_on(&self, after: u64) -> bool {
+    fn continues(&self, after: u64) -> bool {
         self.after <= after && (after < self.last() || !self.more)
     }
 
@@ -52,7 +51,7 @@ impl Page {
     }
 }
 
-/// A page that is asked for before anybody wants it.
+/// A page that is fetched before it is read.
 struct PagePrefetch {
     /// The cookie after which it begins.
     after: u64,
@@ -64,7 +63,7 @@ struct PagePrefetch {
 }
 
 impl PagePrefetch {
-    /// The page, if somebody has begun to ask for it and got it. Who finds nothing asks: a pool may be slow to begin.
+    /// The page, if it was fetched. A reader that finds nothing fetches it: a pool may be slow to begin.
     fn wait(&self) -> Option<pb::ListReply> {
         if self.taken.swap(true, Ordering::AcqRel) { self.reply.recv().ok()?.ok() } else { None }
     }
@@ -121,7 +120,7 @@ impl Directory {
         with_inodes: bool,
     ) -> Result<(&[pb::Dentry], Instant)> {
         self.forget_overtaken(shared);
-        let fits = |page: &Page| page.goes_on(after) && (page.with_inodes || !with_inodes);
+        let fits = |page: &Page| page.continues(after) && (page.with_inodes || !with_inodes);
         let held = match self.pages.iter().position(fits) {
             Some(held) => held,
             None => self.fetch(shared, identity, after, with_inodes)?,
@@ -227,21 +226,21 @@ mod tests {
 
     const ROOT: u64 = 1;
 
-    struct World {
+    struct ReaddirWorld {
         meta: Arc<FakeMeta>,
         shared: Arc<Shared>,
         identity: Arc<Identity>,
         directory: Directory,
     }
 
-    impl World {
+    impl ReaddirWorld {
         /// A directory of so many files, all names as long as one another.
-        fn new(files: u64) -> World {
+        fn new(files: u64) -> ReaddirWorld {
             let chunks = Arc::default();
             let meta = FakeMeta::new(Arc::clone(&chunks));
             meta.make(1000..1000 + files);
             let shared = fake::client_that_trusts(&chunks, &meta, 1 << 20, Duration::from_secs(3600));
-            World { meta, shared, identity: Arc::default(), directory: Directory::new(ROOT) }
+            ReaddirWorld { meta, shared, identity: Arc::default(), directory: Directory::new(ROOT) }
         }
 
         /// The inodes that one reply to the kernel could show.
@@ -278,7 +277,7 @@ mod tests {
     #[test]
     fn every_entry_is_listed_once_however_many_pages_there_are() {
         for files in [0, 1, 256, 257, 1000, 5000] {
-            let mut world = World::new(files);
+            let mut world = ReaddirWorld::new(files);
             assert_eq!(world.read_all(0), (1000..1000 + files).collect::<Vec<_>>());
             world.directory.rewind();
             assert_eq!(world.read_all(0).len(), files as usize);
@@ -287,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_next_page_is_fetched_before_it_is_wanted() {
-        let mut world = World::new(500);
+        let mut world = ReaddirWorld::new(500);
         assert_eq!(world.read(0).len(), 256);
         world.shared.background.stop();
         assert_eq!(world.asked(), 2);
@@ -297,7 +296,7 @@ mod tests {
 
     #[test]
     fn who_finds_that_nobody_has_begun_to_fetch_asks() {
-        let mut world = World::new(500);
+        let mut world = ReaddirWorld::new(500);
         let held = world.hold_background();
         assert_eq!(world.read_all(0).len(), 500);
         assert_eq!(world.asked(), 2);
@@ -308,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_page_that_could_not_be_fetched_ahead_is_asked_for_again() {
-        let mut world = World::new(500);
+        let mut world = ReaddirWorld::new(500);
         let held = world.hold_background();
         assert_eq!(world.read(0).len(), 256);
         world.meta.fail_calls(Some(Error::new(Kind::Unavailable, "on purpose")));
@@ -321,7 +320,7 @@ mod tests {
 
     #[test]
     fn a_name_removed_here_is_not_shown_any_more_and_no_other_is_missed() {
-        let mut world = World::new(1000);
+        let mut world = ReaddirWorld::new(1000);
         assert_eq!(world.read(0).len(), 256);
         world.shared.background.stop();
         for inode in [1000, 1099, 1100, 1300] {
@@ -333,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_name_removed_here_is_not_shown_from_a_page_that_was_fetched_ahead() {
-        let mut world = World::new(500);
+        let mut world = ReaddirWorld::new(500);
         assert_eq!(world.read(0).len(), 256);
         world.shared.background.stop();
         world.remove_here(1400);
@@ -343,7 +342,7 @@ mod tests {
 
     #[test]
     fn names_that_others_remove_are_no_reason_to_ask_again() {
-        let mut world = World::new(500);
+        let mut world = ReaddirWorld::new(500);
         assert_eq!(world.read(0).len(), 256);
         world.shared.background.stop();
         world.meta.remove(1400);
@@ -352,7 +351,7 @@ mod tests {
 
     #[test]
     fn an_offset_means_the_same_after_removals_a_rewind_and_in_another_open() {
-        let mut world = World::new(600);
+        let mut world = ReaddirWorld::new(600);
         assert_eq!(world.read_all(0).len(), 600);
         for inode in 1100..1200 {
             world.remove_here(inode);
@@ -368,7 +367,7 @@ mod tests {
 
     #[test]
     fn files_made_while_a_directory_is_listed_do_not_make_the_listing_longer() {
-        let mut world = World::new(300);
+        let mut world = ReaddirWorld::new(300);
         let mut last = 0;
         for made in 2000..3000 {
             let Some(next) = world.read(last).first().copied() else { break };

@@ -13,12 +13,12 @@ use crate::lock::{Mutex, RwLock};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::directory::{Directory, cookie};
-use super::{
+use super::readdir::{Directory, cookie};
+use crate::buffer::Placement;
+use crate::client::{
     Client, CreateOptions, File, Found, Identity, IoMode, LISTED_MAX, MetadataCache, OpenOptions,
     WriteOffset, inode_path, name_path, set_attributes, set_attributes_deferred,
 };
-use crate::buffer::Placement;
 use crate::error::{Error, Kind};
 use crate::fuse::{
     AllocateMode, AttributeReply, Attributes, Caller, DirectorySink, Entry, FileKind, FileSystem,
@@ -44,14 +44,14 @@ const ACL_PREFIX: &[u8] = b"system.posix_acl_";
 /// How consistent a mount is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Consistency {
-    /// Whoever opens a file after it was closed elsewhere sees what was written.
+    /// An open of a file that was closed elsewhere sees what was written.
     CloseToOpen,
     /// Every read sees every acknowledged write; nothing is cached.
     Strict,
 }
 
 /// A client as a mounted file system.
-pub struct Mounted {
+pub struct MountedFs {
     client: Arc<Client>,
     consistency: Consistency,
     root: Arc<Identity>,
@@ -66,7 +66,7 @@ pub struct Mounted {
 /// An open file of the kernel.
 struct Handle {
     file: Arc<File>,
-    /// The kernel drops its pages when it hears that the file is open (`MetadataCache::page_cache_at`). 0: it has.
+    /// The kernel drops its pages at the reply to the open (`MetadataCache::page_cache_at`). 0: it has.
     invalidation: AtomicU64,
 }
 
@@ -159,9 +159,9 @@ fn synchronous(flags: i32) -> Option<bool> {
     (flags & O_DSYNC != 0).then(|| !OFlags::from_bits_retain(flags as u32).contains(OFlags::SYNC))
 }
 
-impl Mounted {
-    pub fn new(client: Arc<Client>, consistency: Consistency) -> Mounted {
-        Mounted {
+impl MountedFs {
+    pub fn new(client: Arc<Client>, consistency: Consistency) -> MountedFs {
+        MountedFs {
             client,
             consistency,
             root: Arc::default(),
@@ -374,7 +374,7 @@ impl Mounted {
     }
 }
 
-impl FileSystem for Mounted {
+impl FileSystem for MountedFs {
     fn init(&self, notifier: Notifier) -> Reply<()> {
         let first = self.notifier.set(notifier).is_ok();
         assert!(first, "a file system is mounted once");
