@@ -41,6 +41,7 @@ TESTS = (
     "deepgemm/test_prenorm.py",
     "deepgemm/test_hopper.py",
     "compat/test_deep_gemm_testing.py",
+    "deepep/test_layout.py",
     "deepep/test_low_latency_ops.py",
     "deepep/test_device_flags.py",
     "deepep/test_dispatcher.py",

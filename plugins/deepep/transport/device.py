@@ -38,7 +38,7 @@ def head_bytes(size: int) -> int:
 class DeviceTransport(Transport):
     """Whole regions, flags first, as this process maps them. Epochs are counted on the device."""
 
-    looks: ClassVar[int] = 1000
+    looks: ClassVar[int] = 100
     """How often a wait looks at its flag in the interpreter, where no signal comes meanwhile."""
 
     def __init__(self, ranks: Bootstrap, regions: list[Tensor], *, num_bytes: int, timeout_s: float) -> None:

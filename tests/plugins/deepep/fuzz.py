@@ -3,7 +3,7 @@
 usage: python tests/plugins/deepep/fuzz.py [--first 0] [--cases 10000] [--ranks 2 4 2 8 2 4]
 
 Case n has seed n: normal mode if that is even, low-latency mode if it is odd. Each 200 cases have processes and a
-buffer of their own, on the rank counts in turns; a stopped run goes on with --first and the number that it has told.
+buffer of their own, on the rank counts in turns; resume a stopped run with --first and the last number that it printed.
 FP8 and BF16, 1 to 9 experts a token of 8 to 512, uneven tokens, routes of -1, a hot expert, idle ranks.
 """
 
@@ -24,7 +24,7 @@ LIMIT_S = 1800.0  # of a batch: no machine is so busy
 
 
 def run(ranks: Ranks, *, first: int, cases: int, sizes: list[int]) -> Iterator[int]:
-    """Runs all cases; tells after each batch how many are done. Raises: AssertionError."""
+    """Runs all cases; yields after each batch how many are done. Raises: AssertionError."""
     for start in range(first, first + cases, BATCH):
         seeds = range(start, min(start + BATCH, first + cases))
         size = sizes[start // BATCH % len(sizes)]
@@ -45,12 +45,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 2, 8, 2, 4])
     given = parser.parse_args()
     os.environ.setdefault("TRITON_INTERPRET", "0")
-    ranks, began, told = Ranks("expert_cases"), time.monotonic(), 0.0
+    ranks, began, printed = Ranks("expert_cases"), time.monotonic(), 0.0
     try:
         for done in run(ranks, first=given.first, cases=given.cases, sizes=given.ranks):
-            if time.monotonic() - told > 60 or done == given.cases:
-                told = time.monotonic()
-                print(f"{done} cases from {given.first} on are right, {told - began:.0f} s", flush=True)
+            if time.monotonic() - printed > 60 or done == given.cases:
+                printed = time.monotonic()
+                print(f"{done} cases from {given.first} on are right, {printed - began:.0f} s", flush=True)
     finally:
         ranks.close()
 

@@ -15,7 +15,7 @@ NUM_BYTES = 256
 
 
 class Member:
-    """One rank of a group that talks to nobody."""
+    """One rank of a group that has no connection."""
 
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
@@ -54,7 +54,7 @@ def test_a_signal_raises_one_flag_at_its_peer(kernel_device):
     third.check()
 
 
-def test_counted_signals_and_waits_agree_for_ever(kernel_device):
+def test_counted_signals_and_waits_agree_in_every_turn(kernel_device):
     """On a GPU the third turn is captured in a graph, and replayed."""
     ranks = transports(3, kernel_device)
 
@@ -117,6 +117,6 @@ def test_a_rank_that_may_be_dropped_is_marked_instead(kernel_device):
     ranks[0].check()
     assert inactive.tolist() == [0, 0, 1]
     assert costs[2] > costs[1]
-    ranks[0].signal_all(8, inactive)  # tells the others alone
+    ranks[0].signal_all(8, inactive)  # to the others alone
     assert flags(ranks[2], kernel_device)[0, 8] == 0
     assert flags(ranks[1], kernel_device)[0, 8] == 1

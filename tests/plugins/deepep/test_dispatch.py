@@ -1,18 +1,11 @@
 """Normal mode: dispatch bit by bit, combine to the bit of its own order of sums, whatever the ranks hold."""
 
-from typing import Any
-
 import pytest
+from expert_inputs import values
 
-from pipeline_ranks import Answer, Ranks
+from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
-
-
-def values(answers: list[Answer]) -> list[Any]:
-    assert [each.message for each in answers] == [""] * len(answers)
-    assert [each.status for each in answers] == [0] * len(answers)
-    return [each.value for each in answers]
 
 
 CASES = [
@@ -27,7 +20,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("size", "cases"), [(1, CASES), (2, CASES), (4, CASES[1::2])])
+@pytest.mark.parametrize(("size", "cases"), [(1, CASES[:2]), (2, CASES[::2]), (4, CASES[1::2])])
 def test_all_call_patterns_on_one_node(dispatchers: Ranks, size, cases) -> None:
     assert values(dispatchers.run("exact", size, cases=cases)) == ["shared-memory"] * size
 

@@ -1,19 +1,13 @@
-"""What goes wrong in normal mode ends with an error that says what and whose."""
+"""What goes wrong in normal mode ends with an error that names what and whose."""
 
 import signal
-from typing import Any
 
 import pytest
+from expert_inputs import values
 
-from pipeline_ranks import Answer, Ranks
+from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine
-
-
-def values(answers: list[Answer]) -> list[Any]:
-    assert [each.message for each in answers] == [""] * len(answers)
-    assert [each.status for each in answers] == [0] * len(answers)
-    return [each.value for each in answers]
 
 
 @pytest.mark.parametrize(
@@ -43,10 +37,10 @@ DISAGREEMENTS = {
 
 
 @pytest.mark.parametrize("transport", ["shared-memory", "collectives"])
-def test_ranks_that_call_differently_learn_it_and_go_on(dispatchers: Ranks, transport) -> None:
-    learned = values(dispatchers.run("disagreeing", 4, transport=transport))
+def test_ranks_that_call_differently_get_an_error_and_continue(dispatchers: Ranks, transport) -> None:
+    errors = values(dispatchers.run("disagreeing", 4, transport=transport))
     for about, words in DISAGREEMENTS.items():
-        for answers in learned:
+        for answers in errors:
             kind, text, _, peer = answers[about]
             assert (kind, peer) == ("RanksDisagree", 3)
             assert words in text
@@ -67,9 +61,9 @@ def test_bad_arguments_are_refused_with_what_is_allowed(dispatchers: Ranks) -> N
 @pytest.mark.parametrize(("size", "transport"), [(3, "shared-memory"), (2, "collectives")])
 def test_arguments_that_one_rank_refuses_end_the_call_of_all(dispatchers: Ranks, size, transport) -> None:
     """At once, with an error that names it; the next call works."""
-    for rank, learnt in enumerate(values(dispatchers.run("refused_alone", size, transport=transport))):
-        assert len(learnt) == 3 * size
-        for number, (kind, text, peer) in enumerate(learnt):
+    for rank, errors in enumerate(values(dispatchers.run("refused_alone", size, transport=transport))):
+        assert len(errors) == 3 * size
+        for number, (kind, text, peer) in enumerate(errors):
             odd = number // 3
             if rank == odd:
                 assert kind == ("BadType" if number % 3 == 0 else "BadArgument")
@@ -84,7 +78,7 @@ def test_a_communicator_of_mpi_is_enough(dispatchers: Ranks) -> None:
         assert "give a torch.distributed process group" in text
 
 
-def test_a_rank_that_leaves_a_call_says_so(dispatchers: Ranks) -> None:
+def test_a_rank_that_leaves_a_call_reports_it(dispatchers: Ranks) -> None:
     first, *others = values(dispatchers.run("left", 3))
     assert first[0] == "KeyboardInterrupt"
     for kind, text in others:

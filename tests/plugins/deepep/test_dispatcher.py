@@ -22,14 +22,14 @@ LEAST = 8192
 
 
 class Member:
-    """One rank of a group that talks to nobody."""
+    """One rank of a group that has no connection."""
 
     def __init__(self, rank, size):
         self.rank, self.size = rank, size
 
 
 class HostReads(TorchDispatchMode):
-    """Stops operators by which the host would learn what a tensor holds, but for the words that it may look at."""
+    """Stops operators by which the host would read a tensor, except the words that it may read."""
 
     def __init__(self, allowed):
         super().__init__()
@@ -37,7 +37,7 @@ class HostReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
-        told = name in {
+        reads = name in {
             "_local_scalar_dense",
             "nonzero",
             "masked_select",
@@ -45,7 +45,7 @@ class HostReads(TorchDispatchMode):
             "equal",
             "unique_dim",
         }
-        if told and args[0].data_ptr() not in self.allowed:
+        if reads and args[0].data_ptr() not in self.allowed:
             raise AssertionError(f"the host waits for {name} of {tuple(args[0].shape)}")
         return func(*args, **(kwargs or {}))
 
@@ -241,7 +241,7 @@ def test_calls_are_repeated_with_what_their_tensors_hold_then(kernel_device):
     shapes = [put(each, kernel_device) for each in inputs((4, 3), hidden, experts, 2, 0, fp8=False)]
     member = [torch.zeros(len(each.x), 2, dtype=torch.bool) for each in shapes]
 
-    counts = torch.zeros(experts, dtype=torch.int32)  # nobody asks for them
+    counts = torch.zeros(experts, dtype=torch.int32)  # never read
 
     def call():
         came = together(ranks, [
@@ -284,7 +284,7 @@ def test_calls_are_repeated_with_what_their_tensors_hold_then(kernel_device):
     [(0, "dispatch: tokens"), (1, "combine: memory that is still in use"), (2, "combine: tokens")],
 )
 def test_a_rank_waits_for_what_the_other_has_not_done(steps_of_the_other, phase, kernel_device):
-    """The second rank stops after so many steps of its dispatch; the first goes on."""
+    """The second rank stops after so many steps of its dispatch; the first continues."""
     first, second = made(2, kernel_device, 1 << 16)
     tokens = put(inputs((2,), 16, 4, 2, 3, fp8=False)[0], kernel_device)
     everywhere = torch.ones(2, 2, dtype=torch.bool)
@@ -325,7 +325,7 @@ def test_nothing_is_computed_from_what_has_not_come(kernel_device):
     next(steps)
     assert not torch.equal(first.transport._regions[0], before), "it publishes before it waits"
     published = first.transport._regions[0].clone()
-    first.transport.check = lambda: None  # as of a graph that goes on: the host asks nothing between
+    first.transport.check = lambda: None  # as in a graph that is replayed: the host checks nothing between
     flags = first.transport._flags[1].clone()
     result = finish_alone(steps)
     again = finish_alone(combining(first, [answers * 2], handles[0].handle))
@@ -360,10 +360,10 @@ def test_more_tokens_than_rows_are_an_error_of_the_next_call(kernel_device):
     with pytest.raises(ValueError, match="8 tokens arrived at rank 0 by a dispatch before this call"):
         ranks[0].check()
     ranks[1].check()
-    ranks[0].check()  # it is told once
+    ranks[0].check()  # it is reported once
 
 
-def test_ranks_that_dispatch_with_other_sizes_learn_it(kernel_device):
+def test_ranks_that_dispatch_with_other_sizes_get_an_error_later(kernel_device):
     ranks = made(2, kernel_device, 1 << 16)
     tokens = put(inputs((2,), 16, 4, 2, 3, fp8=False)[0], kernel_device)
     everywhere = torch.ones(2, 2, dtype=torch.bool)
@@ -379,7 +379,7 @@ def test_ranks_that_dispatch_with_other_sizes_learn_it(kernel_device):
             each.check()
 
 
-def test_ranks_that_read_counts_learn_it_at_once_and_go_on(kernel_device):
+def test_ranks_that_read_counts_get_the_error_at_once_and_continue(kernel_device):
     ranks = made(2, kernel_device, 1 << 16)
     tokens = put(inputs((2,), 16, 8, 2, 3, fp8=False)[0], kernel_device)
     everywhere = torch.ones(2, 2, dtype=torch.bool)
@@ -389,7 +389,7 @@ def test_ranks_that_read_counts_learn_it_at_once_and_go_on(kernel_device):
     for each in going:
         next(each)
     for rank, each in enumerate(going):
-        next(each)  # which tells that it has read
+        next(each)  # which signals that it has read
         with pytest.raises(
             RanksDisagree, match=f"rank {rank}, dispatch: ranks 0 and 1 have called it with other"
         ):

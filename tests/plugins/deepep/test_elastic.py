@@ -19,7 +19,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("size", "cases"), [(1, CASES[1:3]), (2, CASES), (4, CASES[::2])])
+@pytest.mark.parametrize(("size", "cases"), [(1, CASES[1:2]), (2, CASES[1::2]), (4, CASES[::2])])
 def test_all_call_patterns(elastics: Ranks, size, cases) -> None:
     assert values(elastics.run("exact", size, cases=cases)) == ["shared-memory"] * size
 
@@ -58,7 +58,7 @@ def test_bad_arguments_are_refused_with_what_is_allowed(elastics: Ranks) -> None
     assert all(len(text) > 20 for _, text in answers[0])
 
 
-def test_ranks_that_call_differently_learn_it_and_go_on(elastics: Ranks) -> None:
+def test_ranks_that_call_differently_get_an_error_and_continue(elastics: Ranks) -> None:
     size = 3
     words = {
         "experts": "num_experts = 24, rank {} has 48",
@@ -67,11 +67,11 @@ def test_ranks_that_call_differently_learn_it_and_go_on(elastics: Ranks) -> None
         "handle": "handle = of dispatch 1, rank {} has of dispatch 2",
         "refused": "x is torch.float32; it must be torch.bfloat16",
     }
-    for rank, learned in enumerate(values(elastics.run("differing", size))):
+    for rank, errors in enumerate(values(elastics.run("differing", size))):
         for about, text in words.items():
             is_odd = about == "refused" and rank == size - 1
-            assert learned[about][::3] == (("BadType", -1) if is_odd else ("RanksDisagree", size - 1))
-            assert text.format(size - 1) in learned[about][1]
+            assert errors[about][::3] == (("BadType", -1) if is_odd else ("RanksDisagree", size - 1))
+            assert text.format(size - 1) in errors[about][1]
 
 
 def test_tensors_are_gathered_in_sessions(elastics: Ranks) -> None:

@@ -5,7 +5,7 @@ import pytest
 from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)
-CASES = {2: 16, 4: 10}
+CASES = {2: 12, 4: 8}
 """Of a run: few enough that a busy machine ends them within the limit of a run."""
 
 

@@ -17,7 +17,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_processes_on_gpus_get_what_the_reference_says(experts: Ranks, size) -> None:
+def test_processes_on_gpus_get_what_the_reference_computes(experts: Ranks, size) -> None:
     found = values(experts.run("low_latency_calls", size, cases=varied(size), device="cuda", layer="triton"))
     assert set(found) <= TRANSPORTS
     assert len(set(found)) == 1

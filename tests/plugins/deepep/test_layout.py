@@ -63,17 +63,38 @@ def test_tokens_are_sorted_by_expert_in_their_order() -> None:
     assert counts.tolist() == [sum(expert == each for expert, _ in pairs) for each in range(12)]
 
 
+def test_a_number_that_is_no_expert_counts_as_none() -> None:
+    idx = torch.tensor([[0, 7], [8, -3], [5, 99]])
+    assert layout.expert_counts(idx, 8).tolist() == [1, 0, 0, 0, 0, 1, 0, 1]
+    owner = layout.owners(idx, 8, 4)
+    assert owner.tolist() == [[0, 3], [-1, -1], [2, -1]]
+    assert layout.members(owner, 4).int().tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 1, 0]]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_rows_are_summed_in_order_and_rounded_once(dtype) -> None:
+def test_rows_are_summed_in_order_and_rounded_once(dtype, kernel_device) -> None:
     generator = torch.Generator().manual_seed(3)
-    parts = [torch.randn(count, 40, generator=generator).to(dtype) for count in (9, 1, 5)]
-    places = torch.stack([torch.randint(-1, len(each), (20,), generator=generator) for each in parts], 1)
-    weights = torch.rand(20, 3, generator=generator)
+    parts = [torch.randn(count, 40, generator=generator, device="cpu").to(dtype) for count in (9, 1, 5)]
+    places = torch.stack(
+        [torch.randint(-1, len(each), (20,), generator=generator, device="cpu") for each in parts], 1
+    )
+    weights = torch.rand(20, 3, generator=generator, device="cpu")
     for given in (None, weights):
-        wanted = torch.zeros(20, 40)
+        wanted = torch.zeros(20, 40, device="cpu")
         for token in range(20):
             for p, part in enumerate(parts):
                 if places[token, p] >= 0:
                     row = part[places[token, p]].float()
                     wanted[token] += row if given is None else row * given[token, p]
-        assert torch.equal(row_ops.summed(parts, places, given), wanted.to(dtype))
+        there = [each.to(kernel_device) for each in parts], places.to(kernel_device)
+        got = row_ops.summed(*there, None if given is None else given.to(kernel_device))
+        assert torch.equal(got.cpu(), wanted.to(dtype))
+
+
+def test_sums_on_a_device_read_nothing_on_the_host() -> None:
+    """Tensors without memory: an operator whose result has as many rows as a tensor's values say is an error."""
+    parts = [torch.empty(count, 40, dtype=torch.bfloat16, device="meta") for count in (9, 0)]
+    places = torch.empty(20, 2, dtype=torch.int64, device="meta")
+    assert row_ops.summed(parts, places).shape == (20, 40)
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        torch.nonzero(places)

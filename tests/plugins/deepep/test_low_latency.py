@@ -11,8 +11,10 @@ pytestmark = pytest.mark.timeout(300)  # several runs of real processes
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_all_ranks_get_what_the_reference_says(experts: Ranks, size) -> None:
-    answers = experts.run("low_latency_calls", size, cases=varied(size), name="shared-memory")
+def test_all_ranks_get_what_the_reference_computes(experts: Ranks, size) -> None:
+    """Every second option on two ranks, the others on four."""
+    cases = varied(size)[size // 4 :: 2]
+    answers = experts.run("low_latency_calls", size, cases=cases, name="shared-memory")
     assert values(answers) == ["shared-memory"] * size
 
 
@@ -25,9 +27,9 @@ def test_ranks_of_several_hosts_are_refused(experts: Ranks) -> None:
 
 def test_arguments_that_one_rank_refuses_end_the_call_of_all(experts: Ranks) -> None:
     size = 3
-    for rank, learnt in enumerate(values(experts.run("low_latency_refused", size))):
-        assert len(learnt) == 2 * size
-        for number, (kind, text, peer) in enumerate(learnt):
+    for rank, errors in enumerate(values(experts.run("low_latency_refused", size))):
+        assert len(errors) == 2 * size
+        for number, (kind, text, peer) in enumerate(errors):
             if rank == number // 2:
                 assert kind == ("BadType" if number % 2 == 0 else "BadArgument")
             else:
@@ -54,18 +56,18 @@ def test_kernels_do_the_same_between_processes(experts: Ranks) -> None:
 
 
 def test_two_results_may_be_alive_and_no_more(experts: Ranks) -> None:
-    for told in values(experts.run("low_latency_two_alive", 3)):
-        assert told == [
+    for errors in values(experts.run("low_latency_two_alive", 3)):
+        assert errors == [
             "low_latency_dispatch: the hook of the last call but one was not called yet; only two results may be alive",
             "this hook was called already",
         ]
 
 
 def test_what_was_not_taken_is_not_overwritten(experts: Ranks) -> None:
-    assert values(experts.run("low_latency_many_turns", 4, turns=150)) == [150] * 4
+    assert values(experts.run("low_latency_many_turns", 4, turns=60)) == [60] * 4
 
 
-def test_ranks_that_call_with_other_sizes_learn_it(experts: Ranks) -> None:
+def test_ranks_that_call_with_other_sizes_get_an_error(experts: Ranks) -> None:
     found = values(experts.run("low_latency_disagreeing", 3))
     assert {kind for kind, _ in found} == {"RanksDisagree"}
     assert all("rank 0 has max tokens = 4, rank 1 has 8" in text for _, text in found)
@@ -79,7 +81,7 @@ def test_a_killed_rank_is_an_error_on_all_others(experts: Ranks) -> None:
         assert "low-latency" in text
 
 
-def test_ranks_go_on_without_one_that_died(experts: Ranks) -> None:
+def test_ranks_continue_without_one_that_died(experts: Ranks) -> None:
     answers = experts.run("low_latency_shrinking", 4, bad=1)
     assert answers.pop(1).status == signal.SIGKILL
     found = values(answers)
@@ -90,7 +92,7 @@ def test_ranks_go_on_without_one_that_died(experts: Ranks) -> None:
 
 
 def test_bad_arguments_are_refused_with_what_is_allowed(experts: Ranks) -> None:
-    (told,) = values(experts.run("low_latency_described_errors", 1))
+    (errors,) = values(experts.run("low_latency_described_errors", 1))
     wanted = {
         "type of x": "BadType: x is torch.float32; it must be torch.bfloat16",
         "type of topk": "BadType: topk_idx is torch.int16; it must be torch.int64",
@@ -117,6 +119,6 @@ def test_bad_arguments_are_refused_with_what_is_allowed(experts: Ranks) -> None:
         "mask": "BadCall: masks of ranks need a Buffer with enable_shrink=True",
         "hint": "4 tokens of 512 on 3 ranks with 8 experts",
     }
-    assert set(told) == set(wanted)
+    assert set(errors) == set(wanted)
     for name, part in wanted.items():
-        assert part in told[name], f"{name}: {told[name]}"
+        assert part in errors[name], f"{name}: {errors[name]}"

@@ -133,7 +133,7 @@ def test_after_a_wait_that_ran_out_nothing_is_sent_and_nothing_arrives(kernel_de
 
 
 @pytest.mark.parametrize("way", ["host", "kernels"])
-def test_logfmt_tells_of_what_is_not_finite(way, kernel_device):
+def test_logfmt_returns_nan_for_what_is_not_finite(way, kernel_device):
     if way == "host" and kernel_device != "cpu":
         pytest.skip("host memory is the CPU's")
     layout = Layout(4, 256, 1, 2)

@@ -1,4 +1,7 @@
-"""Flag kernels with one mistake each. As a program: compiles them and prints what the gates say of each, as JSON."""
+"""Kernels with one mistake each, for the gates.
+
+As a program: what the gates find in every kernel of the plugin, and in each of these, as JSON.
+"""
 
 import json
 
@@ -9,7 +12,7 @@ import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
 from luciola.plugins.kernels.aot import compiling, start
-from machine_code import machine_code
+from machine_code import machine_code, reports
 
 
 @triton.jit
@@ -144,8 +147,8 @@ def code_of(call, *arguments, **options):
     return machine_code(kernels[-1])
 
 
-def main() -> None:
-    """Name of each kernel: the messages of its gate."""
+def found_in_all() -> dict[str, list[str]]:
+    """What its gate finds in each kernel, by name."""
     signals = (relaxed_signal, near_signal, late_payload_signal, no_barrier_signal, silent_signal)
     waits = (relaxed_wait, near_wait, endless_wait, no_wait)
     found = {
@@ -157,8 +160,8 @@ def main() -> None:
     found["narrow"] = codegen_gates.wide_failures(
         code_of(start, narrow, (1,), x.view(torch.int32), num_warps=4)
     )
-    print(json.dumps(found))
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    print(json.dumps([reports(codegen_gates.cases()), found_in_all()]))

@@ -1,7 +1,5 @@
 """Every kernel that is launched on Hopper, compiled ahead of time (sm_90a), and what must hold of its machine code.
 
-As a program: a report of them all.
-
 Kernels that move data do so in words of 8 or 16 bytes and spill at most a few numbers. Kernels that order it obey what
 their documentation promises (`transport.kernel`):
 
@@ -12,7 +10,6 @@ their documentation promises (`transport.kernel`):
     no trap    nothing ends the process
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +25,7 @@ from luciola.plugins.deepep.transport import kernel as flags
 from luciola.plugins.deepep.transport.device import WARPS
 from luciola.plugins.deepep.transport.interface import SLOTS, Transport
 from luciola.plugins.kernels.aot import start
-from machine_code import Case, MachineCode, reports
+from machine_code import Case, MachineCode
 
 _LINE: Final = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", re.MULTILINE)
 _RANKS: Final = 8
@@ -280,7 +277,3 @@ def _loops(found: list[Instruction]) -> Iterator[list[Instruction]]:
         target = each.target
         if target is not None and target < each.address:
             yield [other for other in found[: place + 1] if other.address >= target]
-
-
-if __name__ == "__main__":
-    print(json.dumps(reports(cases())))

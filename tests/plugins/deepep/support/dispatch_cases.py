@@ -144,7 +144,7 @@ def _round(buffer: Buffer, made: World) -> None:  # noqa: PLR0915 (one step afte
     _same(got_idx, wanted_idx)
     _same(got_weights, wanted_weights)
     assert got_counts == reference.expert_counts(made.topk_idx, rank, num_experts=made.experts, alignment=4)
-    _sources_are_told(handle, member, rank)
+    _check_sources(handle, member, rank)
 
     # without experts, asynchronous, after an event
     plain = buffer.dispatch(
@@ -217,7 +217,7 @@ def _round(buffer: Buffer, made: World) -> None:  # noqa: PLR0915 (one step afte
     _same(buffer.combine(padded, worst_handle)[0], reference.combined(results, member, rank))
 
 
-def _sources_are_told(handle: Any, member: list[Tensor], rank: int) -> None:
+def _check_sources(handle: Any, member: list[Tensor], rank: int) -> None:
     ends = torch.tensor([int(each[:, rank].sum()) for each in member]).cumsum(0).int()
     _same(handle[0][:, rank], ends)
     tokens = [token for _, token in reference.sources(member, rank)]
@@ -350,7 +350,7 @@ def _original(  # noqa: C901, PLR0915 (one step after another)
             assert calc_diff(back_weights, weights[name]) < 1e-9
 
 
-def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:
+def error_of(call: Callable[[], Any]) -> tuple[str, str, int, int]:
     """The error that a call ends with: class, text, the rank that noticed it, the rank that is to blame."""
     try:
         call()
@@ -360,7 +360,7 @@ def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:
 
 
 def killed(rank: int, size: int, *, transport: str, bad: int, call: str) -> Any:
-    """A rank dies while the others go on dispatching and combining; `call` is the one it does not come to."""
+    """A rank dies while the others continue dispatching and combining; `call` is the one it does not come to."""
     with using_layer("reference"):
         buffer = make(transport=transport)
         made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
@@ -372,14 +372,14 @@ def killed(rank: int, size: int, *, transport: str, bad: int, call: str) -> Any:
         if rank == bad and call == "dispatch":
             os.kill(os.getpid(), signal.SIGKILL)
         if call == "dispatch":
-            result = learned(lambda: buffer.dispatch(made.x[rank], **routing, **options))
+            result = error_of(lambda: buffer.dispatch(made.x[rank], **routing, **options))
         else:
             got, _, _, _, handle, _ = buffer.dispatch(made.x[rank], **routing, **options)
             dist.barrier()
             if rank == bad:
                 os.kill(os.getpid(), signal.SIGKILL)
-            result = learned(lambda: buffer.combine(got, handle))
-        assert learned(lambda: buffer.combine(got, handle))[1] == result[1], (
+            result = error_of(lambda: buffer.combine(got, handle))
+        assert error_of(lambda: buffer.combine(got, handle))[1] == result[1], (
             "the buffer is of no use any more"
         )
         buffer.destroy()
@@ -387,7 +387,7 @@ def killed(rank: int, size: int, *, transport: str, bad: int, call: str) -> Any:
 
 
 def disagreeing(rank: int, size: int, *, transport: str) -> dict[str, Any]:
-    """One rank calls with something else than the others; then all go on, to the next such call."""
+    """One rank calls with something else than the others; then all continue, to the next such call."""
     with using_layer("reference"):
         buffer = make(transport=transport)
         abouts = ("hidden", "experts", "top-k", "call", "cached", "combine")
@@ -410,13 +410,13 @@ def _disagree(buffer: Buffer, about: str) -> Any:
     elif is_odd and about == "top-k":
         options = {name: each[:, :3].contiguous() for name, each in options.items()}
     if is_odd and about == "call":
-        result = learned(lambda: buffer.combine(got, handle))
+        result = error_of(lambda: buffer.combine(got, handle))
     elif is_odd and about == "cached":
-        result = learned(lambda: buffer.dispatch(x, handle=handle))
+        result = error_of(lambda: buffer.dispatch(x, handle=handle))
     elif about == "combine":
-        result = learned(lambda: buffer.combine(torch.cat([got, got], 1) if is_odd else got, handle))
+        result = error_of(lambda: buffer.combine(torch.cat([got, got], 1) if is_odd else got, handle))
     else:
-        result = learned(lambda: buffer.dispatch(x, **routing, **options))
+        result = error_of(lambda: buffer.dispatch(x, **routing, **options))
     again, *_ = buffer.dispatch(made.x[rank], **usual[0], **usual[1])
     _same(again, got)
     return result
@@ -433,7 +433,7 @@ def _arguments(buffer: Buffer, made: World) -> tuple[dict[str, Any], dict[str, A
 
 
 def left(rank: int, size: int) -> tuple[str, str]:
-    """One rank is interrupted in the middle of a call; the others learn of it."""
+    """One rank is interrupted in the middle of a call; the others get the reason."""
     with using_layer("reference"):
         buffer = make()
         made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
@@ -498,11 +498,11 @@ def refused(rank: int, size: int) -> list[tuple[str, str]]:
 
 
 def refused_alone(rank: int, size: int, *, transport: str) -> list[Any]:
-    """One rank after the other refuses what it is given; then all go on, to the next such call."""
+    """One rank after the other refuses what it is given; then all continue, to the next such call."""
     with using_layer("reference"):
         buffer = make(transport=transport)
         made = world(size, tokens=[6], experts=16, topk=4, routing="random", seed=9)
-        x, (routing, options), learnt = made.x[rank], _arguments(buffer, made), []
+        x, (routing, options), errors = made.x[rank], _arguments(buffer, made), []
         got, _, _, _, handle, _ = buffer.dispatch(x, **routing, **options)
         for odd in range(size):
             for call in ("dispatch", "cached", "combine"):
@@ -515,10 +515,10 @@ def refused_alone(rank: int, size: int, *, transport: str) -> list[Any]:
                     else:
                         buffer.combine(got[:0] if is_odd else got, handle)
                 except (CommunicationError, ValueError, TypeError) as error:
-                    learnt.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
+                    errors.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
             _same(buffer.dispatch(x, **routing, **options)[0], got)
         buffer.destroy()
-    return learnt
+    return errors
 
 
 class Communicator:
@@ -565,7 +565,7 @@ def by_communicator(rank: int, size: int) -> tuple[str, str]:
 
 
 def worst_is_too_small(rank: int, size: int) -> list[str]:
-    """More tokens come to rank 0 than it has said; the next call works on all ranks."""
+    """More tokens come to rank 0 than it has allowed; the next call works on all ranks."""
     with using_layer("reference"):
         buffer = make(num_bytes=75_000)
         made = world(size, tokens=[30], experts=16, topk=4, hidden=384, routing="first rank", seed=9)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from dispatch_cases import World, gpu_of, learned, refusals, world
+from dispatch_cases import World, error_of, gpu_of, refusals, world
 from torch import Tensor
 
 from luciola.plugins import compat
@@ -363,7 +363,7 @@ def refused(rank: int, size: int) -> list[tuple[str, str]]:
 
 
 def differing(rank: int, size: int, **options: Any) -> dict[str, Any]:
-    """The last rank calls with something else; the others learn it, and all go on."""
+    """The last rank calls with something else; the others get an error, and all continue."""
     with using_layer("reference"):
         buffer = make(**options)
         made = world(size, tokens=[6], experts=24, topk=4, routing="random", seed=9)
@@ -378,7 +378,7 @@ def differing(rank: int, size: int, **options: Any) -> dict[str, Any]:
             ),
             "handle": lambda: buffer.combine(got, other if odd else handle),
         }
-        result = {name: learned(call) for name, call in calls.items()}
+        result = {name: error_of(call) for name, call in calls.items()}
         try:
             buffer.dispatch(x.float() if odd else x, idx, num_experts=24)
         except (CommunicationError, TypeError) as error:
@@ -473,7 +473,7 @@ def sent(rank: int, size: int, **options: Any) -> list[str]:
 
 
 def fetched(rank: int, size: int) -> str:
-    """Entries of all ranks by number, plain and with scales, written anew; and what is refused."""
+    """Entries of all ranks by number, plain and with scales, written again; and what is refused."""
     random = torch.Generator().manual_seed(3)
     tables = [torch.randn(20, 36, generator=random).bfloat16() for _ in range(size)]
     hint = ElasticBuffer.get_engram_storage_size_hint(20, 36, 8)

@@ -2,11 +2,11 @@
 
 import os
 import signal
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from dispatch_cases import error_of
 from low_latency_cases import (
     expert_fuzz,
     low_latency_between_hosts,
@@ -22,7 +22,6 @@ from low_latency_cases import (
 )
 from moe_cases import moe_decoding, moe_gradients, moe_loading
 
-from luciola.plugins.deepep import CommunicationError
 from luciola.plugins.deepep.transport.bootstrap import GroupBootstrap
 from luciola.plugins.deepep.transport.choose import open_transport
 
@@ -70,7 +69,7 @@ def described(rank: int, size: int, *, name: str) -> tuple[str, str]:
 
 def disagreeing(rank: int, size: int, *, name: str) -> tuple[str, int]:
     """Regions of different size."""
-    return learned(lambda: transport(name, num_bytes=4096 * (1 + (rank == 1))))
+    return error_of(lambda: transport(name, num_bytes=4096 * (1 + (rank == 1))))
 
 
 def lost(rank: int, size: int, *, name: str, fault: str, bad: int, timeout_s: float = 60.0) -> Any:
@@ -89,8 +88,8 @@ def lost(rank: int, size: int, *, name: str, fault: str, bad: int, timeout_s: fl
         "shared-memory": lambda: made.wait((rank + 1) % size, 0, 1, what=f"waiting on {rank}"),
         "collectives": lambda: made.barrier(what=f"waiting on {rank}"),
     }
-    result = learned(waits[name])
-    again = learned(made.barrier)
+    result = error_of(waits[name])
+    again = error_of(made.barrier)
     assert again[:2] == result[:2], (again, result)
     made.close()
     if fault == "stopped":
@@ -99,15 +98,6 @@ def lost(rank: int, size: int, *, name: str, fault: str, bad: int, timeout_s: fl
             STORE[0].wait([f"learned/{each}" for each in range(size) if each != bad])
             os.kill(int(STORE[0].get(f"pid/{bad}")), signal.SIGKILL)
     return result
-
-
-def learned(call: Callable[[], Any]) -> tuple[str, str, int, int]:
-    """The error that a call ends with: class, text, the rank that noticed it, the rank that is to blame."""
-    try:
-        call()
-    except CommunicationError as error:
-        return type(error).__name__, str(error), error.rank, error.peer
-    raise AssertionError("no error")
 
 
 __all__ = [

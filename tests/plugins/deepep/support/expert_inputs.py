@@ -1,4 +1,4 @@
-"""Inputs of all ranks for one call of expert parallelism, from a seed: each rank makes all of them, and asks nobody."""
+"""Inputs of all ranks for one call of expert parallelism, from a seed: each rank makes all of them by itself."""
 
 from dataclasses import dataclass
 

@@ -128,7 +128,7 @@ def low_latency_calls(
 
 @on_host
 def low_latency_described_errors(rank: int, size: int) -> dict[str, str]:
-    """What is said of arguments that do not fit; one rank is enough."""
+    """The errors for arguments that do not fit; one rank is enough."""
     del rank, size
     buffer = opened(size_hint(4, 512, 1, 8))
     x, topk = torch.zeros(4, 512, dtype=torch.bfloat16), torch.zeros(4, 2, dtype=torch.int64)
@@ -175,17 +175,17 @@ def low_latency_described_errors(rank: int, size: int) -> dict[str, str]:
         "mask": lambda: buffer.low_latency_update_mask_buffer(0, True),
         "hint": lambda: size_hint(4, 512, 3, 8),
     }
-    told = {}
+    errors = {}
     for name, call in wrong.items():
         try:
             call()
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-            told[name] = f"{type(error).__name__}: {error}"
+            errors[name] = f"{type(error).__name__}: {error}"
     buffer.low_latency_combine(
         answers, topk, weights, good.handle
     )  # nothing of this has spoiled the next call
     buffer.destroy()
-    return told
+    return errors
 
 
 @on_host
@@ -198,7 +198,7 @@ def low_latency_two_alive(rank: int, size: int) -> list[str]:
         buffer.low_latency_dispatch(x, topk, 2, 2 * size, use_fp8=False, return_recv_hook=True)
         for x in xs[:2]
     )
-    told = []
+    errors = []
     for call in (
         lambda: buffer.low_latency_dispatch(xs[2], topk, 2, 2 * size, use_fp8=False),
         second.hook,
@@ -208,7 +208,7 @@ def low_latency_two_alive(rank: int, size: int) -> list[str]:
         try:
             call()
         except ValueError as error:
-            told.append(str(error))
+            errors.append(str(error))
     third = buffer.low_latency_dispatch(xs[2], topk, 2, 2 * size, use_fp8=False)
     for turn, got in ((1, first), (2, second), (3, third)):
         for expert, count in enumerate(got.counts.tolist()):
@@ -216,7 +216,7 @@ def low_latency_two_alive(rank: int, size: int) -> list[str]:
             assert seen == [60.0 * turn + source for source in range(size)], (turn, expert, seen)
     buffer.transport.barrier()
     buffer.destroy()
-    return told
+    return errors
 
 
 @on_host
@@ -277,25 +277,25 @@ def low_latency_refused(rank: int, size: int) -> list[tuple[str, str, int]]:
     """One rank after the other refuses what it is given, dispatch and combine; the calls between work."""
     buffer = opened(size_hint(2, 128, size, size))
     x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
-    weights, learnt = torch.ones(1, size), []
+    weights, errors = torch.ones(1, size), []
     for odd in range(size):
         is_odd = rank == odd
         try:
             buffer.low_latency_dispatch(x.float() if is_odd else x, topk, 2, size, use_fp8=False)
         except (ValueError, TypeError) as error:
-            learnt.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
+            errors.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
         for _ in range(3):  # an odd number: the next refusal is on the other half
             got = buffer.low_latency_dispatch(x, topk, 2, size, use_fp8=False)
             assert got.counts.tolist() == [size]
         try:
             buffer.low_latency_combine(got.x[:, :1] if is_odd else got.x, topk, weights, got.handle)
         except (ValueError, TypeError) as error:
-            learnt.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
+            errors.append((type(error).__name__, str(error), getattr(error, "peer", -1)))
         combined = buffer.low_latency_combine(got.x, topk, weights, got.handle).x
         assert combined.tolist() == [[float(size)] * 128]
     buffer.transport.barrier()
     buffer.destroy()
-    return learnt
+    return errors
 
 
 @on_host
@@ -317,7 +317,7 @@ def low_latency_killed(rank: int, size: int, *, bad: int) -> tuple[str, str, int
 
 @on_host
 def low_latency_shrinking(rank: int, size: int, *, bad: int) -> tuple[list[list[int]], list[float]]:
-    """One rank dies, the others go on without it: masks after each step, and the value that combine gives."""
+    """One rank dies, the others continue without it: masks after each step, and the value that combine gives."""
     buffer = opened(size_hint(1, 128, size, size), shrink=True)
     x, topk = torch.ones(1, 128, dtype=torch.bfloat16), torch.arange(size).view(1, size)
     weights, masks, values = torch.ones(1, size), [], []
@@ -373,7 +373,7 @@ def low_latency_original(  # noqa: PLR0915 (as long as the original)
 ) -> int:
     """What the original's own test does with a Buffer, call by call and check by check; a hash of all results.
 
-    x holds the rank, and in its last 128 channels the token's number, so that each row tells where it comes from.
+    x holds the rank, and in its last 128 channels the token's number, so that each row shows where it comes from.
     """
     hint = Buffer.get_low_latency_rdma_size_hint(tokens, hidden, size, experts)
     buffer = Buffer(
