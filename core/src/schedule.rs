@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Thread};
 
-/// A run that takes more is taken for one without an end.
+/// A run that takes more counts as one without an end.
 const STEPS_MAX: u64 = 400_000;
 /// One in so many choices wakes a thread spuriously.
 const WOKEN_FOR_NOTHING: u64 = 256;

@@ -41,9 +41,9 @@ PAGES = sorted(
 )
 SOURCES = sorted(
     source
-    for top in ("benchmarks", "compat", "docs", "examples", "fs", "plugins", "proto")
+    for top in ("benchmarks", "compat", "core/src", "docs", "examples", "fs", "plugins", "proto")
     for source in (ROOT / top).rglob("*.*")
-    if source.suffix in {".py", ".proto"} and "pb" not in source.parts
+    if source.suffix in {".py", ".rs", ".proto"} and "pb" not in source.parts
 )
 SLASHED = re.compile(r'"(?:[^"\\]|\\.)*"|//.*')
 """A string, or a comment to the end of its line, where comments begin with slashes."""

@@ -14,8 +14,8 @@ const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// A 64-bit number that only grows. One process raises it, others wait for it.
 ///
-/// - F1 Whoever has seen a value sees everything that was written before it was raised: the store releases and every
-///   load acquires, which costs nothing on x86-64 and is one instruction (`stlr`, `ldar`) on arm64.
+/// - F1 A reader that has seen a value sees everything that was written before it was raised: the store releases and
+///   every load acquires, which costs nothing on x86-64 and is one instruction (`stlr`, `ldar`) on arm64.
 /// - F2 A waiter that sleeps is woken: the kernel compares the lower half of the word before it lets it sleep. So the
 ///   value must not grow by a multiple of 2³² between two looks.
 #[derive(Clone, Copy)]
@@ -37,7 +37,7 @@ impl<'a> Flag<'a> {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Tell that everything written so far belongs to `value`.
+    /// Publish `value`: everything written so far belongs to it.
     pub fn raise(self, value: u64) {
         self.0.store(value, Ordering::Release);
         // Waking can only fail for an address that is not mapped, and the store has just been there.

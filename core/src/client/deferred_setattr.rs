@@ -3,7 +3,7 @@
 //! A program that unpacks an archive creates a file, writes it, and sets its times, owner and permissions before it
 //! closes it: one call instead of four.
 //!
-//! - A1 Only a change that takes access from nobody may be deferred; all others are sent before the call returns.
+//! - A1 Only a change that revokes no access may be deferred; all others are sent before the call returns.
 //! - A2 What is deferred is sent by the first close or fsync, before this client moves or links any name, and after one to
 //!   two seconds.
 //! - A3 Everything that asks this client sees what is deferred.

@@ -906,7 +906,7 @@ fn append_that_failed_leaves_no_hole_before_the_next() {
         assert_eq!(log.inode().length(), end);
         world.chunks.fail_writes(None);
         assert_eq!(log.write(WriteOffset::Append, &Placement::from_vec(vec![2; 10]), false).unwrap(), end);
-        log.flush().ok(); // it may tell the error once more
+        log.flush().ok(); // it may report the error once more
         assert_eq!(get(&file, end, 100), [2; 10]);
     }
 }

@@ -1,7 +1,7 @@
 //! Clients of one cluster, several threads each, in orders that a seed makes (`schedule.rs`), against a model.
 //!
 //! Replies of the fakes come late, are lost and given again, conflict, or fail. A world has one file: slots, whose
-//! versions tell which write a reader saw, or records that are appended. `model` says what may be seen.
+//! versions show which write a reader saw, or records that are appended. `model` says what may be seen.
 //!
 //! Mistakes that were planted to see what it finds, and how many of the first 2,500 seeds do:
 //! - answers to opens that are older than what was synced since are believed: 18;

@@ -23,7 +23,7 @@ const BLOCK_BYTES: u64 = 1 << 20;
 const LARGE_BYTES: usize = 1 << 20;
 /// How long a reader waits for a block before it looks whether its call is cancelled.
 const WAIT: Duration = Duration::from_secs(1);
-/// Sequential requests in a row before the first block.
+/// Consecutive sequential requests before the first block.
 const RUN_MIN: u32 = 2;
 
 /// What reading in advance gave; `Some(None)`: the reader has to ask for itself.

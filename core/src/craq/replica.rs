@@ -162,7 +162,7 @@ impl Replica {
         self.writers.retain(|record| !is_settled(record.tag));
     }
 
-    /// Nobody waits for this machine and nothing is left to do: its state is what the disk says.
+    /// No caller waits for this machine and nothing is left to do: its state is what the disk says.
     pub fn is_at_rest(&self) -> bool {
         let nothing_to_do = match &self.active {
             None => true,

@@ -130,7 +130,7 @@ pub trait FileSystem: Send + Sync + 'static {
     /// close(2) of one descriptor: the last chance to report failed writes to a program.
     fn flush(&self, caller: &Caller, inode: u64, handle: u64) -> Reply<()>;
 
-    /// The last descriptor of an open file is gone. Nobody sees an error.
+    /// The last descriptor of an open file is gone. No program sees an error.
     fn release(&self, inode: u64, handle: u64);
 
     /// Return when all that was written to the file survives the loss of power; without `data_only` its attributes

@@ -1,8 +1,9 @@
 //! The kernel's FUSE protocol on /dev/fuse: sessions, mounting, and the trait that a file system implements.
 //!
-//! A `Session` mounts a `FileSystem`, answers the kernel from several threads, and ends when it is unmounted, by
-//! whomever. Payloads are read from the device straight into page-aligned buffers of a registered region and handed
-//! over with the request; replies are written without a copy. Why not a library: docs/decisions/0003-fuse.md.
+//! A `Session` mounts a `FileSystem`, answers the kernel from several threads, and ends when it is unmounted,
+//! also from outside. Payloads are read from the device straight into page-aligned buffers of a registered region and
+//! handed over with the request; replies are written without a copy. Why not a library:
+//! docs/decisions/0003-fuse.md.
 //!
 //! Nothing here knows what a chain is. Source: Documentation/filesystems/fuse, include/uapi/linux/fuse.h.
 

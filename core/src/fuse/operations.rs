@@ -59,7 +59,7 @@ pub struct AttributeReply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
     pub attributes: Attributes,
-    /// Tells apart two files that had the same inode number one after the other; 0 if numbers are never reused.
+    /// Distinguishes two files that had the same inode number one after the other; 0 if numbers are never reused.
     pub generation: u64,
     pub name_ttl: Duration,
     pub attribute_ttl: Duration,

@@ -68,7 +68,7 @@ impl<'a> Worker<'a> {
                     self.shared.begin_work(&self.device);
                     self.answer(&head, &buffer, length);
                     if buffer.is_in_use() {
-                        // Whoever kept a part of it keeps it out of the pool.
+                        // The holder of a part of it keeps it out of the pool.
                         drop(buffer);
                         buffer = self.take_buffer();
                     }

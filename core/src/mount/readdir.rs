@@ -193,7 +193,7 @@ impl Directory {
         let request = self.request(after, with_inodes);
         let job = move || {
             if !taken.swap(true, Ordering::AcqRel) {
-                // Nobody listens when the directory was closed meanwhile.
+                // No receiver is left when the directory was closed meanwhile.
                 let _ = replied.send(asker.meta.list(&identity, request));
             }
         };

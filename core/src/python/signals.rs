@@ -42,7 +42,7 @@ fn has_raised() -> bool {
 pub fn apart<T: Send + 'static>(py: Python<'_>, work: impl FnOnce() -> T + Send + 'static) -> PyResult<T> {
     let (sender, receiver) = mpsc::sync_channel(1);
     let builder = thread::Builder::new().name("luciola-apart".to_owned());
-    // Nobody receives after a signal handler has raised.
+    // No receiver is left after a signal handler has raised.
     builder.spawn(move || drop(sender.send(work()))).map_err(Error::from)?;
     let receiver = std::sync::Mutex::new(receiver);
     loop {

@@ -34,7 +34,7 @@ const SIGNAL_EVERY: usize = 16;
 const PIECE_BYTES_MAX: usize = 4 << 20;
 /// Most RDMA READs that we let a peer ask at once; more only costs the device memory.
 const READS_MAX: u8 = 16;
-/// Tells receives from sends in the ids of requests.
+/// Distinguishes receives from sends in the ids of requests.
 const RECEIVE: u64 = 1 << 63;
 const _: () = assert!(MESSAGE_BYTES <= PIECE_BYTES_MAX && SEND_SLOTS <= WINDOW as usize);
 

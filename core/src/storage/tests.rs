@@ -198,7 +198,7 @@ fn a_failed_flush_in_the_background_takes_the_replicas_out_at_once() {
         assert!(Instant::now() < deadline, "the flusher runs");
         std::thread::yield_now();
     }
-    // Nobody has written or synced since.
+    // No write or sync since.
     assert_eq!(alone.read(), Err(Status::NotServing));
     assert!(alone.server.targets()[0].bad);
     assert_eq!(alone.write(2).status, Status::NotServing);

@@ -42,7 +42,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The cluster secret. Whoever holds it can mint any token.
+/// The cluster secret. Its holder can mint any token.
 #[derive(Clone, Debug)]
 pub struct Secret(Key);
 

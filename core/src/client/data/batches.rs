@@ -75,7 +75,7 @@ pub(super) fn carry_out<W>(batches: Vec<Batch<W>>, carrier: &mut impl Carry<W>) 
         if flights.len() == FLIGHTS_MAX {
             land(&mut flights, carrier);
         }
-        // Whoever holds a connection must not wait for another one.
+        // A thread that holds a connection must not wait for another one.
         let at_once = if flights.is_empty() { None } else { first.try_get(batch.deadline) };
         let connection = at_once.unwrap_or_else(|| {
             land(&mut flights, carrier);

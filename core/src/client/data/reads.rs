@@ -18,15 +18,15 @@ use crate::types::{
 /// Most bytes read by one batch: enough to hide its round trip, few enough that several connections share a large
 /// read.
 const BATCH_BYTES: usize = 2 << 20;
-/// A node that has not answered a read for so long is given up for another replica, where the memory is not lent.
+/// A node that has not answered a read for so long is given up for another replica, where the memory is not registered.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same where the memory is lent, and its owner reads into other memory then: soon, because a program waits.
+/// The same where the memory is registered, and its owner reads into other memory then: soon, because a program waits.
 const LENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Reads into memory of this process alone, from a node on this host: from here on it is cheaper to let the node
 /// fill a shared buffer and to copy that, than to send the bytes through the socket.
 const BOUNCE_BYTES_MIN: usize = 32 << 10;
 
-/// Part of a read that lies in one chunk.
+/// Part of a read that is in one chunk.
 pub(super) struct Piece {
     /// Which read of the caller's list it belongs to, and where in it it begins.
     pub(super) request: usize,

@@ -1,4 +1,4 @@
-//! Updates: to the head of the chain, with the same tag until it is known what became of them.
+//! Updates: to the head of the chain, with the same tag until their outcome is known.
 
 use std::time::{Duration, Instant};
 

@@ -53,7 +53,7 @@ pub(super) struct Effects {
 pub(super) enum Bug {
     #[default]
     None,
-    /// A chunk is taken for write-back while it is in flight.
+    /// A chunk is chosen for write-back while it is in flight.
     SecondInFlight,
     /// The length is sent with bytes that no chain has acknowledged.
     ReportUnacknowledged,
@@ -71,7 +71,7 @@ pub(super) enum Bug {
     SpillWhileSyncing,
     /// Bytes in the inode are dropped when the file has become chunked meanwhile.
     MigrationDropsEdits,
-    /// Nobody is woken when a batch has ended.
+    /// No waiter is woken when a batch has ended.
     NoWakeAfterBatch,
     /// Memory of a batch is not given back.
     LeakBatch,

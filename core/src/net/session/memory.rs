@@ -9,7 +9,7 @@ use crate::buffer::{Placement, Region, RegionId};
 use crate::lock::Mutex;
 use crate::wire::rdma::RemoteMemory;
 
-/// Payload memory that a connection keeps between batches, so that it is not mapped anew for each.
+/// Payload memory that a connection keeps between batches, so that it is not mapped again for each.
 const RETAINED_BYTES: usize = 4 << 20;
 
 /// Regions mapped into this process, so that many connections of one client share one mapping. The memory is
