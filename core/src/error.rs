@@ -112,7 +112,7 @@ impl Kind {
         errno.raw_os_error()
     }
 
-    /// Whether the same request may succeed later without anybody's help.
+    /// Whether the same request may succeed later by itself.
     pub fn is_retryable(self) -> bool {
         matches!(
             self,

@@ -7,7 +7,7 @@ use log::{LevelFilter, Log, Metadata, Record};
 static LINES: Lines = Lines(Mutex::new(Vec::new()));
 
 /// The lines of all tests, each with its level. Their lock is not one of those at which threads of a schedule take
-/// turns: whether anybody has begun to log must not change a schedule.
+/// turns: whether logging has begun must not change a schedule.
 struct Lines(Mutex<Vec<String>>);
 
 impl Lines {

@@ -194,7 +194,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// Whether the same request may succeed later, perhaps elsewhere, without anybody's help.
+    /// Whether the same request may succeed later, perhaps elsewhere, by itself.
     pub fn is_retryable(self) -> bool {
         use Status::*;
         matches!(

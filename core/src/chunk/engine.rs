@@ -39,8 +39,10 @@ const DAMAGE_MAX: usize = 4096;
 const UNREADABLE_MAX: usize = 1000;
 /// Shorter runs are not worth a system call to give back, unless the disk is tight.
 const PUNCH_PAGES_MIN: u32 = 16;
+const _: () = assert!(PUNCH_PAGES_MIN > 1, "on a tight disk shorter runs are given back too");
 /// Free pages that keep their disk space, so that they are quickly written again.
 const KEEP_BACKED_BYTES: u64 = 256 << 20;
+const _: () = assert!(KEEP_BACKED_BYTES.is_multiple_of(PAGE as u64));
 
 /// The chunks of one storage directory. All methods take `&self` and may be called from any thread.
 pub struct Engine {

@@ -83,6 +83,7 @@ impl Core {
     /// Cut `base` to `length` bytes. Writes no data: only the last page's checksum changes.
     pub fn cut_content(&self, key: ChunkKey, base: &ContentState, length: u32) -> Result<Written, Status> {
         let count = page_count(length);
+        assert!(length <= base.length, "a cut does not grow");
         let mut pages: Vec<_> = base.pages().collect();
         pages.truncate(count);
         let mut crcs = base.crcs[..count].to_vec();
@@ -253,6 +254,7 @@ impl Core {
         place: usize,
         count: usize,
     ) -> Result<(), Status> {
+        assert!(count > 0 && place + count <= draft.actions.len(), "a run of pages of the draft");
         let index = draft.first + place;
         let end = (change.length as usize).min((index + count) * PAGE);
         let bytes = change.payload.stable().expect("checked by direct_run");
@@ -317,6 +319,7 @@ impl Plan {
             (first..count).map(|index| page_action(base, &pages, change, index)).collect();
         pages.resize(count, HOLE);
         crcs.resize(count, 0);
+        assert_eq!(first + actions.len(), count, "an action for each page that may change");
         Plan { pages, crcs, first, actions }
     }
 
@@ -396,6 +399,11 @@ impl Draft {
                 if is_shared { base.tail_used.max(valid) } else { valid }
             }
         };
+        assert!(
+            self.crcs.len() == self.pages.len() && self.pages.len() == page_count(change.length),
+            "one checksum per page"
+        );
+        assert!(tail_used as usize <= PAGE, "bytes of the last page");
         Written { extents: compress(&self.pages), crcs: self.crcs, tail_used }
     }
 }

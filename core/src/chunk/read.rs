@@ -106,6 +106,10 @@ impl Engine {
             let state = which.of(&record).ok_or(Status::NotFound)?;
             match self.core.read_state(state, offset as usize, into, wait) {
                 Ok(length) => {
+                    assert!(
+                        length <= into.len() && length <= state.length as usize,
+                        "{key:?}: bytes of the chunk"
+                    );
                     return Ok(Some(ReadOutcome {
                         length: length as u32,
                         stamp: state.stamp,
@@ -184,6 +188,7 @@ impl Core {
             return Ok(0);
         }
         let pages = state.pages_between(offset / PAGE, end.div_ceil(PAGE));
+        assert_eq!(pages.len(), end.div_ceil(PAGE) - offset / PAGE, "a state has all its pages");
         let read = self.read_pages(state, &pages, offset..end, into, wait);
         if let Err(Fault::NotCached) = read {
             // All that is missing at once, which is more than the kernel would read ahead.
@@ -252,6 +257,7 @@ impl Core {
         into: &mut dyn Sink,
         wait: Wait,
     ) -> Result<(), Fault> {
+        assert!(!pages.is_empty() && pages[0] != HOLE, "a run of pages");
         let last = index + pages.len() - 1;
         let length = (pages.len() - 1) * PAGE + state.valid(last);
         let count = self.segments.read_into(address(pages[0]), into, at, length, wait)?;
@@ -283,6 +289,7 @@ impl Core {
     ) -> Result<(), Fault> {
         let start = wanted.start.max(index * PAGE);
         let end = wanted.end.min(index * PAGE + state.valid(index));
+        assert!(start < end && wanted.start <= start, "a part of the page is wanted");
         let at = start - wanted.start;
         if page == HOLE {
             into.zero(at, end - start);
@@ -304,6 +311,7 @@ impl Core {
         buffer: &mut [u8],
         wait: Wait,
     ) -> Result<(), Fault> {
+        assert!(page != HOLE && index < state.crcs.len(), "a page of the state");
         let bytes = &mut buffer[..state.valid(index)];
         let count = self.segments.read(address(page), bytes, wait)?;
         if count < bytes.len() || checksum::crc32c(bytes) != state.crcs[index] {

@@ -68,6 +68,7 @@ impl Engine {
                 found.push(line(key, record));
             }
         }
+        assert!(found.len() <= limit, "no more than were asked for");
         Ok(found)
     }
 
@@ -99,6 +100,7 @@ impl Engine {
             let state = record.and_then(|record| record.committed);
             let state = state.filter(|state| state.removed && state.round < round);
             found.extend(state.map(|state| (key, state.stamp)));
+            assert!(last.is_none_or(|last| last < key.chunk), "the index is in order");
             (last, count) = (Some(key.chunk), count + 1);
         }
         Ok((found, last.filter(|_| count == limit)))

@@ -229,6 +229,7 @@ impl Record {
             count if count == last + 1 => pending.state.tail_used,
             _ => pending.state.valid(last) as u32,
         };
+        assert!(used as usize <= PAGE, "bytes of one page");
         if !same_page || used <= committed.tail_used {
             return Some(committed.clone());
         }

@@ -8,7 +8,7 @@
 //! F2  Every `Entry` that reaches the kernel (lookup, create, mknod, mkdir, symlink, link, `DirectorySink::plus`)
 //!     counts once for `forget`; an inode number stays valid until it is forgotten or the session ends.
 //! F3  `flush` comes once for each close(2), `release` once for each successful `open` and `create`, later and without
-//!     anybody waiting; what is not yet released when the session ends never is (`destroy` comes instead).
+//!     a waiting program; what is not yet released when the session ends never is (`destroy` comes instead).
 //! F4  Set-user-id and set-group-id bits end when files are changed by users: `write` and `setattr` say when; `fallocate`
 //!     goes by its caller, and a change of owner by itself. The session clears those of files that `open` and `create`
 //!     have emptied.

@@ -191,8 +191,7 @@ impl MountedFs {
         Ok(Arc::new(Identity { uid: caller.uid, gid: caller.gid, groups }))
     }
 
-    /// In whose name a file is opened that has the name of one to be made. `None`: only the
-    /// `maker` is known.
+    /// The identity under which an existing file is opened by create. `None`: as the `maker` says.
     fn opener(&self, caller: &Caller) -> Option<Arc<Identity>> {
         let groups = caller.named_group.and_then(|_| caller.all_groups())?;
         Some(Arc::new(Identity { uid: caller.uid, gid: caller.gid, groups }))

@@ -113,7 +113,7 @@ impl Stream {
 
     /// Send and receive everything from here on over `link`.
     pub(super) fn upgrade_to_rdma(&mut self, link: Link) {
-        debug_assert!(
+        assert!(
             !self.is_remote_direct() && !self.shares_memory,
             "only a TCP connection is upgraded, and once"
         );
@@ -191,7 +191,7 @@ impl Stream {
         let fds = passed.map(|fd| [fd]);
         if let Some(fds) = &fds {
             let fits = control.push(SendAncillaryMessage::ScmRights(fds));
-            debug_assert!(fits, "there is space for one file descriptor");
+            assert!(fits, "there is space for one file descriptor");
         }
         rustix::net::sendmsg(&self.fd, pieces, &mut control, SendFlags::NOSIGNAL)
     }
@@ -427,17 +427,17 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (mut ours, mut theirs) = (Stream::from_unix(ours).unwrap(), Stream::from_unix(theirs).unwrap());
         let later = Instant::now() + Duration::from_secs(600);
-        let (tell, told) = mpsc::channel();
+        let (sender, receiver) = mpsc::channel();
         let asker = std::thread::spawn(move || {
             let this = rustix::thread::gettid().as_raw_nonzero().get();
             let sleeps = || status(this, "voluntary_ctxt_switches:").parse::<u64>().unwrap();
             let before = sleeps();
             ours.send(b"?", &[], None, later).unwrap();
-            tell.send(this).unwrap();
+            sender.send(this).unwrap();
             ours.receive(&mut [0], later).unwrap();
             sleeps() - before
         });
-        let asker_id = told.recv().unwrap();
+        let asker_id = receiver.recv().unwrap();
         wait_until_asleep(asker_id);
         theirs.receive_some(&mut [0], &mut Vec::new()).unwrap();
         wait_until_asleep(asker_id);

@@ -139,7 +139,7 @@ fn with_flag<T>(memory: &Bound<'_, PyAny>, offset: usize, act: impl FnOnce(Flag<
         )));
     }
     // SAFETY: the eight bytes are in the view, which is held until `act` returns, and are aligned. Other bytes of the
-    // memory are anybody's; that flags are touched only as flags is the contract of who shares it.
+    // memory are shared freely; that flags are touched only as flags is the contract of the processes that share it.
     let flag = unsafe { Flag::from_ptr(address as *mut u64) };
     Ok(act(flag))
 }

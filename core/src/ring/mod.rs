@@ -129,7 +129,9 @@ impl Ring {
         if queues.closed {
             return Err(Error::invalid("the ring is closed").with_errno(Errno::BADF));
         }
-        let room = self.entries - queues.submitted.len() - queues.working - queues.completed.len();
+        let in_flight = queues.submitted.len() + queues.working + queues.completed.len();
+        assert!(in_flight <= self.entries, "G1: no more entries than there is room for");
+        let room = self.entries - in_flight;
         let rest = entries.split_off(room.min(entries.len()));
         queues.submitted.extend(entries);
         drop(queues);
@@ -224,12 +226,15 @@ impl RingInner {
                 self.complete(self.read(reads));
             }
             self.write(writes);
-            self.queues.lock().busy -= 1;
+            let mut queues = self.queues.lock();
+            assert!(queues.busy > 0, "a thread with a batch is counted");
+            queues.busy -= 1;
         }
     }
 
     fn complete(&self, completions: Vec<Completion>) {
         let mut queues = self.queues.lock();
+        assert!(queues.working >= completions.len(), "G3: each entry completes once");
         queues.working -= completions.len();
         queues.completed.extend(completions);
         drop(queues);
@@ -273,6 +278,7 @@ impl RingInner {
         while !left.is_empty() {
             let parts: Vec<WriteAt> = left.iter().map(Writing::part).collect();
             let outcomes = write_many(&self.shared, &parts);
+            assert_eq!(outcomes.len(), parts.len(), "one outcome for each write");
             let mut waits = true;
             let mut completions = Vec::new();
             for ((mut writing, part), outcome) in
@@ -286,6 +292,7 @@ impl RingInner {
                     Some(Ok(())) => {
                         writing.done += part.payload.len();
                         let length = writing.entry.buffer.len();
+                        assert!(writing.done <= length, "no byte is written twice");
                         match writing.done == length {
                             true => completions.push(writing.entry.complete(Ok(length))),
                             false => left.push(writing),

@@ -202,6 +202,7 @@ impl<'a> Call<'a> {
     fn retry(&mut self) {
         let now = Instant::now();
         for job in &mut self.jobs {
+            assert!(job.pause <= RETRY_MAX, "pauses are bounded");
             if job.retry_at.is_some_and(|at| at <= now) {
                 job.retry_at = None;
                 self.node.report(&job.slot, Event::Retry);

@@ -97,6 +97,7 @@ impl StorageServer {
                 lines.entry(chunk).or_insert(ChunkLine::absent(chunk)).pending.get_or_insert(version);
             }
         }
+        assert!(lines.keys().all(|chunk| after.is_none_or(|after| *chunk > after)), "a listing proceeds");
         Ok(lines.into_values().take(limit).collect())
     }
 
@@ -372,6 +373,7 @@ impl StorageServer {
                 count += usize::from(node.forget(key, stamp)?);
             }
         }
+        assert!(count <= limit, "no more than were looked at");
         Ok((count, last))
     }
 

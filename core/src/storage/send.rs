@@ -212,6 +212,7 @@ impl Node {
     }
 
     fn send_batches(&self, routing: &Routing, batches: Vec<SendBatch>, deadline: Instant) {
+        assert!(batches.iter().all(|batch| !batch.updates.is_empty()), "a batch carries an update");
         let mut pools: Vec<Option<Arc<Pool>>> = Vec::new();
         for batch in &batches {
             pools.push(self.peers.pool(routing, batch.to, batch.following).ok());

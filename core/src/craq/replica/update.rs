@@ -1,4 +1,4 @@
-//! One update's way: staged, forwarded if anybody follows, committed, and answered; or dropped.
+//! The steps of one update: staged, forwarded if a member follows, committed, and answered; or dropped.
 //!
 //! Each station is one effect, and the next begins when its end is reported. What was forwarded more than once is not
 //! taken back (R9); what is on disk and has no way on stalls there (R5).

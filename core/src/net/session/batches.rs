@@ -53,6 +53,7 @@ impl ServerSession {
         let envelope = self.envelope(header);
         frame::encode_read_results(&mut self.frame, envelope, payload_bytes, &results, &crcs);
         self.wait_until_unused(following.len() + transfers.len());
+        assert!(transfers.is_empty() || following.is_empty(), "bytes follow the reply or go by RDMA");
         self.reply(&following)?;
         if transfers.is_empty() {
             return Ok(());

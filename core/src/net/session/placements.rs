@@ -107,7 +107,7 @@ impl ServerSession {
         Ok((places, share))
     }
 
-    /// Reserve `bytes` of the budget. Nodes need none: what they forward is bounded by the budgets of those who sent it, and
+    /// Reserve `bytes` of the budget. Nodes need none: what they forward is bounded by the budgets of the nodes that sent it, and
     /// two nodes whose budgets were full of updates for each other would deadlock.
     fn share(&self, bytes: usize, deadline: Instant) -> Result<Option<Share>, Status> {
         match sender(&self.claims) {
