@@ -3,7 +3,7 @@
 //!
 //! rdma_peer serve DEVICE                  prints its TCP port; `connections`, `chunk CONTENT INDEX`, `put … LENGTH SEED`,
 //!                                         `hang` (in the next batch), `release`
-//! rdma_peer store DEVICE DIRECTORY        the same on a storage node, whose chunks lie in files there; it only serves
+//! rdma_peer store DEVICE DIRECTORY        the same on a storage node, whose chunks are in files there; it only serves
 //! rdma_peer drive DEVICE ADDRESS [strict] `connect`, `ping`, `write CONTENT INDEX LENGTH SEED`, `read CONTENT INDEX
 //!                                         LENGTH DEADLINE_MS`, `peek`, `measure …`; strict: no falling back to TCP
 //! rdma_peer wire DEVICE DEVICE            two ends of the transport alone, without frames, checksums and services:
@@ -80,7 +80,7 @@ fn serve(device: &str) {
     });
 }
 
-/// A node with one replica of chain 1, which is alone in it and keeps its lease for ever.
+/// A node with one replica of chain 1, which is alone in it and keeps its lease.
 fn store(device: &str, directory: &str) {
     let mut options = NodeOptions::new(NodeId(1), PathBuf::from(directory), Secret::new(SECRET));
     options.transport = Transport::Rdma;

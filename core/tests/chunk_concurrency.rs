@@ -83,7 +83,7 @@ impl Writer<'_> {
         let update = Update { key: key(index), stamp, op, tag, origin: Origin::Client, fresh: false };
         self.engine.stage(&update, &payload).unwrap();
         if self.random.below(8) == 0 && !matches!(op, Op::Replace { .. }) {
-            // Dropped and staged anew: the same version with the same content.
+            // Dropped and staged again: the same version with the same content.
             self.engine.drop_pending(key(index), stamp.version).unwrap();
             self.engine.stage(&update, &payload).unwrap();
         }

@@ -152,7 +152,7 @@ fn run_and_kill(dir: &Path, count: u64, moment: Duration) -> HashMap<u32, (u64, 
             }
             left = left.saturating_sub(1);
             if left == 0 {
-                // Sent again for every further line; nobody minds.
+                // Sent again for every further line, without effect.
                 let _ = reached.send(());
             }
         }

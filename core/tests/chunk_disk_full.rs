@@ -1,4 +1,4 @@
-//! A full disk, on a small tmpfs. Needs root to mount it; anybody else is told so and skips.
+//! A full disk, on a small tmpfs. Needs root to mount it; others skip it with a message.
 
 use std::path::{Path, PathBuf};
 
@@ -181,7 +181,7 @@ fn removed_chunks_fill_the_reserve_first() {
     assert!(engine.space().unwrap().free_bytes > u64::from(count - 9) * MIB as u64, "clients get the rest");
 }
 
-/// Somebody else takes the last byte: data is refused, everything else goes on.
+/// Another process takes the last byte: data is refused, everything else works.
 #[test]
 fn a_disk_filled_by_others_loses_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -191,7 +191,7 @@ fn a_disk_filled_by_others_loses_nothing() {
     assert_eq!(write(&engine, 8, 1, Origin::Client), Err(Status::NoSpace));
     assert_eq!(write(&engine, 8, 1, Origin::Chain), Err(Status::NoSpace));
     check(&engine, 0..8);
-    // What needs no pages goes on: the index has its room already.
+    // What needs no pages works: the index has its room already.
     let version = 5001;
     (2..=version).for_each(|version| truncate(&engine, version).unwrap());
     // What removals set free goes to the index's part of the reserve first, then to the chain.

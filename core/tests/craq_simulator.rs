@@ -210,7 +210,7 @@ fn long_random_walks_break_nothing() {
     let given = number("LUCIOLA_SEED");
     let end = number("LUCIOLA_MINUTES").map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
-    // `make test` walks the same ways each time; what nobody has walked is for `make sim`.
+    // `make test` walks the same paths each time; new ones are for `make sim`.
     let first = given.unwrap_or(if end.is_some() { now.as_nanos() as u64 } else { 1 });
     let mut seed = first;
     let mut seen = Seen::default();

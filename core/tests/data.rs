@@ -35,7 +35,7 @@ fn layout(stripe: u32) -> Layout {
     }
 }
 
-/// Three nodes, numbered from 1; chain `c` lies on the nodes that `chains[c - 1]` lists.
+/// Three nodes, numbered from 1; chain `c` is on the nodes that `chains[c - 1]` lists.
 struct World {
     nodes: Vec<Running>,
     table: Arc<RoutingTable>,
@@ -312,8 +312,8 @@ fn what_cannot_be_helped_is_told_at_once() {
         assert_eq!(write(&client, 0, b"x"), Err(kind));
         assert_eq!(world.batches(), before + 1, "{status:?} is not tried again");
     }
-    let stranger = Secret::new([1; 32]).mint(&pb::Claims::default());
-    let client = world.client_with(Transport::Auto, stranger);
+    let foreign = Secret::new([1; 32]).mint(&pb::Claims::default());
+    let client = world.client_with(Transport::Auto, foreign);
     assert_eq!(write(&client, 0, b"x"), Err(Kind::PermissionDenied));
     assert_eq!(read(&client, 0, 1), Err(Kind::PermissionDenied));
 }
@@ -407,7 +407,7 @@ fn a_write_follows_the_chain_to_its_new_head() {
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| write(&client, 0, b"other"));
         std::thread::sleep(Duration::from_millis(100));
-        assert!(!writer.is_finished(), "nobody may take it before the chain has changed");
+        assert!(!writer.is_finished(), "no replica takes it before the chain has changed");
         world.change(1, vec![member(2, TargetState::Serving), member(1, TargetState::Offline)]);
         writer.join().unwrap().unwrap();
     });
@@ -681,7 +681,7 @@ fn a_chain_of_three_forwards_what_it_is_given() {
     }
 }
 
-/// A node on this host that hangs keeps the buffer that it was lent; whoever can do without that reads elsewhere.
+/// A node on this host that hangs keeps the buffer registered with it; a caller that can do without that reads elsewhere.
 #[test]
 fn a_read_into_lent_memory_is_given_up_if_its_owner_can_do_without() {
     let world = World::new(vec![serving(&[1, 2])]);

@@ -667,7 +667,7 @@ fn errors_of_flush_and_fsync_reach_the_program() {
     thread.join().unwrap().unwrap();
 }
 
-/// close(2) with its error, which `drop` hides: Python tells it.
+/// close(2) with its error, which `drop` hides: Python reports it.
 fn nix_close(file: File) -> Option<i32> {
     use std::os::fd::AsRawFd;
     let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());

@@ -150,7 +150,7 @@ fn serve(mut socket: impl Read + Write, steps: &Mutex<VecDeque<Step>>, seen: &Se
             Step::Error(code) => {
                 let error = pb::Error {
                     code: code.to_owned(),
-                    message: "told so".to_owned(),
+                    message: "as asked".to_owned(),
                     ..pb::Error::default()
                 };
                 reply(&mut socket, header, true, &error.encode_to_vec())?;
@@ -236,7 +236,7 @@ fn a_call_that_loses_its_unix_socket_goes_on() {
     assert_eq!(local.seen.lock().len(), 4);
 }
 
-/// Fills what the listener keeps for connections that nobody accepts.
+/// Fills what the listener keeps for connections that are not accepted.
 fn filled(name: &std::os::unix::net::SocketAddr) -> Vec<rustix::fd::OwnedFd> {
     use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
     let name = SocketAddrUnix::new_abstract_name(name.as_abstract_name().unwrap()).unwrap();
@@ -371,7 +371,7 @@ fn a_server_that_comes_later_is_waited_for() {
 
 #[test]
 fn a_silent_server_is_left_at_the_deadline() {
-    patiently("a request that nobody answers", |time| {
+    patiently("a request without an answer", |time| {
         let server = Server::start([Step::Silence]);
         let lane = lane(&[&server.address]);
         let request = pb::LookupRequest { parent: 5, ..pb::LookupRequest::default() };
@@ -412,12 +412,12 @@ fn connections_that_are_idle_for_long_are_closed_and_opened_again() {
 #[test]
 fn a_wrong_token_is_told_at_once() {
     let server = Server::start([]);
-    let stranger = Secret::new([1; 32]).mint(&pb::Claims::default());
-    let lane = Lane::new(vec![server.address.clone()], stranger, LaneOptions::default());
+    let foreign = Secret::new([1; 32]).mint(&pb::Claims::default());
+    let lane = Lane::new(vec![server.address.clone()], foreign, LaneOptions::default());
     assert_eq!(lookup(&lane, 5, soon()), Err(Kind::Unauthenticated));
     assert!(server.seen.lock().is_empty());
-    let nobody = Lane::new(Vec::new(), credential(Role::Client), LaneOptions::default());
-    assert_eq!(lookup(&nobody, 5, Instant::now() + Duration::from_millis(20)), Err(Kind::Unavailable));
+    let empty = Lane::new(Vec::new(), credential(Role::Client), LaneOptions::default());
+    assert_eq!(lookup(&empty, 5, Instant::now() + Duration::from_millis(20)), Err(Kind::Unavailable));
 }
 
 /// A cluster manager with long polls: answers when its version exceeds what the caller knows.

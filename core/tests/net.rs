@@ -154,14 +154,14 @@ fn many_clients_at_once_read_what_they_wrote() {
 #[test]
 fn wrong_secrets_and_expired_tokens_are_refused() {
     let running = Running::start();
-    let stranger = Secret::new([1; 32]).mint(&Claims::default());
+    let foreign = Secret::new([1; 32]).mint(&Claims::default());
     let claims = Claims { expires_unix_s: 1, ..Claims::default() };
     let expired = Secret::new(SECRET).mint(&claims);
     let mut forged = credential(Role::Client).claims().to_vec();
     forged.extend([0x08, 0x02]); // role = ADMIN, appended
     let forged = Credential::new(forged, [9; 32]).unwrap();
     for endpoint in [running.tcp(), running.unix()] {
-        for token in [&stranger, &expired, &forged] {
+        for token in [&foreign, &expired, &forged] {
             let error = Connection::connect(&endpoint, token, A_MINUTE).unwrap_err();
             assert!(matches!(error, ConnectError::Refused), "{error:?}");
             assert_eq!(error.status(), Status::Denied);
@@ -239,7 +239,7 @@ fn another_users_process_cannot_reach_the_socket() {
     let mode = std::fs::metadata(running.socket()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     if !rustix_is_root() {
-        return; // Only root can become somebody else; the mode was checked.
+        return; // Only root can become another user; the mode was checked.
     }
     let parent = running.socket().parent().unwrap();
     std::fs::set_permissions(parent, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -442,7 +442,7 @@ fn steps_towards_rdma_out_of_turn_close_their_connection() {
         socket.write_all(&frame).unwrap();
         assert!(closes(&mut socket));
     }
-    // A Unix socket never goes on by RDMA.
+    // A Unix socket is never upgraded to RDMA.
     let mut socket = UnixStream::connect(running.socket()).unwrap();
     raw_connection(&mut socket);
     let mut offer = Vec::new();
@@ -637,7 +637,7 @@ fn damage_on_the_way_is_noticed_by_the_client() {
 /// A proxy that can hold back what the client sends.
 struct HoldingProxy {
     endpoint: Endpoint,
-    /// Closed by whoever writes.
+    /// Closed by the writer.
     gate: Arc<RwLock<()>>,
     /// How many bytes are held, or were.
     held: Arc<AtomicUsize>,
@@ -919,7 +919,7 @@ fn payloads_in_memory_are_bounded_over_all_connections() {
     assert_eq!(running.twin.executed.load(Ordering::SeqCst), 120);
 }
 
-/// Else two nodes full of updates for each other would wait for ever.
+/// Else two nodes full of updates for each other would deadlock.
 #[test]
 fn a_nodes_updates_do_not_wait_for_the_clients_budget() {
     let running = Running::with(|options| options.payload_bytes_max = 1000);

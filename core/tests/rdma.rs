@@ -192,7 +192,7 @@ fn a_chain_forwards_what_it_took() {
     for node in &nodes {
         assert_eq!(node.twin.chunk(1, 3, 0).unwrap(), bytes);
     }
-    // The last one goes: whoever forwards to it notices, and goes on without it.
+    // The last one goes: its predecessor notices, and continues without it.
     nodes.pop().unwrap().server.stop();
     let op = write_op(3, 0, 0, 4, 2);
     let mut connection = connect(&nodes[1].server, &fabric);
@@ -254,7 +254,7 @@ fn a_write_after_the_client_gave_up_lands_nowhere() {
     let late = server
         .write(&transfer, server_socket.as_fd(), later())
         .and_then(|()| server.settle(server_socket.as_fd(), later()));
-    assert!(late.is_err(), "the device tells the server that nobody took it");
+    assert!(late.is_err(), "the device reports to the server that it was not received");
     assert_eq!(reused.to_vec(), vec![2; 64 << 10]);
 }
 
@@ -273,7 +273,7 @@ fn a_read_that_timed_out_does_not_touch_its_buffer_any_more() {
     assert_eq!(result, Err(Status::Timeout));
     assert!(!connection.is_usable());
     drop(buffer);
-    // At once, though the server still hangs: this is what memory lent over a Unix socket cannot do.
+    // At once, though the server still hangs: this is what memory registered over a Unix socket cannot do.
     let reused = pool.try_take().expect("the buffer is free when the call returns");
     reused.copy_from(&vec![2; 64 << 10]);
     running.twin.release();
@@ -477,7 +477,7 @@ fn come_and_go(running: &Running, fabric: &Arc<Fabric>, rounds: std::ops::Range<
     for round in rounds {
         let number = made.fetch_add(1, Ordering::Relaxed);
         if number.is_multiple_of(500) {
-            // It takes minutes: past the capturing of output, so that somebody sees how far it is.
+            // It takes minutes: past the capturing of output, so that its progress is seen.
             let _ = writeln!(std::io::stderr(), "{number} connections");
         }
         if round % 4 == 3 {

@@ -181,7 +181,7 @@ fn an_empty_replica_is_brought_up_to_date_while_others_write() {
         }
         cluster.resync(2);
         let before = writes.load(Ordering::Relaxed);
-        cluster.wait_until("writes go on", || writes.load(Ordering::Relaxed) > before + 20);
+        cluster.wait_until("writes continue", || writes.load(Ordering::Relaxed) > before + 20);
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(cluster.states(), [TargetState::Serving; 3]);
@@ -195,7 +195,7 @@ fn an_empty_replica_is_brought_up_to_date_while_others_write() {
 fn a_stale_replica_loses_what_was_never_decided() {
     let cluster = Cluster::start(2);
     cluster.write(chunk(0), 0, b"agreed", tag(1, 1));
-    // The head stages two updates that nobody else will ever see, one of them of a new chunk.
+    // The head stages two updates that no other node will ever see, one of them of a new chunk.
     cluster.kill(1);
     cluster.write_in_vain(chunk(0), 0, b"LOST!!", tag(1, 2));
     cluster.write_in_vain(chunk(1), 0, b"LOST!!", tag(1, 3));
@@ -210,7 +210,7 @@ fn a_stale_replica_loses_what_was_never_decided() {
     cluster.assert_equal_replicas();
 }
 
-/// A disk that hangs when it is told to. An update that is staged waits at it.
+/// A disk that hangs on demand. An update that is staged waits at it.
 static STAGES: Gate = Gate::new();
 
 struct Gate {
@@ -509,7 +509,7 @@ fn a_forgotten_chunk_is_written_again_whoever_has_forgotten_it() {
         let (head, soon) = (cluster.node(0), storage_cluster::soon());
         let led = (CHAIN, cluster.version());
         let removed = head.remove_chunks(led, &[(content, 0)], 1, tag(9, sequence + 3), soon);
-        assert_eq!(removed.unwrap(), (1, Some((0, 9))), "goes on at the chunk that stays");
+        assert_eq!(removed.unwrap(), (1, Some((0, 9))), "continues at the chunk that stays");
         for node in forgetful {
             let node = cluster.node(*node);
             assert_eq!(node.purge_tombstones(CHAIN, None, 0, 10).unwrap(), (0, None), "too young");

@@ -265,7 +265,7 @@ proptest! {
     ) {
         let mut damaged = frame.clone();
         for (place, byte) in damage {
-            // Beyond magic and version, which only hide what lies behind them.
+            // Beyond magic and version, which only hide what comes after them.
             let place = 5 + place.index(frame.len() - 5);
             damaged[place] = byte;
         }

@@ -27,7 +27,7 @@ fn stretches(offset: u64, length: u64) -> impl Iterator<Item = (u64, usize, usiz
 }
 
 impl Content {
-    /// The bytes of a range where they lie; a hole is a piece of zeros.
+    /// The bytes of a range, not copied; a hole is a piece of zeros.
     pub fn read(&self, offset: u64, length: u64) -> Reply<Vec<Placement>> {
         let length = length.min(self.length.saturating_sub(offset));
         stretches(offset, length)

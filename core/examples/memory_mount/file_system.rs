@@ -13,14 +13,14 @@ use rustix::io::Errno;
 
 use super::content::Content;
 
-/// How long the kernel believes us; nobody else changes this file system.
+/// How long the kernel believes us; nothing else changes this file system.
 const TTL: Duration = Duration::from_secs(1);
-/// Reads of less are copied: cheaper than naming where they lie.
+/// Reads of less are copied: cheaper than naming their places.
 const HELD_BYTES_MIN: usize = 32 << 10;
 
 #[derive(Default)]
 struct Directory {
-    /// Name to inode and to where a listing goes on after it.
+    /// Name to inode and to where a listing continues after it.
     names: BTreeMap<Vec<u8>, (u64, u64)>,
     order: BTreeMap<u64, Vec<u8>>,
     next_offset: u64,
@@ -274,7 +274,7 @@ impl MemoryFileSystem {
         }
     }
 
-    /// Whether `inode` is `directory` or lies above it.
+    /// Whether `inode` is `directory` or is above it.
     fn is_above(&self, inode: u64, mut directory: u64) -> Reply<bool> {
         while directory != ROOT {
             if directory == inode {

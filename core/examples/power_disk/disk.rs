@@ -561,7 +561,7 @@ impl Disk {
         self.recorder.0.lock().logs.remove(&volume).expect("the volume is recorded")
     }
 
-    /// Removes a volume that nobody uses any more.
+    /// Remove an unused volume.
     pub fn remove(&self, name: &str) -> std::io::Result<()> {
         std::fs::remove_dir_all(self.directory.join(name))
     }

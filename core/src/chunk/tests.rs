@@ -813,8 +813,8 @@ fn a_crash_between_data_and_index_leaves_the_old_state() {
     let engine = open(dir.path());
     assert_eq!(read(&engine, 0, 0, 9 * PAGE).unwrap(), expected);
     assert_no_leak(&engine);
-    write(&engine, 0, 2, expected.len() as u32, b"and more");
-    expected.extend(b"and more");
+    write(&engine, 0, 2, expected.len() as u32, b"resumes");
+    expected.extend(b"resumes");
     assert_eq!(read(&engine, 0, 0, 9 * PAGE).unwrap(), expected);
 }
 

@@ -161,7 +161,7 @@ impl World {
         let (writer, sequence) = ((ticket.0 >> 16) as usize & 0xFF, (ticket.0 >> 8) as u8);
         let history = &self.nodes[node].disk.chunk(chunk).committed.history;
         let byte = (writer as u8 + 1) * 32 + sequence;
-        // Versions are places in the history until they begin anew.
+        // Versions are places in the history until they begin again.
         let place = match self.purged {
             true => history.iter().position(|other| *other == byte).unwrap_or(usize::MAX),
             false => (version.0 as usize).wrapping_sub(1),

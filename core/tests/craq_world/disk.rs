@@ -311,7 +311,7 @@ impl Disk {
         self.step == Step::Idle && self.stored.as_ref() == Some(&self.index) && states.all(is_old)
     }
 
-    /// Whole rounds, until everything is durable. Their numbers begin anew, so that equal disks are the same.
+    /// Whole rounds, until everything is durable. Their numbers begin again, so that equal disks are the same.
     pub fn flush(&mut self) {
         if self.stored.is_none() {
             return;

@@ -97,7 +97,7 @@ impl World {
         None
     }
 
-    /// Nothing is under way, and everybody knows the chain.
+    /// Nothing is under way, and all nodes know the chain.
     pub fn is_quiet(&self, members: &[usize]) -> bool {
         self.network.is_empty()
             && members.iter().all(|place| {

@@ -115,7 +115,7 @@ impl World {
     }
 
     /// L6 of `fs/mgmtd/model.py`: a replica that was rotated, and may still serve as it has not heard of that, would not
-    /// take part in writes any more if nobody served.
+    /// take part in writes any more if no replica served.
     fn would_leave_out(&self) -> bool {
         let may_serve = |node: &usize| {
             let about = &self.nodes[*node];
@@ -208,8 +208,8 @@ impl World {
 
     // Recovery --------------------------------------------------------------------------------------------
 
-    /// The node hears of the newest chain, and, as its tail, begins or goes on to compare a SYNCING replica's chunks.
-    /// It goes on only under the very next version: every write in between has then reached that replica.
+    /// The node receives the newest chain, and, as its tail, begins or continues to compare a SYNCING replica's chunks.
+    /// It continues only under the very next version: every write in between has then reached that replica.
     pub(super) fn learn(&mut self, limits: &Limits, node: usize) {
         let version = self.latest();
         let view = self.view(version, node);
@@ -349,7 +349,7 @@ impl World {
         self.step(limits, tail, chunk, Event::Push { ticket, chain_version });
     }
 
-    /// What became of a push under that chain version. After a refusal the chunk is compared again.
+    /// The outcome of a push under that chain version. After a refusal the chunk is compared again.
     pub(super) fn pushed(&mut self, chunk: usize, version: u64, outcome: Outcome) {
         if let Some(resync) = self.resync.as_mut().filter(|resync| resync.version == version) {
             match outcome {
@@ -410,7 +410,7 @@ impl World {
         let stamp = self.nodes[node].disk.chunk(chunk).committed.stamp;
         self.step(limits, node, chunk, Event::Forget { stamp });
         if self.nodes[node].disk.chunk(chunk).committed.removed {
-            return; // something is going on for this chunk
+            return; // this chunk has work in progress
         }
         self.left.purges -= 1;
         self.purged = true;
@@ -419,7 +419,7 @@ impl World {
         }
     }
 
-    /// The floor is of the whole disk, and a machine that has nothing to do is made anew when it is needed. Of a chunk
+    /// The floor is of the whole disk, and a machine that has nothing to do is made again when it is needed. Of a chunk
     /// that does not live the length would not be the version afterwards.
     fn may_purge_neighbour(&self, limits: &Limits, node: usize) -> bool {
         let about = &self.nodes[node];

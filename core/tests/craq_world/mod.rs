@@ -43,7 +43,7 @@ pub struct Limits {
     /// Sends of each request, retries and late duplicates included.
     pub sends: u8,
     pub crashes: u8,
-    /// Nodes that lose touch with the manager while they go on.
+    /// Nodes that lose touch with the manager while they run.
     pub expiries: u8,
     pub restarts: u8,
     pub chain_versions: u64,
@@ -99,7 +99,7 @@ pub enum Mistake {
     SyncWithoutSyncing,
     /// The chain resumes with the first replica that returns, whatever it has lost.
     ResumeWithFirst,
-    /// A replica that lost power serves on if it is back before anybody has noticed.
+    /// A replica that lost power serves on if it is back before it was declared failed.
     ServeOnAfterPowerLoss,
     /// What is pending on one side is not looked at when chunks are compared.
     CompareCommittedOnly,

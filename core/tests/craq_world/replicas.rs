@@ -146,7 +146,7 @@ impl World {
                 Outcome::Done { .. } => Ok(()),
                 Outcome::Refused(status) => Err(status),
             };
-            // An answer to a process that has ended reaches nobody.
+            // An answer to a process that has ended is lost.
             if self.nodes[from].life == life && self.nodes[from].is_alive() {
                 self.network.push(Message::Answer { to: from, chunk, attempt, result });
             }

@@ -1,4 +1,4 @@
-//! A port of this host that nobody else gets while a test needs it, also while no server of the test listens on it.
+//! A port of this host that no other process gets while a test needs it, also while no server of the test listens on it.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 
 /// Its socket is bound and never listens: a server of this test may bind to the address beside it, the kernel gives the
-/// port to nobody who asks for any, and while no server listens whoever connects is refused.
+/// port to no process that asks for any, and while no server listens connections are refused.
 pub struct Port {
     pub address: SocketAddr,
     _socket: OwnedFd,

@@ -409,7 +409,7 @@ fn go_on(engine: &Engine, found: &[Moment]) -> Result<(), String> {
         let version = committed.map_or(engine.floor().0, |content| content.stamp.version.0) + 1;
         let stamp = Stamp { chain_version: ChainVersion(2), version: Version(version) };
         let before = committed.map_or(&[][..], |content| &content.bytes);
-        let payload = b"goes on";
+        let payload = b"resumes";
         let offset = before.len() as u32;
         let op = Op::Write { offset, length: payload.len() as u32 };
         let tag = RequestTag { client: ClientId(9), sequence: 1 };

@@ -201,7 +201,7 @@ pub fn with_volume<R>(disk: &Disk, image: &Image, work: impl FnOnce(&Path) -> R)
     let name = volume_name();
     let path = disk.add(&name, image);
     let result = work(&path);
-    disk.remove(&name).expect("a volume that nobody uses can be removed");
+    disk.remove(&name).expect("an unused volume can be removed");
     result
 }
 
@@ -211,6 +211,6 @@ pub fn with_recorded_volume<R>(disk: &Disk, image: &Image, work: impl FnOnce(&Pa
     let (path, volume) = disk.record(&name, image);
     let result = work(&path, volume);
     let log = disk.finish(volume);
-    disk.remove(&name).expect("a volume that nobody uses can be removed");
+    disk.remove(&name).expect("an unused volume can be removed");
     (result, log)
 }

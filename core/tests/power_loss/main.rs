@@ -4,10 +4,10 @@
 //! missing the tests say so and pass.
 //!
 //! Workloads are a function of their seed, also where rounds of `sync` run beside updates: the recorded disk lets a
-//! flush wait until the updates that shall happen meanwhile are done. A failure prints the environment that repeats it.
+//! flush wait until the updates that are to happen meanwhile are done. A failure prints the environment that repeats it.
 //!
 //! `LUCIOLA_SEED` chooses the workload, `LUCIOLA_CUT` one cut of it; `LUCIOLA_TRACE=1` shows the recording of a failure.
-//! With `LUCIOLA_MINUTES` each test goes on with further seeds for so long, as `make sim` does.
+//! With `LUCIOLA_MINUTES` each test continues with further seeds for so long, as `make sim` does.
 
 #[path = "../../examples/power_disk/crash.rs"]
 mod crash;

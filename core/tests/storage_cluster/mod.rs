@@ -40,7 +40,7 @@ pub struct Cluster {
     change: fn(&mut NodeOptions),
     manager: Mutex<Manager>,
     pools: Mutex<HashMap<(Endpoint, bool), Arc<Pool>>>,
-    /// Of all nodes so far: what is sent to one that has ended reaches nobody else.
+    /// Of all nodes so far: what is sent to one that has ended reaches no other.
     ports: Mutex<Vec<Port>>,
 }
 
@@ -176,7 +176,7 @@ impl Cluster {
         self.publish();
     }
 
-    /// The same, and only this node hears of it.
+    /// The same, on this node alone.
     pub fn set_states_at(&self, node: usize, states: &[TargetState]) {
         self.decide_states(states);
         self.node(node).set_routing(self.routing()).unwrap();
@@ -321,7 +321,7 @@ impl Cluster {
         fs::remove_dir_all(self.directory(node)).unwrap();
     }
 
-    /// Flips a byte of the first place on the node's disk where these bytes lie.
+    /// Flips a byte of the first place on the node's disk with these bytes.
     pub fn flip_byte(&self, node: usize, bytes: &[u8]) {
         let mut directories = vec![self.directory(node)];
         while let Some(directory) = directories.pop() {
@@ -522,7 +522,7 @@ impl Cluster {
         self.send_one(self.head(), UpdateOp { settled, ..op }, bytes, Instant::now() + PATIENCE)
     }
 
-    /// Writes with less and less hurry until the head has a version pending that nobody commits, and gives up: under
+    /// Writes with less and less hurry until the head has a version pending that is not committed, and gives up: under
     /// load the time may be over before the head has begun.
     pub fn write_in_vain(&self, chunk: ChunkId, offset: u32, bytes: &[u8], tag: RequestTag) {
         let before = self.pending(self.head());
@@ -535,7 +535,7 @@ impl Cluster {
         assert!(is_pending, "the head does not begin");
     }
 
-    /// As a client does: the same request again, to whoever is head then, until it is acknowledged.
+    /// As a client does: the same request again, to the head of that moment, until it is acknowledged.
     pub fn write_persistently(
         &self,
         chunk: ChunkId,
@@ -744,7 +744,7 @@ impl Cluster {
     }
 }
 
-/// One member falls, the chain goes on without it, and it comes back.
+/// One member falls, the chain continues without it, and it comes back.
 pub fn fall_and_return(cluster: &Cluster, victim: usize, with_empty_disk: bool) {
     cluster.kill(victim);
     cluster.set_state(victim, TargetState::Offline);
