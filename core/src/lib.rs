@@ -1,8 +1,8 @@
 //! The data path of Luciola. Python decides, this crate moves bytes.
 //!
 //! `chunk` keeps chunks on one disk; `craq` decides what a replica does; `wire`, `net` and `rdma` carry frames and
-//! bytes in memory of `buffer`; `cluster` finds the nodes; `storage` joins these; `client` stripes files over
-//! chains; `fuse` and `ring` are its interfaces.
+//! bytes in memory of `buffer`; `cluster` finds the nodes; `storage` joins these; `client` stripes files over chains;
+//! `mount` shows it to the kernel by `fuse`, and `ring` to programs. tests/tidy/test_floors.py has the floors.
 //! Only `python` knows that Python exists.
 
 pub mod buffer;

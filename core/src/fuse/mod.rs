@@ -23,7 +23,10 @@ mod options;
 mod privileges;
 mod request;
 mod session;
+mod shared;
+mod threads;
 mod watch;
+mod watcher;
 mod worker;
 
 pub use caller::Caller;

@@ -1,40 +1,20 @@
-//! Watches over requests that take long: ends the wait of killed programs, and lets the session start further threads.
-//!
-//! One thread a session. It sleeps until a request is interrupted or every thread is busy.
-//!
-//! W1  A call that changes nothing ends with its program: it is answered with `EINTR` as soon as a fatal signal is
-//!     pending. Other signals wait until the call returns, as on NFS: programs do not expect `EINTR` from a file. What
-//!     changes something is never answered early, because it may still happen.
-//! W2  Calls that wait do not stop others: while all threads have worked on the same requests for `TICK`, the limit of
-//!     threads doubles, up to `THREADS_LIMIT`.
+//! What wakes the watching thread of a session: interrupted requests, and threads that are all busy.
 
 use std::collections::VecDeque;
-use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use crate::lock::{Condvar, Mutex};
 
-use super::request::Ending;
-use super::session::SessionShared;
-
-const TICK: Duration = Duration::from_millis(100);
+pub const TICK: Duration = Duration::from_millis(100);
 /// Most threads of one session. Each that waits costs its stack and the request that it holds.
 pub const THREADS_LIMIT: usize = 256;
-/// How long an interrupt of a request is remembered that no thread works on: its thread may be about to begin.
-const UNMATCHED_KEPT: Duration = Duration::from_secs(10);
-/// A caller in another pid namespace does not show which signal it has got. Its call is ended when it has waited for so
-/// long after one: longer than a call takes unless something hangs.
-const UNKNOWN_CALLER_WAITS: Duration = Duration::from_secs(5);
 const INTERRUPTED_MAX: usize = 4096;
-const SIGKILL: u32 = 9;
 
-struct Interrupted {
-    unique: u64,
-    since: Instant,
+/// A request whose program has got a signal.
+pub struct Interrupted {
+    pub unique: u64,
+    pub since: Instant,
 }
 
 #[derive(Default)]
@@ -77,7 +57,7 @@ impl Watch {
 
     /// Wait for something to watch over; afterwards for a tick, or less if a request is interrupted. The interrupts
     /// that are to be looked at; `None` at the end.
-    fn next(
+    pub fn next(
         &self,
         is_busy: impl Fn() -> bool,
         pending: VecDeque<Interrupted>,
@@ -102,76 +82,11 @@ impl Watch {
     }
 }
 
-/// Run until the session ends.
-pub fn run(shared: &Arc<SessionShared>) {
-    let mut pending = VecDeque::new();
-    let mut stuck = Stuck { requests: Vec::new(), since: Instant::now() };
-    while let Some(found) = shared.watch.next(|| shared.is_busy(), pending) {
-        pending = found.into_iter().filter(|one| !is_settled(shared, one)).collect();
-        if stuck.is_stuck(shared) {
-            shared.raise_limit();
-        }
-    }
-}
-
-/// Whether the interrupt needs no further look. Answers its request if the program was killed.
-fn is_settled(shared: &SessionShared, one: &Interrupted) -> bool {
-    let Some(slot) = shared.slot_of(one.unique) else {
-        return one.since.elapsed() >= UNMATCHED_KEPT;
-    };
-    if slot.ending() == Ending::OnlyWhenDone {
-        return true;
-    }
-    let is_dying = match has_fatal_signal(slot.pid()) {
-        Some(is_fatal) => is_fatal,
-        None => one.since.elapsed() >= UNKNOWN_CALLER_WAITS,
-    };
-    if is_dying {
-        slot.end_early(one.unique, Errno::INTR);
-    }
-    is_dying
-}
-
-/// Whether a signal that ends the thread is pending: the kernel turns every one that kills into SIGKILL. `None` if the
-/// thread cannot be seen from here.
-fn has_fatal_signal(pid: u32) -> Option<bool> {
-    if pid == 0 {
-        return None;
-    }
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let pending = status.lines().find_map(|line| line.strip_prefix("SigPnd:"))?;
-    let pending = u64::from_str_radix(pending.trim(), 16).ok()?;
-    Some(pending & (1 << (SIGKILL - 1)) != 0)
-}
-
-/// The requests that all threads worked on when that was last looked at.
-struct Stuck {
-    requests: Vec<u64>,
-    since: Instant,
-}
-
-impl Stuck {
-    /// Whether no thread has been free, nor begun another request, for a tick.
-    fn is_stuck(&mut self, shared: &SessionShared) -> bool {
-        let requests = if shared.is_busy() { shared.requests() } else { Vec::new() };
-        if requests.is_empty() || requests != self.requests {
-            *self = Stuck { requests, since: Instant::now() };
-            return false;
-        }
-        self.since.elapsed() >= TICK
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::sync::Arc;
 
-    #[test]
-    fn fatal_signals_are_seen_where_the_caller_is() {
-        assert_eq!(has_fatal_signal(std::process::id()), Some(false));
-        assert_eq!(has_fatal_signal(0), None);
-        assert_eq!(has_fatal_signal(u32::MAX), None);
-    }
+    use super::*;
 
     #[test]
     fn interrupt_is_handed_over_even_if_it_came_before_the_wait() {

@@ -16,7 +16,7 @@ use super::caller::{self, Caller};
 use super::device::{FuseDevice, HEAD_BYTES, Head, Received};
 use super::dropper::Reply;
 use super::request::{self, Answer, Context, Request};
-use super::session::{SessionShared, ThreadSlot};
+use super::shared::{SessionShared, ThreadSlot};
 
 /// How long the session waits for a buffer before it says so. The file system holds them all: it is to write back.
 const BUFFER_WAIT: Duration = Duration::from_secs(10);
