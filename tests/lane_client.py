@@ -140,7 +140,7 @@ def _receive(connection: socket.socket, count: int, deadline: float) -> bytes:
 
 
 def _is_stale(connection: socket.socket) -> bool:
-    """Whether the peer closed this idle connection (or sent what nobody asked for)."""
+    """Whether the peer closed this idle connection (or sent an unexpected frame)."""
     try:
         connection.setblocking(False)
         return connection.recv(1, socket.MSG_PEEK) is not None
@@ -277,7 +277,7 @@ class _ClientConnection(asyncio.Protocol):
         error = Unavailable(f"{self._address}: the connection was lost{f': {exc}' if exc else ''}")
         if not self.ready.done():
             self.ready.set_exception(error)
-            self.ready.exception()  # whoever opened it may have given up already
+            self.ready.exception()  # its opener may have given up already
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(error)
@@ -296,12 +296,12 @@ class _ClientConnection(asyncio.Protocol):
             if len(self._buffer) < stop:
                 return
             future = self._waiting.get(number)
-            if future is not None and not future.done():  # a reply that nobody awaits any more is dropped
+            if future is not None and not future.done():  # a reply that no caller awaits any more is dropped
                 future.set_result((flags, bytes(self._buffer[HEADER.size : stop])))
             del self._buffer[:stop]
 
     def _greet(self, shake: handshake.ClientSide) -> bool:
-        """Goes on with the handshake; whether it is over."""
+        """Continue the handshake; return whether it is over."""
         try:
             if not self._answered and len(self._buffer) >= handshake.HELLO.size:
                 self._transport.write(shake.answer(self._take(handshake.HELLO.size)))

@@ -54,7 +54,7 @@ class MachineCode:
     def spills_between(self) -> int:
         """Those from the first to the last matrix instruction of each part of the code: of all, if there is none.
 
-        A part is what lies between two changes of the number of registers: a kernel without them has one, in one with
+        A part is the code between two changes of the number of registers: a kernel without them has one, in one with
         specialised warps each group of warps has its own.
         """
         parts: list[list[str]] = [[]]
@@ -183,5 +183,5 @@ def _disassembled(cubin: bytes) -> str:
 
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
-    assert found is not None, "cuobjdump tells the registers of every kernel"
+    assert found is not None, "cuobjdump shows the registers of every kernel"
     return int(found[1])

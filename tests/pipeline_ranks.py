@@ -100,7 +100,7 @@ def serve(module: str) -> None:
 
     importlib.import_module(module)
     answers = os.dup(1)
-    os.dup2(2, 1)  # what libraries print must not be taken for a frame
+    os.dup2(2, 1)  # what libraries print must not be read as a frame
     while True:
         try:
             module, case, size, limit_s, arguments = pickle.loads(_read(0))

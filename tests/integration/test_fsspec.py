@@ -39,7 +39,7 @@ def test_modes(fs: LuciolaFileSystem, top: str) -> None:
         file.seek(0)
         assert file.read() == b"heLLo world"
     with fs.open(path, "w+b") as file:
-        file.write(b"anew")
+        file.write(b"again")
         file.seek(1)
         assert file.read() == b"new"
     with fs.open(f"{top}/text", "w", encoding="utf-8", newline="\n") as file:

@@ -17,7 +17,7 @@ PAUSE_S_MAX = 60.0  # lease 3 s, detection 2 s, restart; the rest is for a busy 
 
 
 def now(cluster: LocalCluster, service: dict[str, Any]) -> dict[str, Any]:
-    """What has become of it."""
+    """Its outcome."""
     return next(each for each in cluster.services(service["kind"]) if each["id"] == service["id"])
 
 

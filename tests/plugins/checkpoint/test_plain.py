@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from checkpoint_boxes import BoxSaver, save_boxes
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -21,6 +20,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
+from checkpoint_boxes import BoxSaver, save_boxes
 from luciola.errors import CorruptData
 from luciola.plugins.checkpoint import Checkpoints, Reader, Writer, list_checkpoints
 from luciola.plugins.checkpoint.entries import Stored

@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
-from checkpoint_boxes import BoxLoader, BoxSaver, cut, load_boxes, save_boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoint_boxes import BoxLoader, BoxSaver, cut, load_boxes, save_boxes
 from luciola.errors import CorruptData
 from luciola.plugins.checkpoint import Reader, Writer, verify
 from luciola.plugins.weights.plan import BLOCK_BYTES

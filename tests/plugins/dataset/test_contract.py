@@ -10,10 +10,10 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from number_records import epoch_of, first_numbers
 
 from luciola.errors import CorruptData
 from luciola.plugins.dataset import BadRecord, FFRecordWriter, Loader, MapDataset, Order, open_records
+from number_records import epoch_of, first_numbers
 
 
 def numbers_of(loader: Loader) -> list[list[int]]:

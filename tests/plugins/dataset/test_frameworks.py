@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from number_records import epoch_of, first_numbers, write_numbers
 
 from luciola.plugins.dataset import Loader, MapDataset, open_records
+from number_records import epoch_of, first_numbers, write_numbers
 
 lightning = pytest.importorskip("lightning")
 ModelCheckpoint = pytest.importorskip("lightning.pytorch.callbacks").ModelCheckpoint

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from number_records import epoch_of, first_numbers
 
 from luciola.errors import CorruptData
 from luciola.plugins.dataset import (
@@ -20,6 +19,7 @@ from luciola.plugins.dataset import (
     collate,
     open_records,
 )
+from number_records import epoch_of, first_numbers
 
 # ---- one process
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch.distributed as dist
-from number_records import first_numbers
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from luciola.plugins.dataset import Loader, MapDataset
 from luciola.plugins.dataset.ranks import LAUNCHERS, Rank, RankSource, rank_of_environment
+from number_records import first_numbers
 
 
 @pytest.mark.parametrize("names", [each[1:] for each in LAUNCHERS], ids=lambda names: names[0])

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from itertools import islice
 
 import pytest
-from number_records import epoch_of, first_numbers, write_numbers
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cluster import LocalCluster, until
 from luciola.client import close_locations, open_location
 from luciola.plugins.dataset import GlobalBatches, IterableDataset, Loader, MapDataset, Order, open_records
+from number_records import epoch_of, first_numbers, write_numbers
 
 COUNT, BATCH = 1000, 50
 

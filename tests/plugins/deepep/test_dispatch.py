@@ -1,8 +1,8 @@
 """Normal mode: dispatch bit by bit, combine to the bit of its own order of sums, whatever the ranks hold."""
 
 import pytest
-from expert_inputs import values
 
+from expert_inputs import values
 from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine

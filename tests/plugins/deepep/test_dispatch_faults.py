@@ -3,8 +3,8 @@
 import signal
 
 import pytest
-from expert_inputs import values
 
+from expert_inputs import values
 from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine

@@ -1,8 +1,8 @@
 """`ElasticBuffer`: dispatch, expansion and combine bit by bit, whatever the ranks hold; and its other calls."""
 
 import pytest
-from expert_inputs import values
 
+from expert_inputs import values
 from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)  # torch takes a minute to import on a very busy machine

@@ -4,8 +4,8 @@ On one GPU processes order their streams by events; on several, kernels raise fl
 """
 
 import pytest
-from expert_inputs import values, varied
 
+from expert_inputs import values, varied
 from pipeline_ranks import Ranks
 
 TRANSPORTS = {"cuda-ipc", "symmetric-memory"}

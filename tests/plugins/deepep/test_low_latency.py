@@ -3,8 +3,8 @@
 import signal
 
 import pytest
-from expert_inputs import Call, values, varied
 
+from expert_inputs import Call, values, varied
 from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)  # several runs of real processes

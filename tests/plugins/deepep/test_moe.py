@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from expert_inputs import values
-from moe_cases import CHECKPOINT_NAMES, EXPERTS, HIDDEN, WIDTH, PhysicalExperts, weights
 
+from expert_inputs import values
 from luciola.plugins.weights import save
+from moe_cases import CHECKPOINT_NAMES, EXPERTS, HIDDEN, WIDTH, PhysicalExperts, weights
 from pipeline_ranks import Ranks
 
 pytestmark = pytest.mark.timeout(300)  # several runs of real processes

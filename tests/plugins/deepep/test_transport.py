@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from expert_inputs import values
 
+from expert_inputs import values
 from luciola.plugins import deepep
 from luciola.plugins.deepep import RanksDisagree
 from luciola.plugins.deepep.transport import choose, segment_header

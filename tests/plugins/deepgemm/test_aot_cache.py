@@ -35,8 +35,8 @@ def look(call, layer, wanted=None):
             asked = [product] if "gemm" in code.name or "logits_kernel" in code.name else []
             asked += ["UTMALDG"] if "gemm" in code.name and "prenorm" not in code.name else []
         # Memory bounds this one, not the order of its instructions.
-        told = code.failures(wanted=asked, serialised="prenorm" in code.name)
-        yield {"call": str(call), "kernel": code.name, "failures": told}
+        failures = code.failures(wanted=asked, serialised="prenorm" in code.name)
+        yield {"call": str(call), "kernel": code.name, "failures": failures}
 
 layer, given = sys.argv[1], json.load(sys.stdin)
 found = []
@@ -44,7 +44,7 @@ for line, wanted in given["calls"]:
     for call in aot_cache.parse([line]):
         found += look(call, layer, wanted)
 """
-# The same of kernels that are bad in one way each, compiled anew each time.
+# The same of kernels that are bad in one way each, compiled again each time.
 BAD = """
 import tempfile
 from triton.experimental.gluon.language._core import builtin

@@ -4,10 +4,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from gluon_simulator import launch_simulated, no_bugs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gluon_simulator import launch_simulated, no_bugs
 from luciola.plugins import deepgemm
 from luciola.plugins.deepgemm import settings as knobs
 from luciola.plugins.kernels.layers import launching_with, recording, using_layer

@@ -5,10 +5,10 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from gluon_simulator import launch_simulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gluon_simulator import launch_simulated
 from luciola.plugins import deepgemm
 from luciola.plugins.kernels.errors import BadArgument, BadType
 from luciola.plugins.kernels.layers import launching_with, recording, using_layer

@@ -6,10 +6,10 @@ ended after 250 s, and their answers are then missing. So each of these tests fa
 
 import signal
 
-import pipeline_cases as cases
 import pytest
 import torch
 
+import pipeline_cases as cases
 from pipeline_ranks import Answer, Ranks
 
 

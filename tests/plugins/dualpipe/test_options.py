@@ -2,10 +2,10 @@
 
 import itertools
 
-import pipeline_cases as cases
 import pytest
 import torch
 
+import pipeline_cases as cases
 from luciola.plugins.dualpipe.executor import message_tag
 from luciola.plugins.dualpipe.schedule import Exchange, Schedule, dualpipe, dualpipev
 from luciola.plugins.dualpipe.session import SPECIAL

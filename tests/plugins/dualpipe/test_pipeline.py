@@ -1,9 +1,9 @@
 """Steps of real processes against the same model in one process."""
 
-import pipeline_cases as cases
 import pytest
 import torch
 
+import pipeline_cases as cases
 from pipeline_ranks import Answer, Ranks
 
 

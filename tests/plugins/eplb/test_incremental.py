@@ -4,10 +4,10 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from eplb_placements import assert_is_a_placement, lognormal, problems
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eplb_placements import assert_is_a_placement, lognormal, problems
 from luciola.plugins.eplb import (
     align,
     gpu_loads,

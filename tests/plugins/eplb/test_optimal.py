@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from eplb_placements import assert_is_a_placement, lognormal, problems
 from hypothesis import given, settings
 
+from eplb_placements import assert_is_a_placement, lognormal, problems
 from luciola.plugins.eplb import gpu_loads, imbalance, lower_bound, rebalance_experts
 
 GAP = 1e-3

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from eplb_placements import lognormal
 
+from eplb_placements import lognormal
 from luciola.plugins import eplb
 from luciola.plugins.eplb import (
     align,

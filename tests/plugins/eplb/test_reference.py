@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from eplb_placements import assert_is_a_placement, lognormal, problems
 from hypothesis import given, settings
 
+from eplb_placements import assert_is_a_placement, lognormal, problems
 from luciola.plugins.eplb import rebalance_experts
 from luciola.plugins.eplb.reference import rebalance_experts as specification
 

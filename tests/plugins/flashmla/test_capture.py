@@ -3,11 +3,11 @@
 Tensors have no memory ("meta"), so a read of their values is an error, and kernels are noted instead of launched.
 """
 
-import mla_kernels as machine
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mla_kernels as machine
 from luciola.plugins.flashmla import using_layer
 from luciola.plugins.kernels.layers import launching_with, recording
 

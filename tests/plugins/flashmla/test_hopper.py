@@ -1,13 +1,13 @@
 """The fast path for Hopper: on a GPU as it is, elsewhere simulated from its source, against the reference."""
 
-import mla_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mla_fast_path import check, fast, finds
 
+import mla_cases as cases
 from luciola.plugins.flashmla import flash_mla_with_kvcache, get_mla_metadata
+from mla_fast_path import check, fast, finds
 
 DENSE = "flash_fwd_splitkv_mla_kernel_ws"
 

@@ -2,13 +2,12 @@
 
 import math
 
-import mla_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mla_fast_path import check, fast, finds
 
+import mla_cases as cases
 from luciola.plugins.flashmla import (
     flash_mla_with_kvcache,
     get_mla_metadata,
@@ -16,6 +15,7 @@ from luciola.plugins.flashmla import (
     quantize_v32,
 )
 from luciola.plugins.flashmla.layouts import model1_parts
+from mla_fast_path import check, fast, finds
 
 KERNEL = "flash_fwd_splitkv_mla_fp8_sparse_kernel_ws"
 

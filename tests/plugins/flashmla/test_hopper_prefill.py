@@ -2,14 +2,14 @@
 
 import math
 
-import mla_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mla_fast_path import check, fast, finds
 
+import mla_cases as cases
 from luciola.plugins.flashmla import flash_mla_sparse_fwd
+from mla_fast_path import check, fast, finds
 
 KERNEL = "sparse_attn_fwd_ws"
 

@@ -5,10 +5,10 @@ import inspect
 import subprocess
 import sys
 
-import mla_cases as cases
 import pytest
 import torch
 
+import mla_cases as cases
 from luciola.plugins import flashmla
 from luciola.plugins.flashmla import (
     FlashMLASchedMeta,

@@ -2,12 +2,12 @@
 
 import math
 
-import mla_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mla_cases as cases
 from luciola.plugins.flashmla import (
     flash_attn_varlen_func,
     flash_mla_sparse_fwd,

@@ -3,12 +3,12 @@
 import math
 import struct
 
-import mla_cases as cases
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mla_cases as cases
 from luciola.plugins.flashmla import dequantize_model1, dequantize_v32, quantize_model1, quantize_v32
 
 

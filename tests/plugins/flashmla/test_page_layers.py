@@ -6,13 +6,13 @@ from concurrent.futures import CancelledError
 
 import pytest
 import torch
-from page_cases import DiskRing, LateCopies, fill, same
 
 from luciola.client.local import LocalFileSystem
 from luciola.client.ring import Completion
 from luciola.errors import CorruptData, NoSpace, NotFound
 from luciola.plugins.flashmla import PageCache, PagedKVFile, PageLayout
 from luciola.plugins.flashmla.mover import GROUP, STAGING
+from page_cases import DiskRing, LateCopies, fill, same
 
 LAYOUT = PageLayout(layers=4, page_tokens=4)
 PAGES = GROUP + 3

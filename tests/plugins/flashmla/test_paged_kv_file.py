@@ -6,7 +6,6 @@ import random
 
 import pytest
 import torch
-from page_cases import SMALL, Disk, DiskFileSystem, DiskRing, LateCopies, ShortFileSystem, bits, fill, same
 
 from luciola.client.local import LocalFileSystem
 from luciola.client.ring import Completion
@@ -14,6 +13,7 @@ from luciola.errors import AlreadyExists, Busy, CorruptData, InvalidArgument, No
 from luciola.plugins.flashmla import PageCache, PagedKVFile, PageLayout
 from luciola.plugins.flashmla.mover import STAGING
 from luciola.plugins.flashmla.transfer import Transfer
+from page_cases import SMALL, Disk, DiskFileSystem, DiskRing, LateCopies, ShortFileSystem, bits, fill, same
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import math
 
-import mla_cases as cases
 import pytest
 import torch
 
+import mla_cases as cases
 from luciola.plugins.flashmla import (
     flash_attn_varlen_func,
     flash_attn_varlen_kvpacked_func,

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 import torch
-from gluon_simulator import launch_simulated
 
+from gluon_simulator import launch_simulated
 from luciola.plugins import deepgemm, kernels
 from luciola.plugins.deepep.normal import layout
 from luciola.plugins.kernels import layers, status

@@ -90,7 +90,7 @@ class World:
         return await self.control.remove_chunks(CHAIN, removals, limit=10, durable=False, retry=True)
 
     async def settled(self, task: "asyncio.Task[Any]") -> bool:
-        """Whether the request is done without time going on."""
+        """Whether the request is done without time passing."""
         for _ in range(30):  # a busy machine may use up any time before the request has taken a step
             await asyncio.wait([task], timeout=0.01)
         return task.done()

@@ -16,7 +16,6 @@ import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
-from number_records import first_numbers
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from luciola.plugins.dataset import GlobalBatches, Loader, MapDataset, Order, collate, open_records
+from number_records import first_numbers
 
 SEED = 3
 BATCH = 12

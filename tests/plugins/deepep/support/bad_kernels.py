@@ -5,12 +5,12 @@ As a program: what the gates find in every kernel of the plugin, and in each of 
 
 import json
 
-import codegen_gates
 import torch
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import globaltimer
 
+import codegen_gates
 from luciola.plugins.kernels.aot import compiling, start
 from machine_code import machine_code, reports
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from spinning_transport import SpinningBuffer
 from torch import Tensor
 
 from luciola.plugins import compat
@@ -17,6 +16,7 @@ from luciola.plugins.deepep import Buffer, CommunicationError
 from luciola.plugins.deepep.normal import reference
 from luciola.plugins.kernels.layers import using_layer
 from luciola.plugins.kernels.quantize import per_token_cast_to_fp8
+from spinning_transport import SpinningBuffer
 
 STORE: list[dist.Store] = []
 """That of this case, without any prefix."""

@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from dispatch_cases import World, error_of, gpu_of, refusals, world
 from torch import Tensor
 
+from dispatch_cases import World, error_of, gpu_of, refusals, world
 from luciola.plugins import compat
 from luciola.plugins.deepep import CommunicationError, ElasticBuffer, EPHandle
 from luciola.plugins.deepep.elastic import reference as elastic

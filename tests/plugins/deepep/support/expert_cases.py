@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
 from dispatch_cases import error_of
 from low_latency_cases import (
     expert_fuzz,
@@ -20,10 +21,9 @@ from low_latency_cases import (
     low_latency_shrinking,
     low_latency_two_alive,
 )
-from moe_cases import moe_decoding, moe_gradients, moe_loading
-
 from luciola.plugins.deepep.transport.bootstrap import GroupBootstrap
 from luciola.plugins.deepep.transport.choose import open_transport
+from moe_cases import moe_decoding, moe_gradients, moe_loading
 
 STORE: list[dist.Store] = []
 """That of this case, without any prefix."""

@@ -8,9 +8,9 @@ import random
 from collections.abc import Sequence
 
 import torch
-from expert_inputs import Call, inputs
 from torch import Tensor
 
+from expert_inputs import Call, inputs
 from luciola.plugins.compat.deep_ep.utils.math import calc_diff
 from luciola.plugins.deepep import Buffer
 from luciola.plugins.deepep.low_latency.quantize import cast_from_fp8, cast_to_fp8

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from expert_fuzz import check_low_latency, check_normal, random_call
-from expert_inputs import Call, inputs
 from torch import Tensor
 
+from expert_fuzz import check_low_latency, check_normal, random_call
+from expert_inputs import Call, inputs
 from luciola.plugins.compat.deep_ep.utils.math import calc_diff, per_token_cast_back
 from luciola.plugins.deepep import Buffer, CommunicationError
 from luciola.plugins.deepep.api.low_latency import Dispatched

@@ -4,7 +4,6 @@ from contextlib import nullcontext
 
 import mla_cases as cases
 from gluon_simulator import Wrong, launch_simulated, no_bugs
-
 from luciola.plugins.flashmla import using_layer
 from luciola.plugins.kernels.layers import launching_with, recording
 

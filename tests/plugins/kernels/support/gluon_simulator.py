@@ -67,7 +67,7 @@ class Turns:
         done = self.changed.wait_for(lambda: self.turn == me or self.error, timeout=LIMIT_S)
         if self.error:
             raise self.error
-        assert done, "turns go on"
+        assert done, "turns continue"
 
     def _choose(self):
         while not self.error:
