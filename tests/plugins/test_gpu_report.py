@@ -191,9 +191,9 @@ def test_the_check_of_staging_holds_in_host_memory_too():
 
 # Of files, commands, arguments and the compiler: nothing in them runs on a GPU.
 HOST = {
-    "deepgemm": {"arguments", "loader", "shim", "warm"},
+    "deepgemm": {"aot_cache", "arguments", "loader", "shim"},
     "flashmla": {
-        "capture", "command", "example", "interface", "machine", "page_format", "page_layers", "pages",
+        "capture", "command", "example", "interface", "machine", "page_format", "page_layers", "paged_kv_file",
         "pages_on_a_cluster", "prefix", "reference", "shim",
     },
 }  # fmt: skip
