@@ -680,7 +680,9 @@ fn what_is_not_in_memory_is_fetched_by_a_read_that_does_not_wait() {
         return;
     }
     for range in [PAGE + 5..PAGE + 10, 0..40 * PAGE] {
-        assert_eq!(cached(range.start, range.len()), None);
+        // The kernel may read ahead what the drop was to take.
+        let is_none = (0..1000).any(|_| engine.drop_cached() && cached(range.start, range.len()).is_none());
+        assert!(is_none, "bytes that are not in memory are not waited for");
         let mut found = None;
         while found.is_none() {
             std::thread::yield_now();
