@@ -34,7 +34,7 @@ use crate::cluster::backoff::Backoff;
 use crate::cluster::routing::RoutingTable;
 use crate::error::{Error, Kind, Result};
 use crate::log_rate_limit::Warnings;
-use crate::types::{ChainId, ChunkId, ClientId, ContentId, NodeId, Op, Status, Version};
+use crate::types::{CHUNK_BYTES_MAX, ChainId, ChunkId, ClientId, ContentId, NodeId, Op, Status, Version};
 use crate::wire::credential::Credential;
 use crate::wire::pb::Layout;
 
@@ -295,6 +295,10 @@ impl DataClient {
         payload: Placement,
         deadline: Instant,
     ) -> Result<()> {
+        if payload.len() > CHUNK_BYTES_MAX as usize {
+            let reason = format!("a chunk has at most {CHUNK_BYTES_MAX} bytes, not {}", payload.len());
+            return Err(Error::invalid(reason));
+        }
         let op = Op::Write { offset: 0, length: payload.len() as u32 };
         let mut pieces = [updates::Piece::new(0, chain, chunk, op, payload)];
         updates::run(self, &mut pieces, deadline);

@@ -432,10 +432,11 @@ impl File {
     fn close_written(&self) -> Result<bool> {
         self.inode.flush();
         let metadata = self.inode.lock_metadata();
+        let guard = self.inode.guard_sync();
         let Some(update) = self.inode.final_update() else { return Ok(false) };
         if update.deferred.is_some() {
             self.inode.on_sync_failed();
-            drop(metadata);
+            drop((guard, metadata));
             return self.inode.sync().map(|()| false);
         }
         let mut close = self.close_request();
@@ -461,7 +462,7 @@ impl File {
                 if merges {
                     self.inode.close_refused();
                 }
-                drop(metadata);
+                drop((guard, metadata));
                 if merges { self.inode.sync().map(|()| false) } else { Err(error) }
             }
         }

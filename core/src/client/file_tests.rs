@@ -721,6 +721,23 @@ fn a_mistake_while_a_file_leaves_its_inode_is_an_error_and_leaves_nobody_waiting
 }
 
 #[test]
+fn a_mistake_during_a_sync_is_an_error_of_that_sync_alone() {
+    let world = World::new();
+    let file = world.create(5);
+    put(&file, 0, b"hello");
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _metadata = file.inode().lock_metadata();
+        let _guard = file.inode().guard_sync();
+        assert!(file.inode().final_update().is_some());
+        panic!("a mistake");
+    }));
+    assert!(panicked.is_err());
+    file.fsync(false).unwrap();
+    file.close().unwrap();
+    assert_eq!(get(&world.other().open(5), 0, 10), b"hello");
+}
+
+#[test]
 fn a_full_disk_fills_no_log() {
     logged::begin();
     let world = World::new();

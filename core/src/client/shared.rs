@@ -63,7 +63,7 @@ impl Shared {
             pool,
             dirty_limit: DirtyLimit::new(write_buffer_bytes),
             workers: Workers::new("luciola-write", WORKERS_MAX),
-            background: Workers::new("luciola-background", BACKGROUND_MAX),
+            background: Workers::new("luciola-task", BACKGROUND_MAX),
             metadata_cache: MetadataCache::new(attribute_timeout),
             files: OpenFiles::default(),
             dirty_files: DirtyFiles::default(),

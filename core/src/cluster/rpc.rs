@@ -65,7 +65,7 @@ struct LaneState {
     preferred: usize,
     /// The one used last is at the end.
     idle: Vec<IdleConnection>,
-    /// IdleConnection, in use and being opened.
+    /// Idle, in use and being opened.
     open: usize,
 }
 
@@ -80,7 +80,7 @@ enum Failure {
     /// Another attempt may succeed, at another address.
     Lost(Error),
     /// The service answered; another attempt may succeed.
-    DeferredSetattr(Error),
+    Retryable(Error),
     Final(Error),
 }
 
@@ -170,7 +170,7 @@ impl Lane {
                     }
                     error
                 }
-                Err(Failure::DeferredSetattr(error)) => {
+                Err(Failure::Retryable(error)) => {
                     said = Some(error.clone());
                     error
                 }
@@ -342,7 +342,7 @@ fn service_error(reply: &[u8]) -> Failure {
         Err(error) => return Failure::Final(Error::new(Kind::CorruptData, error.to_string())),
     };
     match error.kind() {
-        Kind::Unavailable | Kind::MaybeCommitted | Kind::Busy => Failure::DeferredSetattr(error),
+        Kind::Unavailable | Kind::MaybeCommitted | Kind::Busy => Failure::Retryable(error),
         _ => Failure::Final(error),
     }
 }

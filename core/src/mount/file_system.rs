@@ -74,8 +74,11 @@ impl Handle {
     /// The kernel has made a request with the handle, so it has heard of the open.
     fn used(&self, names: &MetadataCache) -> Arc<File> {
         if self.invalidation.load(Ordering::Relaxed) != 0 {
+            // Of two threads with the first requests, one takes the number.
             let invalidation = self.invalidation.swap(0, Ordering::Relaxed);
-            names.page_cache_dropped(self.file.inode().id(), invalidation);
+            if invalidation != 0 {
+                names.page_cache_dropped(self.file.inode().id(), invalidation);
+            }
         }
         self.file.clone()
     }

@@ -86,6 +86,7 @@ impl Machine {
         effects.memory -= self.write_back.cut(length, self.layout.chunk_bytes) as isize;
         if let Some(inline) = self.bytes.inline_mut() {
             inline.forget_edits();
+            inline.bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
         }
         self.acknowledged = 0;
         self.unverified_size = None;

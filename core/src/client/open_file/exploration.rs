@@ -1,9 +1,13 @@
-//! Every order of events in small worlds: one file, one or two clients, replies that come late or are lost.
+//! Every order of the events below in small worlds: one file, one or two clients, replies that come late or are lost.
 //!
 //! A world runs the machine itself against the fake services that `tests/unit/meta/test_contract.py` compares with the
 //! real ones. What the driver's threads do is cut into the steps between which other threads may come: a request is
 //! begun, carried out, and answered. After each step the world checks what a program would see; in states in which
 //! nothing is left to do, it checks what the services hold. Mistakes (`Bug`) are planted to see that it finds them.
+//!
+//! Events: buffered writes and their write-back, moving out of the inode, metadata syncs with conflicts, truncation, what
+//! the metadata service says of the inode. Not: appends, direct writes, syncs that a close carries, fsync, deferred
+//! attributes, set-id bits, the fence, lost sessions (`interleaving_tests` and `file_tests` have those).
 
 mod checks;
 mod world;

@@ -115,6 +115,10 @@ impl Metadata {
         };
     }
 
+    pub(super) fn is_syncing(&self) -> bool {
+        matches!(self, Metadata::Syncing { .. })
+    }
+
     fn end_sync(&mut self, is_taken: bool, bug: Bug) {
         *self = match std::mem::replace(self, Metadata::Clean) {
             Metadata::Syncing { .. } if is_taken && bug == Bug::SyncClearsNewer => Metadata::Clean,

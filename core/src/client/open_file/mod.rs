@@ -4,7 +4,7 @@
 //!   or clock. Its parts: `inline` (bytes in the inode), `write_back` (dirty chunks and those in flight), `metadata` (what
 //!   the metadata service is to be sent), `access` (truncation), `sessions`, `durability` (fsync), `view` (what readers see).
 //! - `driver` holds the lock, waits, runs threads and calls services, and carries out the effects.
-//! - `exploration` runs the machine in small worlds through every order of events.
+//! - `exploration` runs the machine in small worlds through every order of the events that it names.
 //!
 //! Invariants, asserted after each step where they can be seen from the state:
 //! - I1 A byte that was written is in `Inline::edits`, dirty, in flight, acknowledged by the chains, or was given up with

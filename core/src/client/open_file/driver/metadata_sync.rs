@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::durability::Stored;
+use super::super::machine::Effects;
 use super::super::metadata::{BeginFinalSync, BeginSync, Merge, MetadataUpdate, Sync, SyncEnded, SyncFailed};
 use super::super::write_back::SPILLED;
 use super::{OpenInode, now_ns};
@@ -16,7 +17,30 @@ const MERGES_MAX: usize = 32;
 /// How often an extension is tried while others truncate the file.
 const EXTENDS_MAX: usize = 32;
 
+/// Fail a sync that a panic interrupts, so that later ones are not refused. Made and dropped under the metadata lock.
+#[must_use = "it lasts as long as the sync"]
+pub struct SyncGuard<'a>(&'a Arc<OpenInode>);
+
+impl Drop for SyncGuard<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut machine = self.0.machine.lock();
+            if machine.metadata.is_syncing() {
+                // The invariants may be what has failed: a second panic would end the process.
+                let mut effects = Effects::default();
+                machine.step(SyncFailed, &mut effects);
+                self.0.carry_out(&mut machine, effects);
+            }
+        }
+    }
+}
+
 impl OpenInode {
+    /// Guard syncs that begin from here on; hold the metadata lock.
+    pub fn guard_sync(self: &Arc<Self>) -> SyncGuard<'_> {
+        SyncGuard(self)
+    }
+
     /// Write back everything written so far, and send the metadata service what it must know.
     ///
     /// An error of the write-back is not this function's: handles ask `error_since`.
@@ -65,6 +89,7 @@ impl OpenInode {
     fn sync_metadata_for(self: &Arc<Self>, durable_for: Option<&Arc<Identity>>) -> Result<Stored> {
         let durable = durable_for.is_some();
         let _metadata = self.metadata_lock.lock();
+        let _guard = self.guard_sync();
         let mut merges = 0;
         loop {
             let update = match self.apply(BeginSync { durable }) {

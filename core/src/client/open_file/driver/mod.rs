@@ -89,6 +89,7 @@ impl OpenInode {
         let mut effects = Effects::default();
         let outcome = machine.step(event, &mut effects);
         self.carry_out(machine, effects);
+        machine.assert_invariants();
         outcome
     }
 

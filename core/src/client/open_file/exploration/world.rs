@@ -347,6 +347,7 @@ impl World {
         let blocked = state.blocked();
         let mut effects = Effects::default();
         let outcome = state.machine.step(event, &mut effects);
+        state.machine.assert_invariants();
         state.memory += effects.memory;
         let now = state.blocked();
         if !effects.wake && blocked.iter().zip(now).any(|(before, now)| *before && !now) {
