@@ -217,7 +217,7 @@ impl Index {
         self.chunks.range(range).map(|guard| {
             let (key, value) = guard.into_inner().map_err(|error| failed(&error))?;
             let key = codec::decode_key(&key).map_err(|error| {
-                log::error!("chunk index: malformed key: {error}; skipped");
+                log::error!("chunk index: malformed key: {error}; the scan ends");
                 Status::Io
             })?;
             Ok((key, decode(key, &value)))

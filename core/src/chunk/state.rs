@@ -120,7 +120,7 @@ impl ContentState {
     }
 }
 
-/// Run of pages as extents.
+/// Return runs of pages as extents.
 pub fn compress(pages: &[PageNumber]) -> Vec<Extent> {
     let continues = |pair: &&[PageNumber]| Extent { first: pair[0], count: 1 }.precedes(pair[1]);
     let mut extents = Vec::with_capacity(pages.len() - pages.windows(2).filter(continues).count());

@@ -1,7 +1,7 @@
 //! Chain replication of one chunk, as one pure state machine.
 //!
 //! `Replica::step(event)` returns effects; there is no clock, no I/O, no randomness and no waiting in it, and a
-//! payload is named by the ticket of its caller. `server` carries the effects out; `core/tests/craq_model.rs`
+//! payload is named by the ticket of its caller. `storage` carries the effects out; `core/tests/craq_model.rs`
 //! explores this very code exhaustively for small worlds, `core/tests/craq_simulator.rs` for long ones.
 //!
 //! Invariants (`docs/architecture.md`, "Chain replication", has the rules R1 to R9):

@@ -77,7 +77,7 @@ pub(super) fn answer_offer(fabric: Option<&Arc<Fabric>>, offers: &[Offer]) -> Re
     }
     let (port, place): (Port, u16) = fabric.choose(offers).ok_or(Unable::NoFabric)?;
     let half = Half::new(fabric, &port, false).map_err(|error| {
-        log::warn!("creating a queue pair failed: {error}; the client stays with TCP");
+        log::warn!("creating a queue pair failed: {error}; the upgrade is refused");
         Unable::NotNow
     })?;
     let end = End { port: place, ..*half.end() };
@@ -87,7 +87,7 @@ pub(super) fn answer_offer(fabric: Option<&Arc<Fabric>>, offers: &[Offer]) -> Re
 /// The server connects to the client's end.
 pub(super) fn answer_connect(half: Half, theirs: &End) -> Result<Link, Unable> {
     half.connect(theirs).map_err(|error| {
-        log::warn!("connecting to a client's queue pair failed: {error}; the client stays with TCP");
+        log::warn!("connecting to a client's queue pair failed: {error}; the upgrade is refused");
         Unable::NotNow
     })
 }

@@ -79,6 +79,9 @@ impl PyStorageNode {
             tcp.parse().map_err(|_| Error::invalid(format!("{tcp:?} is not an address and a port")))?;
         options.tcp = Some(address);
         options.unix = socket;
+        if threads_max < 2 {
+            return Err(Error::invalid(format!("threads_max is 2 or more, not {threads_max}")).into());
+        }
         options.threads_max = threads_max;
         options.transport = transport.parse()?;
         options.rdma.devices = rdma_devices;

@@ -151,7 +151,7 @@ impl QueuePair {
         unsafe { (*self.raw).qp_num }
     }
 
-    /// Receive may be posted from here on. `remote_access`: whether the peer may read and write registered memory.
+    /// Receives may be posted from here on. `remote_access`: whether the peer may read and write registered memory.
     pub fn initialize(&mut self, remote_access: bool) -> io::Result<()> {
         let access = if remote_access { verbs::ACCESS_REMOTE_READ | verbs::ACCESS_REMOTE_WRITE } else { 0 };
         let mut attributes = QueuePairAttributes {

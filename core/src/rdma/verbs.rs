@@ -377,7 +377,7 @@ library! {
 }
 
 impl Library {
-    /// The library of this machine; the text says why there is none. OpenedDevices once.
+    /// The library of this machine; the text says why there is none. Opened once.
     pub fn get() -> Result<&'static Library, String> {
         static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
         LIBRARY.get_or_init(Library::open).as_ref().map_err(Clone::clone)

@@ -279,7 +279,6 @@ impl Node {
         payload: Option<&Placement>,
     ) -> Result<(), Status> {
         let StoredPending { stamp, op, tag } = update;
-        assert!(stamp.version > Version(0), "{key:?}: an update creates a version");
         let update = Update { key, stamp, op, tag, origin, fresh };
         let nothing: &[u8] = &[];
         let result = match payload {

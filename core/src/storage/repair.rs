@@ -17,7 +17,10 @@ pub fn run(node: &Arc<Node>) {
         match node.repair(key) {
             Ok(()) => log::warn!("node {}: {key:?} was damaged; repaired from another replica", node.id),
             Err(status) => {
-                log::error!("node {}: repairing damaged {key:?} failed: {status}; reads of it fail", node.id)
+                log::error!(
+                    "node {}: repairing damaged {key:?} failed: {status}; this replica stays damaged",
+                    node.id
+                )
             }
         }
     }

@@ -287,7 +287,7 @@ impl SendBatch {
     }
 }
 
-/// Add a outgoing to the batch of its node; false when it is time to send what there is.
+/// Add an update to the batch of its node; false when it is time to send what there is.
 fn put(batches: &mut Vec<SendBatch>, to: NodeId, following: usize, outgoing: OutgoingUpdate) -> bool {
     let bytes = outgoing.payload.len();
     let same = |batch: &&mut SendBatch| batch.to == to && batch.following == following;

@@ -135,7 +135,7 @@ impl StorageServer {
         self.server.tcp_address()
     }
 
-    /// Applie a snapshot or a delta of the manager's; return the version then known.
+    /// Apply a snapshot or a delta of the manager's; return the version then known.
     pub fn set_routing(&self, update: pb::Routing) -> Result<u64> {
         self.node.set_routing(update)
     }
