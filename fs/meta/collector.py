@@ -248,7 +248,9 @@ class Collector:
         if value is None:
             return
         inode = schema.decode_inode(value)
-        assert inode.link_count > 0, "an entry is one of the inode's links"
+        if not inode.link_count:  # records of a damaged dump: `luciola fsck` reports them
+            log.error("inode %d: an entry names it, and it has no links left; the entry is removed", number)
+            return
         inode.link_count = 0 if inode.type == DIRECTORY else inode.link_count - 1
         if not inode.link_count:
             if inode.type != DIRECTORY and not self._is_open(number) and self._erase(removal, inode):

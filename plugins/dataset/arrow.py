@@ -84,7 +84,7 @@ class ArrowRecords(BlockRecords):
             messages = _messages(file, identity.size)
             schema = _schema(_whole(file, messages[0]), path)
         batches = [each for each in messages if each.kind == BATCH]
-        self._shared_messages[path] = [each for each in messages if each.kind != BATCH]
+        self._shared_messages[path] = [each for each in messages if each.kind in {SCHEMA, DICTIONARY}]
         chosen = self._chosen(path, schema)
         runs = [[(each.offset, each.length)] if len(chosen) else [] for each in batches]
         self._layouts[path] = Layout.of([each.rows for each in batches], runs)

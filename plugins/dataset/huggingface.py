@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ...errors import InvalidArgument
-from .arrow import ArrowWriter
+from .arrow import ArrowRecords, ArrowWriter
 from .datasets import MapDataset
 from .open import Locations, open_records
 from .packing import PART_BYTES, Report, require_empty
@@ -110,7 +110,7 @@ def pack_hugging_face(
         )
     place, (directory,) = place_of(target)
     file_system = place.file_system
-    require_empty(file_system, directory)
+    require_empty(file_system, directory, kinds=[ArrowRecords])
     report = Report("arrow")
     tables = dataset.with_format("arrow").iter(batch_size=batch_rows)
     table = next(tables, None)

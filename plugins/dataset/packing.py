@@ -17,7 +17,7 @@ from ...client.location import AnyFileSystem
 from ...errors import AlreadyExists, InvalidArgument
 from .ffrecord import FFRecordWriter
 from .open import FORMATS, Locations
-from .records import place_of
+from .records import Records, place_of
 from .tar import TarWriter, key_and_part
 from .tokens import TokenWriter
 
@@ -137,9 +137,11 @@ def _labels(sources: Sources, format: str) -> list[str]:  # noqa: A002 (what it 
     return sorted(found, key=os.fsencode)
 
 
-def require_empty(file_system: AnyFileSystem, directory: str) -> None:
-    """Require a directory without files of a data set. Raises: AlreadyExists."""
-    endings = tuple(ending for kind in FORMATS.values() for ending in (kind.suffix, *kind.also))
+def require_empty(
+    file_system: AnyFileSystem, directory: str, *, kinds: Iterable[type[Records]] = FORMATS.values()
+) -> None:
+    """Require a directory without files of these formats. Raises: AlreadyExists."""
+    endings = tuple(ending for kind in kinds for ending in (kind.suffix, *kind.also))
     if file_system.isdir(directory):
         there = [name for name in file_system.listdir(directory) if name.endswith(endings)]
         if there:

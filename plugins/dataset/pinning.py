@@ -1,5 +1,6 @@
 """Page-locks memory for CUDA, so that copies to a device read it in place."""
 
+import os
 import weakref
 
 import torch
@@ -15,7 +16,12 @@ def pin_array(array: Bytes) -> None:
         raise RuntimeError(
             f"CUDA cannot lock {array.nbytes} bytes of memory: {error} (pin=False of MapDataset does without)"
         )
-    weakref.finalize(array, runtime.cudaHostUnregister, array.ctypes.data).atexit = False
+    weakref.finalize(array, _unpin, array.ctypes.data, os.getpid()).atexit = False
+
+
+def _unpin(address: int, process: int) -> None:
+    if process == os.getpid():  # a forked process has no CUDA
+        torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
 
 
 __all__ = ["pin_array"]

@@ -124,7 +124,7 @@ class Pool:
             self._retired.append(piece.serial)
 
     def _release(self, piece: Piece) -> None:
-        # May run inside any allocation of any thread: no locks, and no call of CUDA, which would unpin the piece.
+        # May run inside any allocation of any thread: no locks. Pinned pieces stay: unpinning calls CUDA.
         free = self._free[piece.size]
         is_in_use = self._takes[piece.size] == self._taken and len(free) < IN_USE
         if is_in_use or self._pin is not None or self.free_bytes + piece.size <= self._limit_bytes:

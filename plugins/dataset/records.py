@@ -332,7 +332,11 @@ def concurrently(act: Callable[[Given], Made], all_given: Sequence[Given]) -> li
         return made
 
     with ThreadPoolExecutor(threads, "luciola-dataset") as pool:
-        shares = list(pool.map(share, range(threads)))
+        try:
+            shares = list(pool.map(share, range(threads)))
+        except BaseException as error:  # an interrupt of this thread ends the others, too
+            failed[len(all_given)] = error
+            raise
     if failed:
         raise failed[min(failed)]
     return [shares[number % threads][number // threads] for number in range(len(all_given))]

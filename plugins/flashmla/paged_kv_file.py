@@ -66,7 +66,8 @@ class Page:
 
     @property
     def name(self) -> PageName:
-        return self.entry
+        entry = self.entry  # which is a name and more, so it equals none
+        return PageName(entry.key, entry.parent, entry.depth, entry.tokens)
 
 
 @dataclass(frozen=True)

@@ -202,9 +202,9 @@ class Buffer(LowLatencyMethods):
                 refuse("expert_alignment", expert_alignment, "it must be positive")
             if num_worst_tokens < 0:
                 refuse("num_worst_tokens", num_worst_tokens, "it must not be negative")
-        home = x[0].device if isinstance(x, tuple | list) else x.device
         with self.communication.call(previous_event) as call:
             with self.reporting("dispatch"):
+                home = x[0].device if isinstance(x, tuple | list) else x.device
                 tokens = take_tokens(x, topk_idx, topk_weights, device=self.transport.device)
                 if handle is not None:
                     assert topk_idx is None, "a handle has the routing already"

@@ -71,9 +71,10 @@ class LowLatencyMethods:
         by the nanoseconds that each rank was waited for. With `return_recv_hook`, only sends; hook() receives.
         At most two results of this mode may be alive.
         """
-        mode, tokens = self._low_latency(), len(x)
+        mode = self._low_latency()
         stats, costs = cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats
         with mode.reporting("low-latency dispatch"):
+            tokens = len(x)
             layout = mode.layout(num_max_dispatch_tokens_per_rank, x.shape[-1], num_experts)
             check_tensor(x, "x", (torch.bfloat16,), (tokens, layout.hidden))
             check_topk(topk_idx, tokens, num_experts)
@@ -118,8 +119,9 @@ class LowLatencyMethods:
         what get_next_low_latency_combine_buffer returned; it saves nothing, as no call copies x on its way to peers.
         `use_logfmt`: ten bits a channel travel.
         """
-        mode, tokens, costs = self._low_latency(), len(topk_idx), combine_wait_recv_cost_stats
+        mode, costs = self._low_latency(), combine_wait_recv_cost_stats
         with mode.reporting("low-latency combine"):
+            tokens = len(topk_idx)
             source_tokens, ranges, max_tokens, hidden, experts = handle
             layout = mode.layout(max_tokens, hidden, experts)
             check_tensor(x, "x", (torch.bfloat16,), (layout.local, layout.rows, hidden))

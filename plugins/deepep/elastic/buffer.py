@@ -321,7 +321,7 @@ def _check_answers(x: Tensor, topk_weights: Tensor | None, handle: EPHandle) -> 
     if topk_weights is not None:
         rows = max(len(topk_weights), needed) if topk_weights.dim() else needed
         shape = (rows,) if handle.do_expand else (rows, handle.topk_idx.shape[1])
-        check_tensor(topk_weights, "topk_weights", (torch.float32,), shape, strided=True)
+        check_tensor(topk_weights.contiguous(), "topk_weights", (torch.float32,), shape)
 
 
 __all__ = ["ElasticBuffer"]

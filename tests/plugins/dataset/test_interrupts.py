@@ -6,7 +6,10 @@ reads batches, for every n until none is left.
 
 import dis
 import itertools
+import os
+import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any, Self
 
@@ -18,7 +21,7 @@ from luciola.client import ring as cluster_ring
 from luciola.plugins.dataset import FFRecordWriter, Loader, MapDataset, datasets, loader, open_records
 from luciola.plugins.dataset import reader as reader_module
 from luciola.plugins.dataset.reader import BatchReader
-from luciola.plugins.dataset.records import Records
+from luciola.plugins.dataset.records import Records, concurrently
 
 FILES = {module.__file__ for module in (reader_module, datasets, loader, local_ring, cluster_ring)}
 
@@ -132,3 +135,18 @@ def test_wait_without_reads_in_flight_is_an_error(records) -> None:
     with pytest.raises(RuntimeError, match="1 reads of a batch have no results, and none is in flight"):
         reader.finish(pending)
     reader.close()
+
+
+def test_interrupt_ends_what_threads_do_with_many_files() -> None:
+    called: list[int] = []
+    pause = threading.Event()
+
+    def act(number: int) -> None:
+        called.append(number)
+        if number == 40:
+            os.kill(os.getpid(), signal.SIGINT)
+        pause.wait(0.005)
+
+    with pytest.raises(KeyboardInterrupt):
+        concurrently(act, range(4000))
+    assert len(called) < 4000

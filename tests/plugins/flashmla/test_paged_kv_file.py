@@ -39,6 +39,7 @@ def test_pages_come_back_bit_by_bit(path, kind, layers):
     with PagedKVFile.open(path, model="m") as file:
         pages = file.match([*tokens, 7, 8])
         assert [page.name.tokens for page in pages] == [64, 64, 22]
+        assert [page.name for page in pages] == file.names(tokens), "found by the names they were saved under"
         transfer = file.load(pages, [1, 2, 0], other)
         assert sorted(transfer.landing()) == [0, 1, 2]
         assert transfer.done

@@ -1,7 +1,7 @@
 """Times of functions and kernels."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -31,12 +31,13 @@ def bench(
 
 
 def bench_kineto(
-    fn: Callable[[], object], kernel_names: str | tuple[str, ...], num_tests: int = 30, **_unused: object
+    fn: Callable[[], object], kernel_names: str | Sequence[str], num_tests: int = 30, **_unused: object
 ) -> float | tuple[float, ...]:
     """Seconds that a GPU spends in a call's kernels whose names contain each of `kernel_names`."""
     if not torch.cuda.is_available():
         raise BadCall("bench_kineto measures kernels of a GPU, and there is none: use bench")
-    return kineto(fn, kernel_names, num_tests, flush_l2=False, with_multiple_kernels=True)
+    names = kernel_names if isinstance(kernel_names, str) else tuple(kernel_names)
+    return kineto(fn, names, num_tests, flush_l2=False, with_multiple_kernels=True)
 
 
 def _wait() -> None:
