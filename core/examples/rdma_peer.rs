@@ -11,8 +11,8 @@
 //!
 //! Each line is answered by one. It ends with its input.
 
-#[path = "../tests/twin/mod.rs"]
-mod twin;
+#[path = "../tests/fake/mod.rs"]
+mod fake;
 
 use std::fmt::Debug;
 use std::io::{self, BufRead, Write, stdin, stdout};
@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fake::{Fault, Running, SECRET, credential, read_op, write_op};
 use luciola_core::buffer::{BufferPool, Placement};
 use luciola_core::cluster::Transport;
 use luciola_core::cluster::routing::own_boot_id;
@@ -31,7 +32,6 @@ use luciola_core::storage::{NodeOptions, StorageServer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, claims::Role};
 use luciola_core::wire::rdma::RemoteMemory;
-use twin::{Fault, Running, SECRET, credential, read_op, write_op};
 
 const CHUNK_BYTES: usize = 1 << 20;
 const LONG: Duration = Duration::from_secs(60);
@@ -61,19 +61,19 @@ fn serve(device: &str) {
     answer_lines(|words| match words {
         ["connections"] => running.server.connection_count().to_string(),
         ["chunk", content, index] => {
-            let chunk = running.twin.chunk(1, number(content), number(index) as u32);
+            let chunk = running.fake.chunk(1, number(content), number(index) as u32);
             chunk.map_or("none".to_owned(), |bytes| hexadecimal(&bytes))
         }
         ["hang"] => {
-            running.twin.fail([Fault::Hang]);
+            running.fake.fail([Fault::Hang]);
             "ok".to_owned()
         }
         ["release"] => {
-            running.twin.release();
+            running.fake.release();
             "ok".to_owned()
         }
         ["put", content, index, length, seed] => {
-            running.twin.put(1, number(content), number(index) as u32, &pattern(length, seed));
+            running.fake.put(1, number(content), number(index) as u32, &pattern(length, seed));
             "ok".to_owned()
         }
         _ => format!("unknown: {words:?}"),

@@ -116,7 +116,7 @@ class Client:
     def list(
         self, inode: int, after: bytes, *, with_attributes: bool = False
     ) -> tuple[builtins.list[tuple[bytes, int, int, _Stat | None]], bool]:
-        """One page of a directory, after the name `after`: (name, inode, type, attributes), and whether it goes on."""
+        """One page of a directory, after the name `after`: (name, inode, type, attributes), and whether more follow."""
     def mkdir(
         self, name: bytes, permissions: int, *, parents: bool = False, layout: _Layout | None = None
     ) -> None: ...
@@ -174,7 +174,7 @@ class Client:
     def flush(self) -> None:
         """Everything written through this client so far is acknowledged and seen by others."""
     def close(self) -> None:
-        """Write back what is dirty, end the session, say goodbye. Idempotent."""
+        """Write back what is dirty, end the session, send mgmtd a leave notice. Idempotent."""
 
 @final
 class File:
@@ -192,7 +192,7 @@ class File:
     def length(self) -> int:
         """As this client knows it."""
     def refresh(self) -> int:
-        """The length, asked anew."""
+        """The length, as the metadata service says now."""
     def stat(self) -> _Stat: ...
     @property
     def inode(self) -> int: ...
@@ -252,9 +252,9 @@ class Mount:
         grace_ms: int = 10_000,
     ) -> Mount: ...
     def run(self) -> None:
-        """Serve the mount until it is gone, whoever unmounts it; then write back what is dirty. Once."""
+        """Serve the mount until it is gone, by whichever call; then write back what is dirty. Once."""
     def unmount(self) -> None:
-        """Unmount: `run` returns. Programs that still use the mount may go on for `grace_ms`, then get errors."""
+        """Unmount: `run` returns. Programs that still use the mount may continue for `grace_ms`, then get errors."""
     def abort(self) -> None:
         """Unmount at once, and cut off every program that uses the mount. What is dirty is still written back."""
 
@@ -345,7 +345,7 @@ class StorageNode:
     ) -> tuple[int, tuple[int, int] | None]:
         """At the head: remove up to `limit` chunks through the chain; each removal is (content, first index).
 
-        Returns (removed, where to go on): a place in `removals` and an index; `None` when nothing is left.
+        Returns (removed, where to continue): a place in `removals` and an index; `None` when nothing is left.
         None is begun once the boot clock shows `expires_s`. Raises: Timeout.
         """
     def sync_chain(self, chain: int, chain_version: int) -> None:
@@ -378,7 +378,7 @@ class StorageNode:
     ) -> tuple[int, int, list[tuple[int, int, int]], int, tuple[int, int] | None]:
         """Read and verify up to `limit` chunks: (chunks, bytes, damaged (content, index, version), repaired, last).
 
-        `last`: pass it as `after` to go on; `None` at the end.
+        `last`: pass it as `after` to continue; `None` at the end.
         """
     def quarantine(
         self,

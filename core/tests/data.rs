@@ -1,12 +1,13 @@
 //! The data client against three in-memory storage nodes, with everything that they may answer.
 
+mod fake;
 mod over;
-mod twin;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use fake::{Fault, Running, at_most_a_minute, credential, soon};
 use luciola_core::buffer::{BufferPool, Placement};
 use luciola_core::client::data::{DataClient, DataOptions, Read, Write};
 use luciola_core::cluster::routing::{Routing, RoutingTable, own_boot_id};
@@ -17,7 +18,6 @@ use luciola_core::rdma::RdmaOptions;
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, Layout, claims::Role};
 use proptest::prelude::*;
-use twin::{Fault, Running, at_most_a_minute, credential, soon};
 
 const CHUNK: u32 = 4096;
 const CONTENT: ContentId = ContentId(77);
@@ -102,13 +102,13 @@ impl World {
     }
 
     /// Node `number`, from 1.
-    fn twin(&self, number: usize) -> &twin::Twin {
-        &self.nodes[number - 1].twin
+    fn fake(&self, number: usize) -> &fake::FakeStore {
+        &self.nodes[number - 1].fake
     }
 
     /// The same bytes on all nodes.
     fn put(&self, chain: u32, index: u32, bytes: &[u8]) {
-        self.nodes.iter().for_each(|node| node.twin.put(chain, CONTENT.0, index, bytes));
+        self.nodes.iter().for_each(|node| node.fake.put(chain, CONTENT.0, index, bytes));
     }
 
     /// Publishes a chain's next version.
@@ -119,13 +119,13 @@ impl World {
         chain.version.0 += 1;
         chain.members = members;
         for node in &self.nodes {
-            node.twin.versions.lock().insert(chain.id, chain.version);
+            node.fake.versions.lock().insert(chain.id, chain.version);
         }
         self.table.replace(next);
     }
 
     fn batches(&self) -> u64 {
-        self.nodes.iter().map(|node| node.twin.batches.load(Ordering::SeqCst)).sum()
+        self.nodes.iter().map(|node| node.fake.batches.load(Ordering::SeqCst)).sum()
     }
 }
 
@@ -248,7 +248,7 @@ fn chunks_are_spread_over_replicas_and_one_chunk_stays_with_one() {
         }
     }
     for node in 1..=3 {
-        assert_eq!(world.twin(node).reads.load(Ordering::SeqCst), 4);
+        assert_eq!(world.fake(node).reads.load(Ordering::SeqCst), 4);
     }
 }
 
@@ -257,21 +257,21 @@ fn a_dirty_chunk_is_read_from_the_tail() {
     let world = World::new(vec![serving(&[1, 2, 3])]);
     let client = world.client(Transport::Shm);
     for node in 1..=3 {
-        world.twin(node).put(1, CONTENT.0, 0, format!("node{node}").as_bytes());
+        world.fake(node).put(1, CONTENT.0, 0, format!("node{node}").as_bytes());
     }
-    // Whoever is asked first is dirty; only the tail never is.
+    // The replica that is asked first is dirty; only the tail never is.
     let faults = || [Fault::Answer(Status::Dirty)];
-    world.twin(1).fail(faults());
-    world.twin(2).fail(faults());
+    world.fake(1).fail(faults());
+    world.fake(2).fail(faults());
     let index_of_node_1 = (0..3).find(|index| (CONTENT.0 as u32 + index).is_multiple_of(3)).unwrap();
     for node in 1..=3 {
-        world.twin(node).put(1, CONTENT.0, index_of_node_1, format!("node{node}").as_bytes());
+        world.fake(node).put(1, CONTENT.0, index_of_node_1, format!("node{node}").as_bytes());
     }
     let offset = u64::from(index_of_node_1) * u64::from(CHUNK);
     assert_eq!(read(&client, offset, 5).unwrap(), b"node3");
     // Even a tail that is dirty for a while.
     let tail = u64::from(index_of_node_1 + 2) * u64::from(CHUNK);
-    world.twin(3).fail([
+    world.fake(3).fail([
         Fault::Answer(Status::Dirty),
         Fault::Answer(Status::Dirty),
         Fault::Answer(Status::Dirty),
@@ -287,13 +287,13 @@ fn a_damaged_copy_is_read_from_another_replica() {
     world.put(1, 0, b"value");
     let damaged = || Fault::Answer(Status::Checksum);
     for node in 1..=2 {
-        world.twin(node).fail([damaged()]);
+        world.fake(node).fail([damaged()]);
         assert_eq!(read(&client, 0, 5).unwrap(), b"value");
-        world.twin(node).faults.lock().clear();
+        world.fake(node).faults.lock().clear();
     }
     let before = world.batches();
-    world.twin(1).fail([damaged()]);
-    world.twin(2).fail([damaged()]);
+    world.fake(1).fail([damaged()]);
+    world.fake(2).fail([damaged()]);
     assert_eq!(read(&client, 0, 5), Err(Kind::CorruptData), "when no good copy is left");
     assert_eq!(world.batches(), before + 2, "each is asked once");
 }
@@ -308,7 +308,7 @@ fn what_cannot_be_helped_is_told_at_once() {
         (Status::Invalid, Kind::InvalidArgument),
     ] {
         let before = world.batches();
-        world.twin(1).fail([Fault::Answer(status)]);
+        world.fake(1).fail([Fault::Answer(status)]);
         assert_eq!(write(&client, 0, b"x"), Err(kind));
         assert_eq!(world.batches(), before + 1, "{status:?} is not tried again");
     }
@@ -325,10 +325,10 @@ fn passing_troubles_are_waited_out() {
     for transport in [Transport::Shm, Transport::Tcp] {
         let client = world.client(transport);
         let faults = || [NotServing, Busy, NoLease, MissingVersion, Timeout].map(Fault::Answer);
-        world.twin(1).fail(faults());
+        world.fake(1).fail(faults());
         write(&client, 10, b"hello").unwrap();
-        world.twin(1).fail(faults());
-        world.twin(1).fail([Fault::DropBefore, Fault::DropAfter, Fault::DropBefore]);
+        world.fake(1).fail(faults());
+        world.fake(1).fail([Fault::DropBefore, Fault::DropAfter, Fault::DropBefore]);
         assert_eq!(read(&client, 10, 5).unwrap(), b"hello");
     }
 }
@@ -338,11 +338,11 @@ fn an_update_whose_answer_was_lost_happens_once() {
     let world = World::new(vec![serving(&[1])]);
     for transport in [Transport::Shm, Transport::Tcp] {
         let client = world.client(transport);
-        let before = world.twin(1).executed.load(Ordering::SeqCst);
-        world.twin(1).fail([Fault::DropAfter, Fault::DropBefore, Fault::DropAfter]);
+        let before = world.fake(1).executed.load(Ordering::SeqCst);
+        world.fake(1).fail([Fault::DropAfter, Fault::DropBefore, Fault::DropAfter]);
         write(&client, 0, b"once").unwrap();
-        assert_eq!(world.twin(1).executed.load(Ordering::SeqCst), before + 1);
-        assert_eq!(world.twin(1).chunk(1, CONTENT.0, 0).unwrap(), b"once");
+        assert_eq!(world.fake(1).executed.load(Ordering::SeqCst), before + 1);
+        assert_eq!(world.fake(1).chunk(1, CONTENT.0, 0).unwrap(), b"once");
     }
 }
 
@@ -353,12 +353,12 @@ fn an_update_says_which_earlier_ones_need_not_be_remembered() {
     for chunk in 0..5 {
         write(&client, chunk * u64::from(CHUNK), b"x").unwrap();
     }
-    assert_eq!(world.twin(1).writer_count(), 1, "the others are settled");
+    assert_eq!(world.fake(1).writer_count(), 1, "the others are settled");
     // An attempt that was lost may still arrive, so this one is not, although its answer is known.
-    world.twin(1).fail([Fault::DropAfter]);
+    world.fake(1).fail([Fault::DropAfter]);
     write(&client, 0, b"y").unwrap();
     write(&client, u64::from(CHUNK), b"z").unwrap();
-    assert_eq!(world.twin(1).writer_count(), 2);
+    assert_eq!(world.fake(1).writer_count(), 2);
 }
 
 #[test]
@@ -384,17 +384,17 @@ fn a_node_in_trouble_is_left_alone_for_a_while() {
     let world = World::new(vec![serving(&[1, 2])]);
     for transport in [Transport::Shm, Transport::Tcp] {
         let client = world.client(transport);
-        let before = world.twin(1).batches.load(Ordering::SeqCst);
-        world.twin(1).fail([Fault::DropBefore; 20]);
+        let before = world.fake(1).batches.load(Ordering::SeqCst);
+        world.fake(1).fail([Fault::DropBefore; 20]);
         let begun = Instant::now();
         for index in 0..6 {
             read(&client, index * u64::from(CHUNK), 5).unwrap();
         }
         // For a second; under load the reads may take longer.
         let most = 1 + begun.elapsed().as_secs();
-        let asked = world.twin(1).batches.load(Ordering::SeqCst) - before;
+        let asked = world.fake(1).batches.load(Ordering::SeqCst) - before;
         assert!((1..=most).contains(&asked), "asked {asked} times and not {most}");
-        world.twin(1).faults.lock().clear();
+        world.fake(1).faults.lock().clear();
     }
 }
 
@@ -411,7 +411,7 @@ fn a_write_follows_the_chain_to_its_new_head() {
         world.change(1, vec![member(2, TargetState::Serving), member(1, TargetState::Offline)]);
         writer.join().unwrap().unwrap();
     });
-    assert_eq!(world.twin(2).chunk(1, CONTENT.0, 0).unwrap(), b"other");
+    assert_eq!(world.fake(2).chunk(1, CONTENT.0, 0).unwrap(), b"other");
     assert_eq!(read(&client, 0, 5).unwrap(), b"other");
 }
 
@@ -422,7 +422,7 @@ fn an_old_chain_version_waits_for_routing() {
     world.put(1, 0, b"value");
     // The nodes know already, the client does not yet.
     for node in 1..=2 {
-        world.twin(node).versions.lock().insert(ChainId(1), ChainVersion(2));
+        world.fake(node).versions.lock().insert(ChainId(1), ChainVersion(2));
     }
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| read(&client, 0, 5));
@@ -433,7 +433,7 @@ fn an_old_chain_version_waits_for_routing() {
         assert_eq!(reader.join().unwrap().unwrap(), b"value");
         writer.join().unwrap().unwrap();
     });
-    assert!(world.twin(2).chunk(1, CONTENT.0, 1).is_some(), "written at the new head");
+    assert!(world.fake(2).chunk(1, CONTENT.0, 1).is_some(), "written at the new head");
 }
 
 #[test]
@@ -442,7 +442,7 @@ fn a_deadline_is_kept_whatever_happens() {
         let world = World::new(vec![serving(&[1]), Vec::new()]);
         let client = world.client(transport);
         let limit = |time| Instant::now() + Duration::from_millis(time);
-        world.twin(1).fail([Fault::Hang, Fault::Hang]);
+        world.fake(1).fail([Fault::Hang, Fault::Hang]);
         let payload = Placement::from_vec(vec![1; 10]);
         let attempts = || {
             assert_eq!(read_until(&client, 0, 10, limit(80)), Err(Kind::Timeout));
@@ -455,7 +455,7 @@ fn a_deadline_is_kept_whatever_happens() {
                 "{said}"
             );
         };
-        at_most_a_minute(|| world.twin(1).release(), attempts);
+        at_most_a_minute(|| world.fake(1).release(), attempts);
         // A chain without a serving member.
         let nowhere = Layout { base: 1, ..layout(1) };
         let into = Placement::private(10).unwrap();
@@ -465,7 +465,7 @@ fn a_deadline_is_kept_whatever_happens() {
         assert!(nothing.message().contains("(no request sent within "), "{nothing}");
         assert!(client.write(&nowhere, CONTENT, 0, &payload, limit(80)).is_err());
         assert!(client.sync(&nowhere, CONTENT, 0, 1, limit(80)).is_err());
-        world.twin(1).release();
+        world.fake(1).release();
     }
 }
 
@@ -485,7 +485,7 @@ fn one_client_has_one_update_of_a_chunk_in_flight() {
         }
     });
     for node in 1..=2 {
-        assert_eq!(world.twin(node).under_way_max.load(Ordering::SeqCst), 1);
+        assert_eq!(world.fake(node).under_way_max.load(Ordering::SeqCst), 1);
     }
 }
 
@@ -550,7 +550,7 @@ fn chunks_that_hold_bytes_are_found_by_few_batches() {
     assert!(is_held(chunk * 300 + 16, chunk * 300 + 20));
     assert!(!is_held(chunk * 300 + 17, chunk * 300 + 20));
     assert!(!is_held(chunk * 5, chunk * 5));
-    (1..=3).for_each(|node| world.twin(node).fail([Fault::Answer(Status::Io)]));
+    (1..=3).for_each(|node| world.fake(node).fail([Fault::Answer(Status::Io)]));
     assert_eq!(client.data_extents(&layout, CONTENT, chunk..chunk * 2, soon()).unwrap_err().errno(), 5);
 }
 
@@ -580,17 +580,17 @@ fn one_bad_request_of_a_list_harms_no_other() {
 fn a_sync_asks_the_head_of_every_chain_that_the_range_touches() {
     let world = World::new(vec![serving(&[1, 2]), serving(&[3, 1]), serving(&[1])]);
     let client = world.client(Transport::Auto);
-    let synced = || [1, 2, 3].map(|node| world.twin(node).synced.load(Ordering::SeqCst));
+    let synced = || [1, 2, 3].map(|node| world.fake(node).synced.load(Ordering::SeqCst));
     client.sync(&layout(3), CONTENT, 0, u64::MAX, soon()).unwrap();
     assert_eq!(synced(), [2, 0, 1]);
-    world.twin(3).fail([Fault::Answer(Status::NotServing), Fault::DropBefore]);
+    world.fake(3).fail([Fault::Answer(Status::NotServing), Fault::DropBefore]);
     client.sync(&layout(3), CONTENT, 0, 3 * u64::from(CHUNK), soon()).unwrap();
     assert_eq!(synced(), [4, 0, 3], "only the chain that failed is asked again");
     client.sync(&layout(3), CONTENT, 0, 1, soon()).unwrap();
     assert_eq!(synced().iter().sum::<u64>(), 8, "a range in one chunk touches one chain");
     client.sync(&layout(3), CONTENT, 10, 0, soon()).unwrap();
     assert_eq!(synced().iter().sum::<u64>(), 8);
-    world.twin(1).fail([Fault::Answer(Status::Io)]);
+    world.fake(1).fail([Fault::Answer(Status::Io)]);
     let all = client.sync(&layout(3), CONTENT, 0, u64::MAX, soon());
     assert_eq!(all.unwrap_err().errno(), 5);
 }
@@ -601,7 +601,7 @@ fn a_chunk_is_cut_at_the_head() {
     let client = world.client(Transport::Shm);
     write(&client, 0, b"0123456789").unwrap();
     client.truncate_chunk(&layout(1), CONTENT, 0, 4, soon()).unwrap();
-    assert_eq!(world.twin(1).chunk(1, CONTENT.0, 0).unwrap(), b"0123");
+    assert_eq!(world.fake(1).chunk(1, CONTENT.0, 0).unwrap(), b"0123");
     assert!(client.truncate_chunk(&layout(1), CONTENT, 0, CHUNK + 1, soon()).is_err());
 }
 
@@ -626,7 +626,7 @@ fn a_node_that_moved_is_found_at_its_new_address() {
     let client = world.client(Transport::Tcp);
     write(&client, 0, b"value").unwrap();
     let moved = running();
-    moved.twin.put(1, CONTENT.0, 0, b"moved");
+    moved.fake.put(1, CONTENT.0, 0, b"moved");
     let old = std::mem::replace(&mut world.nodes[0], moved);
     old.server.stop();
     let mut next = (*world.table.current()).clone();
@@ -667,7 +667,7 @@ fn a_chain_of_three_forwards_what_it_is_given() {
     let world = World::new(vec![serving(&[1, 2, 3])]);
     for (node, next) in [(1, 2), (2, 3)] {
         let pool = Pool::new(world.nodes[next - 1].unix(), credential(Role::Service), 4);
-        *world.twin(node).next.lock() = Some(Arc::new(pool));
+        *world.fake(node).next.lock() = Some(Arc::new(pool));
     }
     let client = world.client(Transport::Auto);
     let buffer = client.buffers().try_take().unwrap().slice(0..10_000);
@@ -676,7 +676,7 @@ fn a_chain_of_three_forwards_what_it_is_given() {
     client.write(&layout(1), CONTENT, 100, &buffer, soon()).unwrap();
     for node in 1..=3 {
         let stored: Vec<u8> =
-            (0..3).flat_map(|index| world.twin(node).chunk(1, CONTENT.0, index).unwrap()).collect();
+            (0..3).flat_map(|index| world.fake(node).chunk(1, CONTENT.0, index).unwrap()).collect();
         assert_eq!(stored[100..], bytes);
     }
 }
@@ -689,7 +689,7 @@ fn a_read_into_lent_memory_is_given_up_if_its_owner_can_do_without() {
     for index in 0..2 {
         world.put(1, index, &[index as u8 + 1; CHUNK as usize]);
     }
-    world.twin(1).fail([Fault::Hang]);
+    world.fake(1).fail([Fault::Hang]);
     let deadline = Instant::now() + Duration::from_secs(60);
     let pool = BufferPool::new(CHUNK as usize, 4).unwrap();
     let mut lost = 0;
@@ -709,7 +709,7 @@ fn a_read_into_lent_memory_is_given_up_if_its_owner_can_do_without() {
     // Under load the other node may take too long as well.
     assert!(lost >= 1);
     assert!(pool.available() < 4, "the lost buffer is not used again");
-    world.twin(1).release();
+    world.fake(1).release();
     while pool.available() < 4 {
         assert!(Instant::now() < deadline, "it comes back when the node has answered");
         std::thread::yield_now();

@@ -1,6 +1,6 @@
 //! The lane client and the routing thread against servers made of the same bytes.
 
-mod twin;
+mod fake;
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use fake::port::Port;
+use fake::{SECRET, credential, patiently, soon};
 use luciola_core::cluster::routing::RoutingTable;
 use luciola_core::cluster::rpc::{Lane, LaneOptions};
 use luciola_core::error::Kind;
@@ -22,8 +24,6 @@ use luciola_core::wire::lane::{HEADER_BYTES, LaneHeader, socket_name};
 use luciola_core::wire::pb::{self, Method, claims::Role};
 use parking_lot::{Condvar, Mutex};
 use prost::Message;
-use twin::port::Port;
-use twin::{SECRET, credential, patiently, soon};
 
 /// What the server does with one request.
 #[derive(Clone, Debug)]
@@ -281,7 +281,7 @@ fn a_unix_socket_where_another_program_answers_is_left_for_tcp() {
 #[test]
 fn a_server_that_stops_behind_its_unix_socket_meets_the_deadline() {
     let server = Server::start([]);
-    // Nobody ever accepts, as of a stopped process.
+    // No process ever accepts, as if it were stopped.
     let listener = server.listen_locally();
     let lane = lane(&[&server.address]);
     let deadline = Instant::now() + Duration::from_millis(200);

@@ -1,6 +1,6 @@
 //! Connections, servers and pools over both transports, with an in-memory service and its faults.
 
-mod twin;
+mod fake;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use fake::{Fault, Running, SECRET, at_most_a_minute, credential, patiently, read_op, soon, write_op};
 use luciola_core::buffer::{BufferPool, Placement, Region};
 use luciola_core::net::{
     ConnectError, Connection, Credential, Endpoint, Pool, Secret, Server, ServerOptions,
@@ -23,7 +24,6 @@ use luciola_core::wire::handshake;
 use luciola_core::wire::pb::{Claims, claims::Role};
 use luciola_core::wire::rdma;
 use parking_lot::RwLock;
-use twin::{Fault, Running, SECRET, at_most_a_minute, credential, patiently, read_op, soon, write_op};
 
 const A_MINUTE: Duration = Duration::from_secs(60);
 
@@ -68,7 +68,7 @@ fn what_is_written_is_read_back() {
             let mut out = Vec::new();
             connection.update(&ops, &payload, soon(), &mut out).unwrap();
             assert!(out.iter().all(|result| result.status == Status::Ok && result.length == length as u32));
-            assert_eq!(running.twin.chunk(1, content, kind as u32 * 2).unwrap(), bytes);
+            assert_eq!(running.fake.chunk(1, content, kind as u32 * 2).unwrap(), bytes);
 
             let targets =
                 [pool.try_take().unwrap().slice(0..length + 10), Placement::private(length + 10).unwrap()];
@@ -95,8 +95,8 @@ fn what_is_written_is_read_back() {
 #[test]
 fn a_batch_mixes_hits_misses_and_short_reads() {
     let running = Running::start();
-    running.twin.put(1, 5, 0, b"0123456789");
-    running.twin.put(1, 5, 2, b"abc");
+    running.fake.put(1, 5, 0, b"0123456789");
+    running.fake.put(1, 5, 2, b"abc");
     for endpoint in [running.tcp(), running.unix()] {
         let mut connection = connect(&endpoint);
         let into: Vec<_> = (0..4).map(|_| Placement::private(8).unwrap()).collect();
@@ -313,13 +313,13 @@ fn a_dead_servers_socket_is_replaced_and_a_living_ones_is_not() {
         options.unix = Some(path.clone());
         options
     };
-    let first = Server::start(options(), std::sync::Arc::new(twin::Twin::default())).unwrap();
-    let error = Server::start(options(), std::sync::Arc::new(twin::Twin::default())).unwrap_err();
+    let first = Server::start(options(), std::sync::Arc::new(fake::FakeStore::default())).unwrap();
+    let error = Server::start(options(), std::sync::Arc::new(fake::FakeStore::default())).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
     connect(&Endpoint::Unix(path.clone())).ping(soon()).unwrap();
     drop(first);
     std::fs::write(&path, "precious").unwrap();
-    let error = Server::start(options(), std::sync::Arc::new(twin::Twin::default())).unwrap_err();
+    let error = Server::start(options(), std::sync::Arc::new(fake::FakeStore::default())).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
 }
@@ -395,7 +395,7 @@ fn hostile_frames_close_their_connection_and_nothing_else() {
         assert!(closes(&mut socket), "round {round}");
     }
     bystander.ping(soon()).unwrap();
-    assert_eq!(running.twin.reads.load(Ordering::SeqCst), 0);
+    assert_eq!(running.fake.reads.load(Ordering::SeqCst), 0);
 }
 
 fn an_end() -> rdma::End {
@@ -493,7 +493,7 @@ fn register(socket: &UnixStream, slot: u16, region: &Region, len: u64) {
 #[test]
 fn places_outside_a_registered_region_are_invalid() {
     let running = Running::start();
-    running.twin.put(1, 1, 1, b"0123456789");
+    running.fake.put(1, 1, 1, b"0123456789");
     let mut socket = UnixStream::connect(running.socket()).unwrap();
     raw_connection(&mut socket);
     let region = Region::create(8192).unwrap();
@@ -527,7 +527,7 @@ fn places_outside_a_registered_region_are_invalid() {
         assert_eq!(results[0].0.status, expected, "slot {slot}, offset {offset}");
     }
     assert_eq!(region.placement(8182, 10).unwrap().to_vec(), b"0123456789");
-    assert_eq!(running.twin.reads.load(Ordering::SeqCst), 2);
+    assert_eq!(running.fake.reads.load(Ordering::SeqCst), 2);
 }
 
 #[test]
@@ -587,7 +587,7 @@ fn damage_on_the_way_is_noticed_by_the_server() {
     let header = frame::Header::decode(reply[..frame::HEADER_BYTES].try_into().unwrap()).unwrap();
     let results = header.decode_update_results(&reply[frame::HEADER_BYTES..]).unwrap();
     assert_eq!(results[0].status, Status::Checksum);
-    assert_eq!(running.twin.executed.load(Ordering::SeqCst), 0);
+    assert_eq!(running.fake.executed.load(Ordering::SeqCst), 0);
 }
 
 /// A proxy that flips a bit of what the server sends, `at` bytes into the stream.
@@ -617,7 +617,7 @@ fn damaging_proxy(running: &Running, at: usize) -> Endpoint {
 #[test]
 fn damage_on_the_way_is_noticed_by_the_client() {
     let running = Running::start();
-    running.twin.put(1, 5, 0, &pattern(1000, 1));
+    running.fake.put(1, 5, 0, &pattern(1000, 1));
     let before_payload = handshake::SERVER_HELLO_BYTES
         + handshake::VERDICT_BYTES
         + frame::HEADER_BYTES
@@ -687,7 +687,7 @@ fn an_update_that_was_given_up_on_its_way_is_not_executed() {
         let was_sent = patiently_or_not(|| proxy.held.load(Ordering::SeqCst) > frame::HEADER_BYTES);
         drop(closed);
         proxy.thread.join().unwrap();
-        assert_eq!(running.twin.executed.load(Ordering::SeqCst), 1);
+        assert_eq!(running.fake.executed.load(Ordering::SeqCst), 1);
         was_sent.then_some(())
     });
 }
@@ -704,10 +704,10 @@ fn patiently_or_not(mut condition: impl FnMut() -> bool) -> bool {
 #[test]
 fn an_error_makes_a_connection_unusable_and_a_pool_replaces_it() {
     let running = Running::start();
-    running.twin.put(1, 5, 0, b"0123456789");
+    running.fake.put(1, 5, 0, b"0123456789");
     for endpoint in [running.tcp(), running.unix()] {
         let pool = Pool::new(endpoint, credential(Role::Client), 1);
-        running.twin.fail([Fault::DropAfter]);
+        running.fake.fail([Fault::DropAfter]);
         let into = Placement::private(10).unwrap();
         {
             let mut connection = pool.get(soon()).unwrap();
@@ -732,7 +732,7 @@ fn a_pool_notices_that_an_idle_connection_has_gone() {
     let address = running.server.tcp_address();
     let mut options = ServerOptions::new(Secret::new(SECRET));
     options.tcp = address;
-    running.server = Server::start(options, running.twin.clone()).unwrap();
+    running.server = Server::start(options, running.fake.clone()).unwrap();
     pool.get(soon()).unwrap().ping(soon()).unwrap();
 }
 
@@ -757,13 +757,13 @@ fn a_deadline_ends_a_request_in_time_whatever_the_server_does() {
     let running = Running::start();
     for endpoint in [running.tcp(), running.unix()] {
         let mut connection = connect(&endpoint);
-        running.twin.fail([Fault::Hang]);
+        running.fake.fail([Fault::Hang]);
         let into = Placement::private(10).unwrap();
         let deadline = Instant::now() + Duration::from_millis(60);
         let read = || connection.read(&[read_op(5, 0, 0, 10)], &[into], deadline, &mut Vec::new());
-        assert_eq!(at_most_a_minute(|| running.twin.release(), read), Err(Status::Timeout));
+        assert_eq!(at_most_a_minute(|| running.fake.release(), read), Err(Status::Timeout));
     }
-    running.twin.release();
+    running.fake.release();
 }
 
 /// Rule N2: the late placement of a read that was given up lands in no reused buffer.
@@ -771,8 +771,8 @@ fn a_deadline_ends_a_request_in_time_whatever_the_server_does() {
 fn a_buffer_of_a_timed_out_read_stays_away_until_the_server_is_done() {
     let (running, pool) = patiently("a read that hangs", |time| {
         let running = Running::start();
-        running.twin.put(1, 5, 0, &[0xab; 4096]);
-        running.twin.fail([Fault::Hang]);
+        running.fake.put(1, 5, 0, &[0xab; 4096]);
+        running.fake.fail([Fault::Hang]);
         let pool = BufferPool::new(4096, 1).unwrap();
         let mut connection = connect(&running.unix());
         let buffer = pool.try_take().unwrap();
@@ -781,11 +781,11 @@ fn a_buffer_of_a_timed_out_read_stays_away_until_the_server_is_done() {
         let deadline = Instant::now() + time;
         let read = connection.read(&[read_op(5, 0, 0, 4096)], &into, deadline, &mut Vec::new());
         assert_eq!(read, Err(Status::Timeout));
-        (running.twin.hung.load(Ordering::SeqCst) == 1).then_some((running, pool))
+        (running.fake.hung.load(Ordering::SeqCst) == 1).then_some((running, pool))
     });
     std::thread::sleep(Duration::from_millis(100));
     assert!(pool.try_take().is_none(), "the server can still write into it");
-    running.twin.release();
+    running.fake.release();
     let buffer = pool.take(soon()).expect("it comes back when the server has finished");
     assert_eq!(buffer.to_vec(), [0xab; 4096], "the late placement had landed before");
 }
@@ -796,8 +796,8 @@ fn memory_lent_on_to_a_lost_successor_stays_away_until_that_is_done() {
     let (_head, tail, pool) = patiently("an update that hangs at the tail", |time| {
         let (head, tail) = (Running::start(), Running::start());
         let next = Pool::new(tail.unix(), credential(Role::Service), 2);
-        *head.twin.next.lock() = Some(std::sync::Arc::new(next));
-        tail.twin.fail([Fault::Hang]);
+        *head.fake.next.lock() = Some(std::sync::Arc::new(next));
+        tail.fake.fail([Fault::Hang]);
         let pool = BufferPool::new(4096, 1).unwrap();
         let buffer = pool.try_take().unwrap();
         buffer.copy_from(&pattern(4096, 3));
@@ -805,22 +805,22 @@ fn memory_lent_on_to_a_lost_successor_stays_away_until_that_is_done() {
         let deadline = Instant::now() + 2 * time;
         let payload = [buffer.into_placement()];
         let written = connection.update(&[write_op(8, 0, 0, 4096, 1)], &payload, deadline, &mut Vec::new());
-        let hangs = tail.twin.hung.load(Ordering::SeqCst) == 1;
+        let hangs = tail.fake.hung.load(Ordering::SeqCst) == 1;
         assert!(!hangs || written == Err(Status::Timeout), "{written:?}");
         hangs.then_some((head, tail, pool))
     });
     std::thread::sleep(Duration::from_millis(150));
     assert!(pool.try_take().is_none(), "the tail can still read it");
-    tail.twin.release();
+    tail.fake.release();
     assert!(pool.take(soon()).is_some());
-    assert_eq!(tail.twin.chunk(1, 8, 0).unwrap(), pattern(4096, 3), "and it read what was written");
+    assert_eq!(tail.fake.chunk(1, 8, 0).unwrap(), pattern(4096, 3), "and it read what was written");
 }
 
 #[test]
 fn a_region_is_forwarded_along_a_chain_on_one_host() {
     let (head, tail) = (Running::start(), Running::start());
     let next = Pool::new(tail.unix(), credential(Role::Service), 2);
-    *head.twin.next.lock() = Some(std::sync::Arc::new(next));
+    *head.fake.next.lock() = Some(std::sync::Arc::new(next));
     let region = Region::create(1 << 20).unwrap();
     let mut connection = connect(&head.unix());
     for round in 0..5 {
@@ -829,7 +829,7 @@ fn a_region_is_forwarded_along_a_chain_on_one_host() {
         let mut out = Vec::new();
         connection.update(&[write_op(8, round as u32, 0, 50_000, 1)], &[payload], soon(), &mut out).unwrap();
         assert_eq!(out[0].status, Status::Ok);
-        assert_eq!(tail.twin.chunk(1, 8, round as u32).unwrap(), pattern(50_000, round));
+        assert_eq!(tail.fake.chunk(1, 8, round as u32).unwrap(), pattern(50_000, round));
     }
 }
 
@@ -847,7 +847,7 @@ fn regions_come_and_go_on_one_connection() {
         let mut out = Vec::new();
         connection.update(&[op], &[payload], soon(), &mut out).unwrap();
         assert_eq!(out[0].status, Status::Ok);
-        assert_eq!(running.twin.chunk(1, 8, round as u32).unwrap(), pattern(100, round));
+        assert_eq!(running.fake.chunk(1, 8, round as u32).unwrap(), pattern(100, round));
         if round % 2 == 0 {
             kept.push(region);
         }
@@ -890,7 +890,7 @@ fn a_dropped_region_is_unmapped_by_the_server() {
 #[test]
 fn syncs_report_each_chain() {
     let running = Running::start();
-    running.twin.versions.lock().insert(ChainId(2), ChainVersion(9));
+    running.fake.versions.lock().insert(ChainId(2), ChainVersion(9));
     for endpoint in [running.tcp(), running.unix()] {
         let chains =
             [(ChainId(1), ChainVersion(1)), (ChainId(2), ChainVersion(8)), (ChainId(2), ChainVersion(9))];
@@ -916,7 +916,7 @@ fn payloads_in_memory_are_bounded_over_all_connections() {
             });
         }
     });
-    assert_eq!(running.twin.executed.load(Ordering::SeqCst), 120);
+    assert_eq!(running.fake.executed.load(Ordering::SeqCst), 120);
 }
 
 /// Else two nodes full of updates for each other would deadlock.
@@ -924,17 +924,17 @@ fn payloads_in_memory_are_bounded_over_all_connections() {
 fn a_nodes_updates_do_not_wait_for_the_clients_budget() {
     let running = Running::with(|options| options.payload_bytes_max = 1000);
     std::thread::scope(|scope| {
-        running.twin.fail([Fault::Hang]);
+        running.fake.fail([Fault::Hang]);
         let client = scope.spawn(|| {
             let payload = [Placement::from_vec(pattern(1000, 1))];
             connect(&running.tcp()).update(&[write_op(1, 0, 0, 1000, 1)], &payload, soon(), &mut Vec::new())
         });
-        wait_until("the client's update hangs", || running.twin.batches.load(Ordering::SeqCst) == 1);
+        wait_until("the client's update hangs", || running.fake.batches.load(Ordering::SeqCst) == 1);
         let node = credential(Role::Service);
         let mut node = Connection::connect(&running.tcp(), &node, A_MINUTE).unwrap();
         let payload = [Placement::from_vec(pattern(1000, 2))];
         node.update(&[write_op(2, 0, 0, 1000, 1)], &payload, soon(), &mut Vec::new()).unwrap();
-        running.twin.release();
+        running.fake.release();
         client.join().unwrap().unwrap();
     });
 }

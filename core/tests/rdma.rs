@@ -1,6 +1,6 @@
 //! Connections over RDMA: bytes, faults, hostile peers, and that nothing is written late. Needs devices: `make test-rdma`.
 
-mod twin;
+mod fake;
 
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use fake::{Fault, Running, credential, read_op, write_op};
 use luciola_core::buffer::{BufferPool, Placement};
 use luciola_core::net::{ConnectError, Connection, Endpoint, Pool, Server};
 use luciola_core::rdma::{Fabric, Half, Link, Memory, RdmaOptions, Transfer};
 use luciola_core::types::*;
 use luciola_core::wire::pb::claims::Role;
 use luciola_core::wire::rdma::RemoteMemory;
-use twin::{Fault, Running, credential, read_op, write_op};
 
 /// An emulated machine on a busy one is slow; nothing waits so long unless it fails.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -126,8 +126,8 @@ fn what_is_written_is_read_back_from_any_memory() {
         let mut out = Vec::new();
         connection.update(&ops, &payload, later(), &mut out).unwrap();
         assert!(out.iter().all(|result| result.status == Status::Ok && result.length == length as u32));
-        assert_eq!(running.twin.chunk(1, 1, kind as u32 * 2).unwrap(), bytes);
-        assert_eq!(running.twin.chunk(1, 1, kind as u32 * 2 + 1).unwrap(), bytes);
+        assert_eq!(running.fake.chunk(1, 1, kind as u32 * 2).unwrap(), bytes);
+        assert_eq!(running.fake.chunk(1, 1, kind as u32 * 2 + 1).unwrap(), bytes);
         let targets =
             [pool.try_take().unwrap().slice(0..length + 10), Placement::private(length + 10).unwrap()];
         targets.iter().for_each(|target| target.copy_from(&vec![0xee; length + 10]));
@@ -182,7 +182,7 @@ fn a_chain_forwards_what_it_took() {
         let next = endpoint(&nodes[place + 1].server, &fabric, false);
         let pool = Arc::new(Pool::new(next, credential(Role::Service), 4));
         drop(patiently(|| pool.get(later())));
-        *nodes[place].twin.next.lock() = Some(pool);
+        *nodes[place].fake.next.lock() = Some(pool);
     }
     let mut connection = connect(&nodes[0].server, &fabric);
     let bytes = pattern(300_000, 5);
@@ -190,7 +190,7 @@ fn a_chain_forwards_what_it_took() {
     let op = write_op(3, 0, 0, bytes.len() as u32, 1);
     connection.update(&[op], &[payload], later(), &mut Vec::new()).unwrap();
     for node in &nodes {
-        assert_eq!(node.twin.chunk(1, 3, 0).unwrap(), bytes);
+        assert_eq!(node.fake.chunk(1, 3, 0).unwrap(), bytes);
     }
     // The last one goes: its predecessor notices, and continues without it.
     nodes.pop().unwrap().server.stop();
@@ -200,7 +200,7 @@ fn a_chain_forwards_what_it_took() {
     connection.update(&[op], &[Placement::from_vec(vec![1; 4])], later(), &mut out).unwrap();
     assert_eq!(out[0].status, Status::Disconnected);
     for node in &nodes {
-        *node.twin.next.lock() = None;
+        *node.fake.next.lock() = None;
     }
 }
 
@@ -262,11 +262,11 @@ fn a_write_after_the_client_gave_up_lands_nowhere() {
 #[test]
 fn a_read_that_timed_out_does_not_touch_its_buffer_any_more() {
     let (running, fabric) = (running(), fabric());
-    running.twin.put(1, 5, 0, &vec![7; 50_000]);
+    running.fake.put(1, 5, 0, &vec![7; 50_000]);
     let mut connection = connect(&running.server, &fabric);
     let pool = BufferPool::new(64 << 10, 1).unwrap();
     let buffer = pool.try_take().unwrap().into_placement();
-    running.twin.fail([Fault::Hang]);
+    running.fake.fail([Fault::Hang]);
     let soon = Instant::now() + Duration::from_millis(300);
     let op = read_op(5, 0, 0, 50_000);
     let result = connection.read(&[op], &[buffer.slice(0..50_000)], soon, &mut Vec::new());
@@ -276,7 +276,7 @@ fn a_read_that_timed_out_does_not_touch_its_buffer_any_more() {
     // At once, though the server still hangs: this is what memory registered over a Unix socket cannot do.
     let reused = pool.try_take().expect("the buffer is free when the call returns");
     reused.copy_from(&vec![2; 64 << 10]);
-    running.twin.release();
+    running.fake.release();
     wait_until("the server gives the connection up", || running.server.connection_count() == 0);
     assert_eq!(reused.to_vec(), vec![2; 64 << 10]);
     // Everybody else is served.
@@ -288,11 +288,11 @@ fn a_read_that_timed_out_does_not_touch_its_buffer_any_more() {
 #[test]
 fn a_lost_peer_ends_the_connection_and_only_that() {
     let (running, fabric) = (running(), fabric());
-    running.twin.put(1, 5, 0, &[7; 1000]);
+    running.fake.put(1, 5, 0, &[7; 1000]);
     let mut other = connect(&running.server, &fabric);
     for fault in [Fault::DropBefore, Fault::DropAfter] {
         let mut connection = connect(&running.server, &fabric);
-        running.twin.fail([fault]);
+        running.fake.fail([fault]);
         let into = Placement::private(1000).unwrap();
         let result = connection.read(&[read_op(5, 0, 0, 1000)], &[into], later(), &mut Vec::new());
         assert_eq!(result, Err(Status::Disconnected));
@@ -349,7 +349,7 @@ fn a_server_lets_nobody_at_its_memory() {
 #[test]
 fn a_server_without_rdma_is_reached_over_tcp_and_that_is_counted() {
     let running = Running::start();
-    running.twin.put(1, 5, 0, b"abc");
+    running.fake.put(1, 5, 0, b"abc");
     let fabric = fabric();
     let strict = endpoint(&running.server, &fabric, false);
     let refused =
@@ -376,7 +376,7 @@ fn servers_ask_before_they_transmit() {
     let running = running();
     let asking = fabric_with(RdmaOptions { transmissions_max: Some(2), ..RdmaOptions::default() });
     for index in 0..8 {
-        running.twin.put(1, 5, index, &pattern(40_000, index as usize));
+        running.fake.put(1, 5, index, &pattern(40_000, index as usize));
     }
     std::thread::scope(|scope| {
         for index in 0..8u32 {
@@ -442,7 +442,7 @@ fn ten_thousand_connections_leave_nothing() {
     let unused = queues();
     let (fabric, of_server) = (fabric(), fabric_of_servers());
     let running = running_on(&of_server);
-    running.twin.put(1, 5, 0, b"abc");
+    running.fake.put(1, 5, 0, b"abc");
     // Everything that is made once and kept.
     let made = AtomicU64::new(0);
     come_and_go(&running, &fabric, 0..64, &made);
@@ -491,7 +491,7 @@ fn come_and_go(running: &Running, fabric: &Arc<Fabric>, rounds: std::ops::Range<
         let deadline = match round % 4 {
             // Broken by the server, in the middle of this batch or of another thread's.
             0 => {
-                running.twin.fail([Fault::DropBefore]);
+                running.fake.fail([Fault::DropBefore]);
                 later()
             }
             // Given up by the client.

@@ -78,8 +78,8 @@ def _best_division(experts: Indices, both: Loads) -> Indices:
     ways = _divisions(experts.shape[1] // 2)
     peak = both[..., ways].sum(axis=4).max(axis=(0, 3))
     some = np.flatnonzero((np.diff(np.sort(experts, axis=1), axis=1) == 0).any(axis=1))
-    twins = np.diff(np.sort(experts[some][:, ways], axis=3), axis=3) == 0
-    peak[some] += twins.sum(axis=(2, 3)) * FORBIDDEN
+    duplicates = np.diff(np.sort(experts[some][:, ways], axis=3), axis=3) == 0
+    peak[some] += duplicates.sum(axis=(2, 3)) * FORBIDDEN
     best = peak.argmin(axis=1)
     best[peak[np.arange(len(best)), best] > peak[:, 0] - GAIN] = 0
     arranged: Indices = ways[best].reshape(experts.shape)
@@ -92,10 +92,12 @@ def _best_exchange(experts: Indices, both: Loads) -> Indices:
     given = both[..., :size, None] - both[..., None, size:]
     heavy, light = (each.sum(axis=2)[..., None, None] for each in (both[..., :size], both[..., size:]))
     peak = np.maximum(heavy - given, light + given).max(axis=0)
-    twins = experts[:, :size, None] == experts[:, None, size:]
-    some = np.flatnonzero(twins.any(axis=(1, 2)))
-    # Slot i may not go where its twin is, nor may a twin come to i.
-    peak[some] += (twins[some].any(axis=2)[:, :, None] | twins[some].any(axis=1)[:, None, :]) * FORBIDDEN
+    duplicates = experts[:, :size, None] == experts[:, None, size:]
+    some = np.flatnonzero(duplicates.any(axis=(1, 2)))
+    # Slot i may not go where its duplicate is, nor may a duplicate come to i.
+    peak[some] += (
+        duplicates[some].any(axis=2)[:, :, None] | duplicates[some].any(axis=1)[:, None, :]
+    ) * FORBIDDEN
     flat = peak.reshape(pairs, -1)
     best = flat.argmin(axis=1)
     now = np.maximum(heavy, light).max(axis=0)[:, 0, 0]

@@ -77,11 +77,11 @@ def best_of(placements: Sequence[Indices], loads: Floats, *, gpus: int) -> Indic
     return chosen
 
 
-def has_twins(placed: Indices, *, gpus: int) -> Flags:
+def has_duplicates(placed: Indices, *, gpus: int) -> Flags:
     """Return whether a GPU holds two replicas of one expert. Shapes: placed (layers, slots); result (layers,)."""
     in_order = np.sort(placed.reshape(len(placed), gpus, -1), axis=2)
-    twins: Flags = (np.diff(in_order, axis=2) == 0).any(axis=(1, 2))
-    return twins
+    duplicates: Flags = (np.diff(in_order, axis=2) == 0).any(axis=(1, 2))
+    return duplicates
 
 
 def _relative(loads: Floats, gpus: int) -> Loads:
@@ -173,4 +173,4 @@ def _members(of_groups: Loads, group_size: int, *, nodes: int, room: int) -> tup
     return np.maximum(experts, -1).reshape(layers, nodes, -1), shares.sum(axis=3).max(axis=(0, 2))
 
 
-__all__ = ["best_of", "has_twins", "optimal", "optimal_in_place"]
+__all__ = ["best_of", "has_duplicates", "optimal", "optimal_in_place"]

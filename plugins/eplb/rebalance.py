@@ -17,7 +17,7 @@ from . import balance, incremental
 from .balance import Floats
 from .greedy import Indices, hierarchical, invert
 from .moves import Move, held_by, keep_slots, list_moves, match_gpus
-from .optimal import best_of, has_twins, optimal, optimal_in_place
+from .optimal import best_of, has_duplicates, optimal, optimal_in_place
 
 Policy = Literal["reference", "optimal"]
 POLICIES: Final = get_args(Policy)
@@ -83,7 +83,7 @@ def rebalance_experts(  # noqa: PLR0913, the original's arguments
         if policy == "reference":
             return _placement(*original)
         # Where shares are equal, as those of loads like 1/rank, the original may just be luckier.
-        usable = np.where(has_twins(original[0], gpus=num_gpus)[:, None], expert_of, original[0])
+        usable = np.where(has_duplicates(original[0], gpus=num_gpus)[:, None], expert_of, original[0])
         expert_of = best_of([expert_of, usable], windows, gpus=num_gpus)
     return _numbered(expert_of, experts=experts)
 

@@ -39,9 +39,9 @@ def test_modes(fs: LuciolaFileSystem, top: str) -> None:
         file.seek(0)
         assert file.read() == b"heLLo world"
     with fs.open(path, "w+b") as file:
-        file.write(b"again")
+        file.write(b"fresh")
         file.seek(1)
-        assert file.read() == b"new"
+        assert file.read() == b"resh"
     with fs.open(f"{top}/text", "w", encoding="utf-8", newline="\n") as file:
         file.write("zwölf\nlines\n")
     with fs.open(f"{top}/text", "r", encoding="utf-8") as file:

@@ -41,9 +41,10 @@ PAGES = sorted(
 )
 SOURCES = sorted(
     source
-    for top in ("benchmarks", "compat", "core/src", "docs", "examples", "fs", "plugins", "proto")
+    for top in ("benchmarks", "compat", "core", "docs", "examples", "fs", "plugins", "proto", "tests")
     for source in (ROOT / top).rglob("*.*")
-    if source.suffix in {".py", ".rs", ".proto"} and "pb" not in source.parts
+    if source.suffix in {".py", ".pyi", ".rs", ".proto"}
+    and not {"pb", "target", "tidy"} & set(source.relative_to(ROOT).parts)
 )
 SLASHED = re.compile(r'"(?:[^"\\]|\\.)*"|//.*')
 """A string, or a comment to the end of its line, where comments begin with slashes."""
@@ -75,7 +76,7 @@ def test_page_uses_the_words_of_the_field(page: Path) -> None:
 
 def texts_of(source: str, suffix: str) -> Iterator[tuple[int, str]]:
     """Yield the comments and strings of a source, docstrings among them, with their lines."""
-    if suffix != ".py":
+    if suffix not in {".py", ".pyi"}:
         for number, line in enumerate(prose_of(source), 1):
             yield from ((number, text) for text in SLASHED.findall(line))
         return

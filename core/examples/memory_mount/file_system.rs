@@ -285,7 +285,7 @@ impl MemoryFileSystem {
         Ok(inode == ROOT)
     }
 
-    /// Tells a directory where it now is, and its parents that it came or went.
+    /// Record in a directory where it now is, and in its parents that it came or went.
     fn moved(&self, inode: u64, from: u64, to: u64) -> Reply<()> {
         let node = self.node(inode)?;
         let mut state = node.write();

@@ -238,7 +238,7 @@ impl Cluster {
         }
     }
 
-    /// Tells every node, one after the other, and renews its lease.
+    /// Notify every node, one after the other, and renew its lease.
     fn publish(&self) {
         let routing = self.routing();
         for node in &self.nodes {
@@ -301,7 +301,7 @@ impl Cluster {
     pub fn kill(&self, node: usize) {
         let server = self.nodes[node].write().take().expect("the node runs");
         server.end();
-        // Whoever calls it now is done in a moment; only then the directory can be opened again.
+        // A caller that is in it now is done in a moment; only then the directory can be opened again.
         self.wait_until("the node is gone", || Arc::strong_count(&server) == 1);
     }
 

@@ -10,7 +10,7 @@ from luciola.plugins.eplb import gpu_loads, imbalance, lower_bound, rebalance_ex
 GAP = 1e-3
 
 
-def twins(physical, gpus):
+def duplicates(physical, gpus):
     """GPUs of each layer that hold two replicas of one expert."""
     in_order = physical.view(len(physical), gpus, -1).sort(-1).values
     return (in_order.diff(dim=-1) == 0).any(-1).sum(-1)
@@ -18,7 +18,7 @@ def twins(physical, gpus):
 
 @settings(max_examples=30, deadline=None)
 @given(problems())
-def test_placement_is_complete_and_no_worse_than_the_original_s_without_twins(problem):
+def test_placement_is_complete_and_no_worse_than_the_original_s_without_duplicates(problem):
     weight, slots, _, _, gpus = problem
     experts = weight.shape[1]
     placement = rebalance_experts(*problem, policy="optimal")
@@ -26,7 +26,7 @@ def test_placement_is_complete_and_no_worse_than_the_original_s_without_twins(pr
     peak = gpu_loads(weight, placement.physical_to_logical_map, gpus).amax(-1)
     assert (peak >= lower_bound(weight, slots, gpus) * (1 - 1e-6)).all()
     original = rebalance_experts(*problem).physical_to_logical_map
-    alone = twins(original, gpus) == 0
+    alone = duplicates(original, gpus) == 0
     assert (peak <= gpu_loads(weight, original, gpus).amax(-1) * (1 + GAP))[alone].all()
 
 
@@ -36,7 +36,7 @@ def test_replicas_of_an_expert_are_apart_where_gpus_have_fewer_slots_than_there_
     weight, slots, _, _, gpus = problem
     physical = rebalance_experts(weight, slots, 1, 1, gpus, policy="optimal").physical_to_logical_map
     if slots // gpus < weight.shape[1]:
-        assert twins(physical, gpus).sum() == 0
+        assert duplicates(physical, gpus).sum() == 0
     else:  # each GPU holds all experts, so all loads are equal
         assert imbalance(weight, physical, gpus).max() < 1 + 1e-9
 
@@ -112,7 +112,7 @@ def test_several_windows_make_the_worst_window_good():
 
     assert (worst(joint) < worst(average)).all()
     assert worst(joint).max() < 1.1
-    assert twins(joint, 16).sum() == 0
+    assert duplicates(joint, 16).sum() == 0
 
 
 def test_one_window_is_the_plain_call():

@@ -33,7 +33,7 @@ def run_dense(case, **named):
 
 
 def softmax64(q, k, v, scale):
-    """One query row, in float64, term by term. An independent twin of `reference.attend`."""
+    """One query row, in float64, term by term. An independent copy of `reference.attend`."""
     if len(k) == 0:
         return torch.zeros(v.shape[1], dtype=torch.float64), math.inf, -math.inf
     logits = [float((q.double() * row.double()).sum()) * scale for row in k]

@@ -60,7 +60,7 @@ pub enum Fault {
     DropBefore,
     /// The connection breaks after the batch was carried out, so the answer is lost.
     DropAfter,
-    /// Waits until `Twin::release`, then is served.
+    /// Waits until `FakeStore::release`, then is served.
     Hang,
 }
 
@@ -72,7 +72,7 @@ struct Stored {
 }
 
 #[derive(Default)]
-pub struct Twin {
+pub struct FakeStore {
     chunks: Mutex<HashMap<ChunkKey, Stored>>,
     /// Popped from the front, one per batch.
     pub faults: Mutex<VecDeque<Fault>>,
@@ -93,7 +93,7 @@ pub struct Twin {
     release: Condvar,
 }
 
-impl Twin {
+impl FakeStore {
     pub fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
         self.faults.lock().extend(faults);
     }
@@ -206,13 +206,13 @@ impl Twin {
 }
 
 struct Done<'a> {
-    twin: &'a Twin,
+    fake: &'a FakeStore,
     ops: &'a [UpdateOp],
 }
 
 impl Drop for Done<'_> {
     fn drop(&mut self) {
-        let mut under_way = self.twin.under_way.lock();
+        let mut under_way = self.fake.under_way.lock();
         for op in self.ops {
             *under_way.get_mut(&(op.tag.client.0, op.chunk)).unwrap() -= 1;
         }
@@ -221,10 +221,10 @@ impl Drop for Done<'_> {
 
 /// Ends this connection's thread without a panic message.
 fn break_connection() -> ! {
-    std::panic::resume_unwind(Box::new("the twin breaks the connection"))
+    std::panic::resume_unwind(Box::new("the fake breaks the connection"))
 }
 
-impl Service for Twin {
+impl Service for FakeStore {
     fn read(&self, ops: &[ReadOp], into: &[Placement], _: Instant, out: &mut Vec<ReadResult>) {
         let (answer, break_after) = self.meet_fault();
         for (op, into) in ops.iter().zip(into) {
@@ -252,7 +252,7 @@ impl Service for Twin {
             *count += 1;
             self.under_way_max.fetch_max(*count as u64, Ordering::SeqCst);
         }
-        let _done = Done { twin: self, ops };
+        let _done = Done { fake: self, ops };
         let (answer, break_after) = self.meet_fault();
         let refusal = ops.iter().find_map(|op| self.refuse(op.chain, op.chain_version));
         let failed = |status| UpdateResult { status, version: Version(0), length: 0 };
@@ -286,9 +286,9 @@ impl Service for Twin {
     }
 }
 
-/// A twin behind both transports.
+/// A fake behind both transports.
 pub struct Running {
-    pub twin: Arc<Twin>,
+    pub fake: Arc<FakeStore>,
     pub server: Server,
     /// The server's, also when it has stopped.
     pub port: Port,
@@ -307,9 +307,9 @@ impl Running {
         options.tcp = Some(port.address);
         options.unix = Some(directory.path().join("data.sock"));
         change(&mut options);
-        let twin = Arc::new(Twin::default());
-        let server = Server::start(options, twin.clone()).unwrap();
-        Running { twin, server, port, _directory: directory }
+        let fake = Arc::new(FakeStore::default());
+        let server = Server::start(options, fake.clone()).unwrap();
+        Running { fake, server, port, _directory: directory }
     }
 
     pub fn tcp(&self) -> Endpoint {
