@@ -29,6 +29,8 @@ MODULES = (
 )
 FIELD = re.compile(r"\n(?=[A-Z]\w+: )")
 """Before a line such as `Shapes: …` or `Raises: …`, which Markdown would join to the line above."""
+ROW = re.compile(r" *([\w.]+(?:, [\w.]+)*) {2,}(\S.*)")
+"""A line of an aligned table, as `name    what it is`, which Markdown would join to the lines around it."""
 SETTING = re.compile(r"((?:^    # .*\n)*)^    (\w+): [^#\n]*?(?:# (.*))?$", re.MULTILINE)
 """A field of a configuration class, with the comment above it or behind it."""
 
@@ -41,15 +43,37 @@ def main() -> None:
         sys.exit("missing docstrings: " + ", ".join(missing))
     pdoc.render.configure(show_source=False, footer_text="Luciola")
     markdown = pdoc.render.env.filters["to_html"]
-    pdoc.render.env.filters["to_html"] = lambda text: markdown(FIELD.sub("\n\n", text))
+    pdoc.render.env.filters["to_html"] = lambda text: markdown(FIELD.sub("\n\n", tables_as_lists(text)))
     pdoc.pdoc(*MODULES, output_directory=Path(sys.argv[1]))
+
+
+def tables_as_lists(text: str) -> str:
+    """Return a docstring with the rows of aligned tables as list items; blocks of code stay."""
+    return "\n\n".join(
+        paragraph if paragraph.startswith("    ") else _table_as_list(paragraph)
+        for paragraph in text.split("\n\n")
+    )
+
+
+def _table_as_list(paragraph: str) -> str:
+    lines: list[str] = []
+    was_row = False
+    for line in paragraph.splitlines():
+        row = ROW.fullmatch(line)
+        if (row is not None) != was_row:
+            lines.append("")
+        was_row = row is not None
+        lines.append(f"- `{row[1]}`: {row[2]}" if row else line)
+    if was_row:
+        lines += ["", "<!-- -->"]  # what is indented behind it is code, not part of the list
+    return "\n".join(lines)
 
 
 def typeshed() -> ModuleType:
     """Return a stand-in for the module that annotations name and that exists for type checkers alone."""
     module = ModuleType("_typeshed")
     for name in ("ReadableBuffer", "StrOrBytesPath", "StrPath", "WriteableBuffer"):
-        setattr(module, name, type(name, (), {}))
+        setattr(module, name, type(name, (), {"__module__": "_typeshed"}))
     return module
 
 
