@@ -228,15 +228,20 @@ class StorageCluster:
                     raise
                 time.sleep(0.05)
 
-    def records(self, node: int, chain: int) -> dict[tuple[int, int], tuple[int, int, bool, int]]:
-        """The node's committed chunks of a chain: name to (version, length, removed, crc)."""
+    def records(
+        self, node: int, chain: int, *, settled: bool = True
+    ) -> dict[tuple[int, int], tuple[int, int, bool, int]]:
+        """The node's committed chunks of a chain: name to (version, length, removed, crc).
+
+        `settled`: no update is in progress.
+        """
         found = {}
         after = None
         while True:
             request = storage_pb2.ListChunksRequest(chain=chain, limit=1000, after=after)
             reply = self.storage(node, methods.Storage.list_chunks, request)
             for item in records_of(reply.chunks):
-                assert not item.pending, f"chunk {item.name} is pending on node {node}"
+                assert not (settled and item.pending), f"chunk {item.name} is pending on node {node}"
                 found[item.name] = (item.version, item.length, item.removed, item.crc32c)
             if not reply.more:
                 return found

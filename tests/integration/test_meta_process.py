@@ -80,11 +80,11 @@ class MetaCluster(StorageCluster):
         return next(table.chains for table in self.routing().tables if table.id == TABLE)
 
     def chunks(self, content: int) -> int:
-        """Chunks of a content on all nodes."""
+        """Chunks of a content on all nodes, those that are being removed too."""
         count = 0
         for chain in self.chains().values():
             for target in chain.targets:
-                records = self.records(target.node, chain.id)
+                records = self.records(target.node, chain.id, settled=False)
                 count += sum(name[0] == content and not record[2] for name, record in records.items())
         return count
 
