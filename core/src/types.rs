@@ -311,6 +311,13 @@ pub enum TargetState {
     Offline,
 }
 
+impl TargetState {
+    /// Return whether the replica is sent the updates of its chain.
+    pub fn takes_writes(self) -> bool {
+        matches!(self, TargetState::Serving | TargetState::Syncing)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct ChainMember {
     pub target: TargetId,
@@ -342,8 +349,6 @@ impl Chain {
     /// Where `node` sends its updates next: the following SERVING member, or the SYNCING one after the tail.
     pub fn successor(&self, node: NodeId) -> Option<&ChainMember> {
         let place = self.members.iter().position(|member| member.node == node)?;
-        self.members[place + 1..]
-            .iter()
-            .find(|member| matches!(member.state, TargetState::Serving | TargetState::Syncing))
+        self.members[place + 1..].iter().find(|member| member.state.takes_writes())
     }
 }

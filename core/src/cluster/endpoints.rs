@@ -82,4 +82,10 @@ mod tests {
         let tcp = Endpoint::Tcp("127.0.0.1:1".parse().unwrap());
         assert_eq!(endpoints.beyond_tcp(tcp.clone()), tcp);
     }
+
+    #[test]
+    fn no_transmission_at_once_is_refused() {
+        let none = RdmaOptions { transmissions_max: Some(0), ..RdmaOptions::default() };
+        assert_eq!(Endpoints::new(Transport::Auto, none).unwrap_err().kind(), Kind::InvalidArgument);
+    }
 }

@@ -82,9 +82,7 @@ impl Redrive {
 
     pub fn stop(&self) {
         let mut queue = self.queue.lock();
-        queue.stopped = true;
-        let rest = std::mem::take(&mut *queue);
-        queue.stopped = true;
+        let rest = std::mem::replace(&mut *queue, Queue { stopped: true, ..Queue::default() });
         self.arrived.notify_all();
         drop(queue);
         // Outside of the lock: giving up a slot locks its shard.

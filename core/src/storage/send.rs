@@ -13,7 +13,7 @@ use crate::craq::{Content, Effect, Event, StoredPending, Successor};
 use crate::net::{Pool, Pooled};
 use crate::types::{
     BATCH_BYTES_MAX, BATCH_OPS_MAX, ChainId, ChainVersion, ChunkKey, NodeId, Op, RequestTag, Stamp, Status,
-    TargetState, UpdateOp, UpdateResult, WRITERS_MAX, WriterRecord,
+    UpdateOp, UpdateResult, WRITERS_MAX, WriterRecord,
 };
 
 /// Most payload bytes in one batch to a peer, unless a single chunk is larger: what waits in memory at once.
@@ -62,12 +62,13 @@ struct SendBatch {
     to: NodeId,
     following: usize,
     updates: Vec<OutgoingUpdate>,
+    /// Payload bytes of `updates`.
+    bytes: usize,
 }
 
 impl SendBatch {
     fn has_room(&self, bytes: usize) -> bool {
-        let held: usize = self.updates.iter().map(|outgoing| outgoing.payload.len()).sum();
-        self.updates.len() < BATCH_OPS_MAX && held + bytes <= SEND_BYTES_MAX
+        self.updates.len() < BATCH_OPS_MAX && self.bytes + bytes <= SEND_BYTES_MAX
     }
 }
 
@@ -292,12 +293,14 @@ fn put(batches: &mut Vec<SendBatch>, to: NodeId, following: usize, outgoing: Out
     let bytes = outgoing.payload.len();
     let same = |batch: &&mut SendBatch| batch.to == to && batch.following == following;
     match batches.iter_mut().rev().find(same) {
-        Some(batch) if batch.has_room(bytes) => batch.updates.push(outgoing),
-        _ => batches.push(SendBatch { to, following, updates: vec![outgoing] }),
+        Some(batch) if batch.has_room(bytes) => {
+            batch.bytes += bytes;
+            batch.updates.push(outgoing);
+        }
+        _ => batches.push(SendBatch { to, following, updates: vec![outgoing], bytes }),
     }
     assert!(batches.iter().all(|batch| batch.updates.len() <= BATCH_OPS_MAX), "a batch fits a frame");
-    let held: usize =
-        batches.iter().flat_map(|batch| &batch.updates).map(|outgoing| outgoing.payload.len()).sum();
+    let held: usize = batches.iter().map(|batch| batch.bytes).sum();
     held < SEND_BYTES_MAX
 }
 
@@ -319,11 +322,6 @@ fn operation(key: ChunkKey, chain_version: ChainVersion, op: Op, tag: RequestTag
 /// How many members come after `to`: each of them must answer before it does.
 fn members_after(routing: &Routing, chain: ChainId, to: Successor) -> usize {
     let Some(chain) = routing.chains.get(&chain) else { return 0 };
-    let active = |state| matches!(state, TargetState::Serving | TargetState::Syncing);
-    let mut after = chain.members.iter().skip_while(|member| member.target != to.target).skip(1);
-    let mut count = 0;
-    while after.next().is_some_and(|member| active(member.state)) {
-        count += 1;
-    }
-    count
+    let after = chain.members.iter().skip_while(|member| member.target != to.target).skip(1);
+    after.take_while(|member| member.state.takes_writes()).count()
 }

@@ -11,8 +11,8 @@ use crate::chunk::{Origin, ReadOutcome};
 use crate::craq::{Event, Forwarded};
 use crate::net::{Sender, Service};
 use crate::types::{
-    ChainId, ChainVersion, ChunkKey, NodeId, Op, ReadOp, ReadResult, Status, TargetState, UpdateOp,
-    UpdateResult, Version, WriterRecord,
+    ChainId, ChainVersion, ChunkKey, NodeId, Op, ReadOp, ReadResult, Status, UpdateOp, UpdateResult, Version,
+    WriterRecord,
 };
 use crate::wire::pb::claims::Role;
 
@@ -356,8 +356,7 @@ impl Node {
         let mut others: BTreeMap<NodeId, Vec<_>> = BTreeMap::new();
         for wanted in chains {
             for member in routing.chains.get(&wanted.0).iter().flat_map(|chain| &chain.members) {
-                let takes_writes = matches!(member.state, TargetState::Serving | TargetState::Syncing);
-                if member.node != self.id && takes_writes {
+                if member.node != self.id && member.state.takes_writes() {
                     others.entry(member.node).or_default().push(*wanted);
                 }
             }

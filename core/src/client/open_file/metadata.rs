@@ -513,7 +513,7 @@ impl Event for ClearSetId {
     type Outcome = bool;
 
     fn apply(self, machine: &mut Machine, effects: &mut Effects) -> bool {
-        let permissions = machine.local_view().permissions;
+        let permissions = machine.local_permissions();
         machine.metadata.mark(|pending| pending.clears_set_id = true);
         machine.list(effects);
         permissions != without_set_id(permissions)

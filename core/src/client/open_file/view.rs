@@ -29,6 +29,12 @@ impl Machine {
         self.with_pending(pb::Inode { length: self.length, ..self.inode.clone() })
     }
 
+    /// Return the permissions of `local_view`, without a copy of the inode.
+    pub(super) fn local_permissions(&self) -> u32 {
+        let permissions = self.inode.permissions;
+        self.with_pending(pb::Inode { permissions, ..pb::Inode::default() }).permissions
+    }
+
     /// Lay attributes that wait over an inode.
     fn with_pending(&self, mut inode: pb::Inode) -> pb::Inode {
         let pending = self.metadata.pending();
@@ -56,8 +62,7 @@ impl Machine {
         if inode.change <= self.inode.change {
             return self.local_view();
         }
-        let unverified = self.unverified_size.map_or(0, |hint| hint.length);
-        let length = inode.length.max(self.acknowledged).max(unverified).max(self.waiting_end());
+        let length = inode.length.max(self.written_end());
         self.with_pending(pb::Inode { length, ..inode.clone() })
     }
 

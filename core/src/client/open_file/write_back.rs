@@ -197,11 +197,16 @@ impl Machine {
         self.write_back.end(self.layout.chunk_bytes).max(inline)
     }
 
+    /// Return the end of what was written here: acknowledged by the chains, or waiting.
+    pub(super) fn written_end(&self) -> u64 {
+        let unverified = self.unverified_size.map_or(0, |hint| hint.length);
+        self.acknowledged.max(unverified).max(self.waiting_end())
+    }
+
     /// Return where the file ends: as the metadata service reported, as chains have acknowledged here, and with what
     /// waits.
     pub(super) fn known_end(&self) -> u64 {
-        let unverified = self.unverified_size.map_or(0, |hint| hint.length);
-        self.inode.length.max(self.acknowledged).max(unverified).max(self.waiting_end())
+        self.inode.length.max(self.written_end())
     }
 
     /// Return the largest length that chunk indices can express.
