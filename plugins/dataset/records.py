@@ -210,10 +210,8 @@ class Records(ABC):
         """Look up the places of the records of a file; read them at first."""
         if self.index_directory is not None:
             return Index(*self.shared(self.index_directory).of(number))
-        found = self._indexes.get(number)
-        if found is None:  # two threads that read one index at once get the same
-            found = self._indexes.setdefault(number, self._known_index(number))
-        return found
+        # Two threads that read one index at once get the same.
+        return self._indexes.setdefault(number, self._known_index(number))
 
     def _known_index(self, number: int) -> Index:
         found = self._indexes.get(number)
@@ -269,9 +267,10 @@ class Records(ABC):
             return Extents(files, *self.shared(self.index_directory).locate(numbers, files))
         offsets, lengths = np.empty_like(within), np.empty_like(within)
         checksums: Checksums | None = np.zeros(len(within), np.uint32)
-        self._read_indexes(np.unique(files).tolist())
-        for file in np.unique(files):
-            index, chosen = self.index(int(file)), files == file
+        used = np.unique(files).tolist()
+        self._read_indexes(used)
+        for file in used:
+            index, chosen = self.index(file), files == file
             offsets[chosen] = index.offsets[within[chosen]]
             lengths[chosen] = index.lengths_of(within[chosen])
             if index.checksums is None:

@@ -340,7 +340,7 @@ class PagedKVFile:
             transfer.fail(place, NoSpace(f"all {self.capacity} pages of the file are in use", path=self.path))
         written = {names[place].key for place in slots}
         for place in range(len(names)):
-            if place in present or (place not in places and names[place].key in written):
+            if place in present or (place not in slots and names[place].key in written):
                 transfer.land(place)
         return slots
 
@@ -352,7 +352,8 @@ class PagedKVFile:
             for slot, entry in enumerate(self._entries)
             if entry is not None and slot not in kept and self._pinned[slot] <= 0
         )
-        victims = [slot for *_, slot in sorted(used)[: max(0, count - len(free))]]
+        missing = count - len(free)
+        victims = [slot for *_, slot in sorted(used)[:missing]] if missing > 0 else []
         chosen = (free + victims)[:count]
         for slot in victims:
             self._index.remove(self._entry(slot).key)
@@ -365,17 +366,18 @@ class PagedKVFile:
     def _read_table(self) -> None:
         header, layout = self.header, self.layout
         self._clocks = array("Q", self._file.pread(8 * header.capacity, header.clocks_offset))
-        table = memoryview(self._file.pread(layout.entry_bytes * header.capacity, header.entries_offset))
+        size = layout.entry_bytes
+        table = memoryview(self._file.pread(size * header.capacity, header.entries_offset))
         self._entries: list[Entry | None] = [
-            decode_entry(table[at : at + layout.entry_bytes], layout) if table[at] else None
-            for at in range(0, len(table), layout.entry_bytes)
+            decode_entry(table[at : at + size], layout) if table[at] else None
+            for at in range(0, len(table), size)
         ]
         # A slot that looks free but holds torn bytes is cleaned before it is used.
-        size = layout.entry_bytes
+        empty = bytes(size)
         self._stale = {
             slot
             for slot, entry in enumerate(self._entries)
-            if entry is None and any(table[slot * size : (slot + 1) * size])
+            if entry is None and table[slot * size : (slot + 1) * size] != empty
         }
         self._index = PrefixIndex(layout.page_tokens, header.model)
         self._generation = 1 + max((each.generation for each in self._entries if each is not None), default=0)
