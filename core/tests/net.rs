@@ -478,7 +478,7 @@ fn without_rdma_a_pool_stays_with_tcp_where_it_may() {
 fn register(socket: &UnixStream, slot: u16, region: &Region, len: u64) {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
     let mut bytes = Vec::new();
-    frame::encode_registration(&mut bytes, &frame::Registration { slot, region: region.id(), len });
+    frame::encode_registration(&mut bytes, &frame::RegionRegistration { slot, region: region.id(), len });
     let passed = [region.as_fd()];
     let mut space = [std::mem::MaybeUninit::uninit(); 64];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -537,7 +537,7 @@ fn a_registration_without_its_descriptor_closes_the_connection() {
     raw_connection(&mut socket);
     let mut bytes = Vec::new();
     let region = luciola_core::buffer::RegionId([3; 16]);
-    frame::encode_registration(&mut bytes, &frame::Registration { slot: 0, region, len: 4096 });
+    frame::encode_registration(&mut bytes, &frame::RegionRegistration { slot: 0, region, len: 4096 });
     socket.write_all(&bytes).unwrap();
     assert!(closes(&mut socket));
 }

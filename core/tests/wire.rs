@@ -3,7 +3,7 @@
 use luciola_core::buffer::RegionId;
 use luciola_core::types::*;
 use luciola_core::wire::frame::{
-    self, Envelope, FrameKind, HEADER_BYTES, Header, PayloadLocation, REGIONS_MAX, Registration,
+    self, Envelope, FrameKind, HEADER_BYTES, Header, PayloadLocation, REGIONS_MAX, RegionRegistration,
 };
 use luciola_core::wire::lane::LaneHeader;
 use luciola_core::wire::{credential, handshake};
@@ -140,7 +140,7 @@ proptest! {
 
     #[test]
     fn registrations_come_back_as_they_went(slot in 0..REGIONS_MAX as u16, id in any::<[u8; 16]>(), len in any::<u64>()) {
-        let registration = Registration { slot, region: RegionId(id), len };
+        let registration = RegionRegistration { slot, region: RegionId(id), len };
         let mut bytes = Vec::new();
         frame::encode_registration(&mut bytes, &registration);
         let (header, table) = open(&bytes);
@@ -205,7 +205,7 @@ fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         }),
         any::<[u8; 16]>().prop_map(|id| {
             let mut bytes = Vec::new();
-            let registration = Registration { slot: 1, region: RegionId(id), len: 4096 };
+            let registration = RegionRegistration { slot: 1, region: RegionId(id), len: 4096 };
             frame::encode_registration(&mut bytes, &registration);
             bytes
         }),

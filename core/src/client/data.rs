@@ -213,9 +213,9 @@ impl DataClient {
         let ask = |(request, slice): (usize, &ChunkSlice)| {
             let chain = stripe[slice.index as usize % stripe.len()];
             let chunk = ChunkId { content, index: slice.index };
-            reads::Piece::new(request, 0, chain, chunk, slice.offset, bytes.slice(request..request + 1))
+            reads::ChunkRead::new(request, 0, chain, chunk, slice.offset, bytes.slice(request..request + 1))
         };
-        let mut pieces: Vec<reads::Piece> = slices.iter().enumerate().map(ask).collect();
+        let mut pieces: Vec<reads::ChunkRead> = slices.iter().enumerate().map(ask).collect();
         reads::run(self, &mut pieces, deadline);
         let mut held = Vec::new();
         for (slice, piece) in slices.iter().zip(&pieces) {
@@ -269,7 +269,7 @@ impl DataClient {
         let chain = stripe[index as usize % stripe.len()];
         let nothing = Placement::from_vec(Vec::new());
         let op = Op::Truncate { length };
-        let mut pieces = [updates::Piece::new(0, chain, ChunkId { content, index }, op, nothing)];
+        let mut pieces = [updates::ChunkUpdate::new(0, chain, ChunkId { content, index }, op, nothing)];
         updates::run(self, &mut pieces, deadline);
         self.finish_update(&pieces[0], deadline)
     }
@@ -282,7 +282,7 @@ impl DataClient {
         into: &Placement,
         deadline: Instant,
     ) -> Result<(usize, Version)> {
-        let mut pieces = [reads::Piece::new(0, 0, chain, chunk, 0, into.clone())];
+        let mut pieces = [reads::ChunkRead::new(0, 0, chain, chunk, 0, into.clone())];
         reads::run(self, &mut pieces, deadline);
         Ok((self.finish_read(&pieces, deadline)?, pieces[0].version))
     }
@@ -300,7 +300,7 @@ impl DataClient {
             return Err(Error::invalid(reason));
         }
         let op = Op::Write { offset: 0, length: payload.len() as u32 };
-        let mut pieces = [updates::Piece::new(0, chain, chunk, op, payload)];
+        let mut pieces = [updates::ChunkUpdate::new(0, chain, chunk, op, payload)];
         updates::run(self, &mut pieces, deadline);
         self.finish_update(&pieces[0], deadline)
     }
@@ -345,7 +345,7 @@ impl DataClient {
         offset: u64,
         into: &Placement,
         deadline: Instant,
-        pieces: &mut Vec<reads::Piece>,
+        pieces: &mut Vec<reads::ChunkRead>,
     ) -> Result<()> {
         let stripe = self.stripe(layout, deadline)?;
         let chunk_bytes = layout.chunk_bytes;
@@ -354,7 +354,7 @@ impl DataClient {
             let chain = stripe[slice.index as usize % stripe.len()];
             let chunk = ChunkId { content, index: slice.index };
             let into = into.slice(slice.range.clone());
-            pieces.push(reads::Piece::new(request, slice.range.start, chain, chunk, slice.offset, into));
+            pieces.push(reads::ChunkRead::new(request, slice.range.start, chain, chunk, slice.offset, into));
         }
         Ok(())
     }
@@ -368,7 +368,7 @@ impl DataClient {
         offset: u64,
         payload: &Placement,
         deadline: Instant,
-        pieces: &mut Vec<updates::Piece>,
+        pieces: &mut Vec<updates::ChunkUpdate>,
     ) -> Result<()> {
         let stripe = self.stripe(layout, deadline)?;
         let chunk_bytes = layout.chunk_bytes;
@@ -378,13 +378,13 @@ impl DataClient {
             let chunk = ChunkId { content, index: slice.index };
             let op = Op::Write { offset: slice.offset, length: slice.range.len() as u32 };
             let payload = payload.slice(slice.range);
-            pieces.push(updates::Piece::new(request, chain, chunk, op, payload));
+            pieces.push(updates::ChunkUpdate::new(request, chain, chunk, op, payload));
         }
         Ok(())
     }
 
     /// Fills the gaps of one read with zeros.
-    fn finish_read(&self, pieces: &[reads::Piece], deadline: Instant) -> Result<usize> {
+    fn finish_read(&self, pieces: &[reads::ChunkRead], deadline: Instant) -> Result<usize> {
         let mut held = 0;
         for piece in pieces {
             let outcome = piece.outcome.expect("every piece has been carried out");
@@ -401,7 +401,7 @@ impl DataClient {
         Ok(held)
     }
 
-    fn finish_update(&self, piece: &updates::Piece, deadline: Instant) -> Result<()> {
+    fn finish_update(&self, piece: &updates::ChunkUpdate, deadline: Instant) -> Result<()> {
         let outcome = piece.outcome.expect("every piece has been carried out");
         outcome.map(|_| ()).map_err(|status| {
             self.error(status, deadline, &piece.attempts, format!("writing chunk {}", name(piece.chunk)))

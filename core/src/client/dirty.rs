@@ -23,7 +23,7 @@ const JOIN_BYTES: usize = 64 << 10;
 const PIECE_BYTES: u32 = 4 << 10;
 
 #[derive(Debug)]
-struct Piece {
+struct DirtySlice {
     /// Memory for the piece; its first `length` bytes are dirty.
     memory: Placement,
     length: u32,
@@ -38,7 +38,7 @@ pub struct DirtyChunk {
     pub since: u64,
     /// Somebody waits for it, or it is complete.
     pub wanted: bool,
-    pieces: BTreeMap<u32, Piece>,
+    pieces: BTreeMap<u32, DirtySlice>,
     bytes: usize,
 }
 
@@ -82,7 +82,7 @@ impl DirtyChunk {
                 copy
             }
         };
-        self.pieces.insert(start, Piece { memory, length, held: 0 });
+        self.pieces.insert(start, DirtySlice { memory, length, held: 0 });
     }
 
     /// Memory held.
@@ -109,7 +109,7 @@ impl DirtyChunk {
         self.pieces.last_key_value().map_or(0, |(start, piece)| start + piece.length)
     }
 
-    fn overlapping(&self, range: Range<u32>) -> impl Iterator<Item = (u32, &Piece)> {
+    fn overlapping(&self, range: Range<u32>) -> impl Iterator<Item = (u32, &DirtySlice)> {
         let first = self
             .pieces
             .range(..=range.start)
@@ -160,7 +160,7 @@ impl DirtyChunk {
         if keep && length >= KEEP_BYTES {
             let held = RUN_BYTES as usize;
             self.bytes += held;
-            self.pieces.insert(offset, Piece { memory: source.clone(), length, held });
+            self.pieces.insert(offset, DirtySlice { memory: source.clone(), length, held });
             return;
         }
         let run_end = ((offset / RUN_BYTES + 1) * RUN_BYTES).min(chunk_bytes);
@@ -185,7 +185,7 @@ impl DirtyChunk {
         source.copy_into(&memory);
         let held = memory.len();
         self.bytes += held;
-        self.pieces.insert(offset, Piece { memory, length, held });
+        self.pieces.insert(offset, DirtySlice { memory, length, held });
     }
 
     /// Forgets everything from `end` on.
@@ -229,7 +229,8 @@ fn memory_for(needed: u32, most: u32, pool: &BufferPool) -> Placement {
 #[cfg(test)]
 impl Clone for DirtyChunk {
     fn clone(&self) -> DirtyChunk {
-        let copy = |piece: &Piece| Piece { memory: Placement::from_vec(piece.memory.to_vec()), ..*piece };
+        let copy =
+            |piece: &DirtySlice| DirtySlice { memory: Placement::from_vec(piece.memory.to_vec()), ..*piece };
         let pieces = self.pieces.iter().map(|(start, piece)| (*start, copy(piece))).collect();
         DirtyChunk { pieces, ..*self }
     }
@@ -391,36 +392,36 @@ mod tests {
     }
 
     #[derive(Clone, Debug)]
-    enum Step {
+    enum Edit {
         Write { offset: u64, length: usize },
         Cut { length: u64 },
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn edit() -> impl Strategy<Value = Edit> {
         prop_oneof![
-            6 => (0u64..300_000, 1usize..90_000).prop_map(|(offset, length)| Step::Write { offset, length }),
-            3 => (0u64..300_000, 1usize..5000).prop_map(|(offset, length)| Step::Write { offset, length }),
-            1 => (0u64..400_000).prop_map(|length| Step::Cut { length }),
+            6 => (0u64..300_000, 1usize..90_000).prop_map(|(offset, length)| Edit::Write { offset, length }),
+            3 => (0u64..300_000, 1usize..5000).prop_map(|(offset, length)| Edit::Write { offset, length }),
+            1 => (0u64..400_000).prop_map(|length| Edit::Cut { length }),
         ]
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
         #[test]
-        fn dirty_bytes_equal_a_plain_array(steps in proptest::collection::vec(step(), 1..24)) {
+        fn dirty_bytes_equal_a_plain_array(steps in proptest::collection::vec(edit(), 1..24)) {
             let pool = pool();
             let mut dirty = Dirty::default();
             let mut model = vec![0u8; 400_000];
             let mut bytes = 0isize;
             for (number, step) in steps.into_iter().enumerate() {
                 match step {
-                    Step::Write { offset, length } => {
+                    Edit::Write { offset, length } => {
                         let payload = vec![number as u8 + 1; length];
                         model[offset as usize..offset as usize + length].copy_from_slice(&payload);
                         let source = Placement::from_vec(payload);
                         bytes += dirty.put(number as u64, offset, &source, false, CHUNK, &pool).0;
                     }
-                    Step::Cut { length } => {
+                    Edit::Cut { length } => {
                         model[length as usize..].fill(0);
                         bytes -= dirty.cut(length, CHUNK) as isize;
                     }

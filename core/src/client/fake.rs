@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::chunk_store::ChunkStore;
 use super::data::{Read, Write};
 use super::deferred_setattr::without_set_id;
-use super::meta::{Carrier, Meta};
+use super::meta::{Channel, Meta};
 use super::shared::Shared;
 use crate::buffer::BufferPool;
 use crate::error::{Error, Kind, Result};
@@ -1016,7 +1016,7 @@ pub fn client_that_trusts(
 ) -> Arc<Shared> {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let id = ClientId(LAST.fetch_add(1, Ordering::Relaxed) + 1);
-    let meta = Meta::new(Carrier::Fake(meta.clone()), id, Duration::from_secs(60));
+    let meta = Meta::new(Channel::Fake(meta.clone()), id, Duration::from_secs(60));
     let pool = BufferPool::new(1 << 20, 16).unwrap();
     Shared::new(
         meta,

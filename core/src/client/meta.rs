@@ -43,14 +43,14 @@ impl Identity {
 }
 
 /// How calls travel.
-pub enum Carrier {
+pub enum Channel {
     Lane(Arc<Lane>),
     #[cfg(test)]
     Fake(Arc<super::fake::FakeMeta>),
 }
 
 pub struct Meta {
-    carrier: Carrier,
+    channel: Channel,
     client: ClientId,
     sequences: Sequences,
     deadline: Duration,
@@ -71,8 +71,8 @@ fn missing() -> Error {
 }
 
 impl Meta {
-    pub fn new(carrier: Carrier, client: ClientId, deadline: Duration) -> Meta {
-        Meta { carrier, client, sequences: Sequences::new(), deadline }
+    pub fn new(channel: Channel, client: ClientId, deadline: Duration) -> Meta {
+        Meta { channel, client, sequences: Sequences::new(), deadline }
     }
 
     pub fn deadline(&self) -> Instant {
@@ -92,10 +92,10 @@ impl Meta {
         deadline: Instant,
         attempts: &mut Attempts<String>,
     ) -> Result<R> {
-        let result = match &self.carrier {
-            Carrier::Lane(lane) => lane.call_tracked(method, request, deadline, attempts),
+        let result = match &self.channel {
+            Channel::Lane(lane) => lane.call_tracked(method, request, deadline, attempts),
             #[cfg(test)]
-            Carrier::Fake(fake) => fake.call(method, request),
+            Channel::Fake(fake) => fake.call(method, request),
         };
         if let Err(error) = &result
             && error.is_retryable()
@@ -389,7 +389,7 @@ mod tests {
         logged::begin();
         let credential = Secret::new([1; 32]).mint(&pb::Claims::default());
         let lane = Lane::new(Vec::new(), credential, LaneOptions::default());
-        let meta = Meta::new(Carrier::Lane(lane), ClientId(5), Duration::from_millis(20));
+        let meta = Meta::new(Channel::Lane(lane), ClientId(5), Duration::from_millis(20));
         let error = meta.sync(&Identity::default(), pb::SyncRequest { inode: 21, ..Default::default() });
         let error = error.unwrap_err();
         assert_eq!(error.kind(), Kind::Unavailable);

@@ -55,9 +55,9 @@ pub use file::{
     CreateOptions, File, OpenOptions, WriteAt, set_attributes, set_attributes_deferred, set_length,
     write_many,
 };
-use meta::Carrier;
+use meta::Channel;
 pub use meta::{Identity, Meta, inode_path, name_path};
-pub use metadata_cache::{Found, LISTED_MAX, MetadataCache};
+pub use metadata_cache::{LISTED_MAX, MetadataCache, NameLookup};
 pub use open_file::{IoMode, OpenInode, WriteOffset, now_ns};
 use session::Session;
 pub use shared::Shared;
@@ -155,7 +155,7 @@ impl Client {
             endpoints: endpoints.clone(),
         };
         let data = DataClient::new(routing.clone(), credential, data_options);
-        let meta = Meta::new(Carrier::Lane(meta_lane.clone()), id, options.deadline);
+        let meta = Meta::new(Channel::Lane(meta_lane.clone()), id, options.deadline);
         // Dirty bytes, what is in flight besides, and blocks read ahead.
         let buffers = (options.write_buffer_bytes + 2 * options.read_ahead_bytes) / POOL_BUFFER_BYTES + 16;
         let pool = BufferPool::new(POOL_BUFFER_BYTES, buffers)?;

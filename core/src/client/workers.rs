@@ -6,14 +6,14 @@ use std::thread::{self, JoinHandle};
 use crate::lock::Mutex;
 use crossbeam_channel::{Sender, unbounded};
 
-type Job = Box<dyn FnOnce() + Send>;
+type Task = Box<dyn FnOnce() + Send>;
 
 /// Threads start with the first jobs and stay. The queue has no limit of its own: every caller bounds how many
 /// jobs it has under way (helpers of an inode, read-ahead of a handle, entries of a ring).
 pub struct Workers {
-    queue: Mutex<Option<Sender<Job>>>,
+    queue: Mutex<Option<Sender<Task>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    jobs: crossbeam_channel::Receiver<Job>,
+    jobs: crossbeam_channel::Receiver<Task>,
     most: usize,
     name: &'static str,
 }

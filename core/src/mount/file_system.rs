@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use super::readdir::{Directory, cookie};
 use crate::buffer::Placement;
 use crate::client::{
-    Client, CreateOptions, File, Found, Identity, IoMode, LISTED_MAX, MetadataCache, OpenOptions,
+    Client, CreateOptions, File, Identity, IoMode, LISTED_MAX, MetadataCache, NameLookup, OpenOptions,
     WriteOffset, inode_path, name_path, set_attributes, set_attributes_deferred,
 };
 use crate::error::{Error, Kind};
@@ -401,18 +401,18 @@ impl FileSystem for MountedFs {
         }
         let names = &self.client.shared().metadata_cache;
         let mut found = names.lookup(parent, name);
-        if let Found::List { after } = found {
+        if let NameLookup::List { after } = found {
             self.list(parent, after);
             found = names.lookup(parent, name);
         }
         match found {
-            Found::Known { inode, ttl } => Ok(self.entry(&inode, ttl)),
-            Found::Absent { .. } => Err(Errno::NOENT),
-            Found::List { after } => {
+            NameLookup::Known { inode, ttl } => Ok(self.entry(&inode, ttl)),
+            NameLookup::Absent { .. } => Err(Errno::NOENT),
+            NameLookup::List { after } => {
                 names.finish_listing(parent, after, Instant::now(), None);
                 self.ask(parent, name)
             }
-            Found::Unknown => self.ask(parent, name),
+            NameLookup::Unknown => self.ask(parent, name),
         }
     }
 

@@ -222,7 +222,7 @@ fn parse_gid(text: &str) -> Option<[u8; 16]> {
 }
 
 impl Device {
-    fn open(library: &'static Library, device: *mut verbs::Device, name: String) -> io::Result<Device> {
+    fn open(library: &'static Library, device: *mut verbs::DeviceHandle, name: String) -> io::Result<Device> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         // SAFETY: `device` is an entry of a list that has not been freed.
         let context = unsafe { (library.open_device)(device) };

@@ -52,7 +52,7 @@ pub const WC_WITH_IMM: c_uint = 2;
 
 /// Opaque.
 #[repr(C)]
-pub struct Device {
+pub struct DeviceHandle {
     _private: [u8; 0],
 }
 
@@ -78,7 +78,7 @@ pub struct ContextOps {
 /// Its beginning; a mutex and more follow.
 #[repr(C)]
 pub struct Context {
-    device: *mut Device,
+    device: *mut DeviceHandle,
     pub ops: ContextOps,
     cmd_fd: c_int,
     async_fd: c_int,
@@ -353,10 +353,10 @@ macro_rules! library {
 }
 
 library! {
-    get_device_list: fn(*mut c_int) -> *mut *mut Device;
-    free_device_list: fn(*mut *mut Device);
-    get_device_name: fn(*mut Device) -> *const c_char;
-    open_device: fn(*mut Device) -> *mut Context;
+    get_device_list: fn(*mut c_int) -> *mut *mut DeviceHandle;
+    free_device_list: fn(*mut *mut DeviceHandle);
+    get_device_name: fn(*mut DeviceHandle) -> *const c_char;
+    open_device: fn(*mut DeviceHandle) -> *mut Context;
     close_device: fn(*mut Context) -> c_int;
     query_device: fn(*mut Context, *mut DeviceAttributes) -> c_int;
     query_port: fn(*mut Context, u8, *mut PortAttributes) -> c_int;

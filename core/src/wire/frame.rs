@@ -115,7 +115,7 @@ pub enum PayloadLocation {
 
 /// A region about to be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Registration {
+pub struct RegionRegistration {
     pub slot: u16,
     pub region: RegionId,
     pub len: u64,
@@ -290,12 +290,12 @@ impl Header {
             .collect()
     }
 
-    pub fn decode_registration(&self, table: &[u8]) -> Result<Registration, Malformed> {
+    pub fn decode_registration(&self, table: &[u8]) -> Result<RegionRegistration, Malformed> {
         let raw = &self.entries::<RawRegister>(FrameKind::Register, false, table)?[0];
         if raw.slot.get() as usize >= REGIONS_MAX {
             return Err(Malformed("slot of a region"));
         }
-        Ok(Registration { slot: raw.slot.get(), region: RegionId(raw.region), len: raw.length.get() })
+        Ok(RegionRegistration { slot: raw.slot.get(), region: RegionId(raw.region), len: raw.length.get() })
     }
 }
 
@@ -533,7 +533,7 @@ pub fn encode_transmit(frame: &mut Vec<u8>, envelope: Envelope, reply: bool) {
     encode(frame, kind, envelope, 0, std::iter::empty::<RawSyncResult>());
 }
 
-pub fn encode_registration(frame: &mut Vec<u8>, registration: &Registration) {
+pub fn encode_registration(frame: &mut Vec<u8>, registration: &RegionRegistration) {
     let entry = RawRegister {
         slot: registration.slot.into(),
         reserved: [0; 6],

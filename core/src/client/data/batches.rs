@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::links::Link;
+use super::links::NodeLink;
 use crate::buffer::Placement;
 use crate::net::{ConnectError, Connection, Pool, Pooled};
 use crate::types::{BATCH_OPS_MAX, NodeId, Status};
@@ -14,20 +14,20 @@ const FLIGHTS_MAX: usize = 8;
 /// One batch for one node. `W` is what is sent, and what the sender knows it by.
 pub(super) struct Batch<W> {
     pub(super) node: NodeId,
-    pub(super) link: Arc<Link>,
+    pub(super) link: Arc<NodeLink>,
     pub(super) deadline: Instant,
     pub(super) work: W,
 }
 
 /// Operations, the memory of each, and which of the caller's pieces each belongs to.
-pub(super) struct Work<O> {
+pub(super) struct BatchOps<O> {
     pub(super) pieces: Vec<usize>,
     pub(super) ops: Vec<O>,
     pub(super) places: Vec<Placement>,
     bytes: usize,
 }
 
-impl<O> Work<O> {
+impl<O> BatchOps<O> {
     pub(super) fn add(&mut self, piece: usize, op: O, place: Placement) {
         self.bytes += place.len();
         self.pieces.push(piece);
@@ -39,19 +39,19 @@ impl<O> Work<O> {
 /// The batch for `node` that has room for one operation more, of `length` bytes; a new one, over the link and with the
 /// deadline that `open` returns, if there is none. `None`: `open` knows no way to the node.
 pub(super) fn with_room<O>(
-    batches: &mut Vec<Batch<Work<O>>>,
+    batches: &mut Vec<Batch<BatchOps<O>>>,
     node: NodeId,
     length: usize,
     bytes_max: usize,
-    open: impl FnOnce() -> Option<(Arc<Link>, Instant)>,
-) -> Option<&mut Batch<Work<O>>> {
-    let has_room = |work: &Work<O>| work.ops.len() < BATCH_OPS_MAX && work.bytes + length <= bytes_max;
+    open: impl FnOnce() -> Option<(Arc<NodeLink>, Instant)>,
+) -> Option<&mut Batch<BatchOps<O>>> {
+    let has_room = |work: &BatchOps<O>| work.ops.len() < BATCH_OPS_MAX && work.bytes + length <= bytes_max;
     let known = batches.iter().rposition(|batch| batch.node == node && has_room(&batch.work));
     let place = match known {
         Some(place) => place,
         None => {
             let (link, deadline) = open()?;
-            let work = Work { pieces: Vec::new(), ops: Vec::new(), places: Vec::new(), bytes: 0 };
+            let work = BatchOps { pieces: Vec::new(), ops: Vec::new(), places: Vec::new(), bytes: 0 };
             batches.push(Batch { node, link, deadline, work });
             batches.len() - 1
         }
@@ -60,7 +60,7 @@ pub(super) fn with_room<O>(
 }
 
 /// How one kind of batch is sent and its answer taken.
-pub(super) trait Carry<W> {
+pub(super) trait Exchange<W> {
     fn send(&mut self, connection: &mut Connection, batch: &Batch<W>) -> Result<(), Status>;
     fn receive(&mut self, connection: &mut Connection, batch: &Batch<W>) -> Result<(), Status>;
     /// The batch failed as a whole.
@@ -68,32 +68,32 @@ pub(super) trait Carry<W> {
 }
 
 /// Carries out all `batches`. A small call is one batch, for which this costs next to nothing.
-pub(super) fn carry_out<W>(batches: Vec<Batch<W>>, carrier: &mut impl Carry<W>) {
+pub(super) fn carry_out<W>(batches: Vec<Batch<W>>, exchange: &mut impl Exchange<W>) {
     let ways: Vec<[Arc<Pool>; 2]> = batches.iter().map(|batch| batch.link.ways()).collect();
     let mut flights: Vec<(Pooled<'_>, Batch<W>)> = Vec::with_capacity(batches.len().min(FLIGHTS_MAX));
     for (batch, [first, second]) in batches.into_iter().zip(&ways) {
         if flights.len() == FLIGHTS_MAX {
-            land(&mut flights, carrier);
+            land(&mut flights, exchange);
         }
         // A thread that holds a connection must not wait for another one.
         let at_once = if flights.is_empty() { None } else { first.try_get(batch.deadline) };
         let connection = at_once.unwrap_or_else(|| {
-            land(&mut flights, carrier);
+            land(&mut flights, exchange);
             first.get(batch.deadline)
         });
         let connection = connection.or_else(|error| {
-            land(&mut flights, carrier);
+            land(&mut flights, exchange);
             another_way(&batch, first, second, error)
         });
         match connection {
-            Err(error) => fail(batch, error.status(), carrier),
-            Ok(mut connection) => match carrier.send(&mut connection, &batch) {
+            Err(error) => fail(batch, error.status(), exchange),
+            Ok(mut connection) => match exchange.send(&mut connection, &batch) {
                 Ok(()) => flights.push((connection, batch)),
-                Err(status) => fail(batch, status, carrier),
+                Err(status) => fail(batch, status, exchange),
             },
         }
     }
-    land(&mut flights, carrier);
+    land(&mut flights, exchange);
 }
 
 fn another_way<'a, W>(
@@ -105,17 +105,17 @@ fn another_way<'a, W>(
     if batch.link.connect_failed(first, &error) { second.get(batch.deadline) } else { Err(error) }
 }
 
-fn land<W>(flights: &mut Vec<(Pooled<'_>, Batch<W>)>, carrier: &mut impl Carry<W>) {
+fn land<W>(flights: &mut Vec<(Pooled<'_>, Batch<W>)>, exchange: &mut impl Exchange<W>) {
     for (mut connection, batch) in flights.drain(..) {
-        if let Err(status) = carrier.receive(&mut connection, &batch) {
-            fail(batch, status, carrier);
+        if let Err(status) = exchange.receive(&mut connection, &batch) {
+            fail(batch, status, exchange);
         }
     }
 }
 
-fn fail<W>(batch: Batch<W>, status: Status, carrier: &mut impl Carry<W>) {
+fn fail<W>(batch: Batch<W>, status: Status, exchange: &mut impl Exchange<W>) {
     batch.link.suspect();
     // Bytes damaged on the way say nothing about the replica: as good as a lost connection.
     let status = if status == Status::Checksum { Status::Disconnected } else { status };
-    carrier.failed(batch, status);
+    exchange.failed(batch, status);
 }

@@ -18,7 +18,7 @@ const SOCKET_RETRY: Duration = Duration::from_secs(10);
 
 /// The connections to one node.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct NodeLink {
     preferred: Arc<Pool>,
     /// TCP, where the socket is preferred but may turn out not to be usable.
     fallback: Option<Arc<Pool>>,
@@ -26,7 +26,7 @@ pub(super) struct Link {
     suspect_until: Mutex<Option<Instant>>,
 }
 
-impl Link {
+impl NodeLink {
     /// Whether memory is shared with the node.
     pub(super) fn is_local(&self) -> bool {
         matches!(self.preferred.endpoint(), Endpoint::Unix(_)) && !is_before(&self.avoid_preferred_until)
@@ -76,7 +76,7 @@ pub(super) struct Links {
 #[derive(Debug, Default)]
 struct Known {
     version: u64,
-    links: HashMap<NodeId, Arc<Link>>,
+    links: HashMap<NodeId, Arc<NodeLink>>,
 }
 
 impl Links {
@@ -85,7 +85,7 @@ impl Links {
     }
 
     /// The way to `node`; `None` if routing does not say where it is.
-    pub(super) fn get(&self, routing: &Routing, node: NodeId) -> Option<Arc<Link>> {
+    pub(super) fn get(&self, routing: &Routing, node: NodeId) -> Option<Arc<NodeLink>> {
         {
             let known = self.known.read();
             if known.version == routing.version
@@ -111,13 +111,13 @@ impl Links {
         Some(link)
     }
 
-    fn open(&self, routing: &Routing, node: NodeId, preferred: Endpoint) -> Link {
+    fn open(&self, routing: &Routing, node: NodeId, preferred: Endpoint) -> NodeLink {
         let pool = |endpoint| Arc::new(Pool::new(endpoint, self.credential.clone(), self.connections_max));
         let fallback = match (&preferred, self.endpoints.transport()) {
             (Endpoint::Unix(_), Transport::Auto) => self.endpoints.without_socket(routing, node),
             _ => None,
         };
-        Link {
+        NodeLink {
             preferred: pool(preferred),
             fallback: fallback.map(pool),
             avoid_preferred_until: Mutex::default(),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::DataClient;
 use super::Peer;
-use super::batches::{self, Batch, Carry, carry_out, with_room};
+use super::batches::{Batch, BatchOps, Exchange, carry_out, with_room};
 use crate::buffer::Placement;
 use crate::cancel::is_cancelled;
 use crate::cluster::attempts::{Attempts, Reached};
@@ -27,7 +27,7 @@ const LENT_TIMEOUT: Duration = Duration::from_secs(2);
 const BOUNCE_BYTES_MIN: usize = 32 << 10;
 
 /// Part of a read that is in one chunk.
-pub(super) struct Piece {
+pub(super) struct ChunkRead {
     /// Which read of the caller's list it belongs to, and where in it it begins.
     pub(super) request: usize,
     pub(super) start: usize,
@@ -50,7 +50,7 @@ pub(super) struct Piece {
     exhausted: bool,
 }
 
-impl Piece {
+impl ChunkRead {
     pub(super) fn new(
         request: usize,
         start: usize,
@@ -58,8 +58,8 @@ impl Piece {
         chunk: ChunkId,
         offset: u32,
         into: Placement,
-    ) -> Piece {
-        Piece {
+    ) -> ChunkRead {
+        ChunkRead {
             request,
             start,
             chain,
@@ -107,12 +107,12 @@ impl Piece {
 }
 
 /// Reads all `pieces`; afterwards each has an outcome.
-pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
+pub(super) fn run(client: &DataClient, pieces: &mut [ChunkRead], deadline: Instant) {
     let mut backoff = client.backoff();
     loop {
         let routing = client.routing.current();
         let batches = batches(client, &routing, pieces, deadline);
-        carry_out(batches, &mut Carrier { client, routing: &routing, pieces });
+        carry_out(batches, &mut ReadExchange { client, routing: &routing, pieces });
         if pieces.iter().all(|piece| piece.outcome.is_some()) {
             return;
         }
@@ -126,7 +126,7 @@ pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) 
             }
             return;
         }
-        pieces.iter_mut().for_each(Piece::after_pause);
+        pieces.iter_mut().for_each(ChunkRead::after_pause);
     }
 }
 
@@ -146,15 +146,13 @@ pub(super) fn pause(
     true
 }
 
-type Work = batches::Work<ReadOp>;
-
 fn batches(
     client: &DataClient,
     routing: &Routing,
-    pieces: &mut [Piece],
+    pieces: &mut [ChunkRead],
     deadline: Instant,
-) -> Vec<Batch<Work>> {
-    let mut batches: Vec<Batch<Work>> = Vec::new();
+) -> Vec<Batch<BatchOps<ReadOp>>> {
+    let mut batches: Vec<Batch<BatchOps<ReadOp>>> = Vec::new();
     for (index, piece) in pieces.iter_mut().enumerate() {
         if piece.outcome.is_some() || piece.exhausted {
             continue;
@@ -204,7 +202,7 @@ fn bounced(client: &DataClient, into: &Placement) -> Placement {
 
 /// The replica that `piece` is read from now; `None` if all that could answer have been tried. Then the piece
 /// fails for good if every copy is damaged.
-fn choose(client: &DataClient, routing: &Routing, piece: &mut Piece) -> Option<(NodeId, ChainVersion)> {
+fn choose(client: &DataClient, routing: &Routing, piece: &mut ChunkRead) -> Option<(NodeId, ChainVersion)> {
     let chain = routing.chains.get(&piece.chain)?;
     if piece.to_tail {
         let tail = chain.tail().filter(|tail| !piece.avoided.contains(&tail.node))?;
@@ -237,14 +235,14 @@ fn spread(chunk: ChunkId) -> usize {
     (chunk.content.0 as usize).wrapping_add(chunk.index as usize)
 }
 
-struct Carrier<'a> {
+struct ReadExchange<'a> {
     client: &'a DataClient,
     routing: &'a Routing,
-    pieces: &'a mut [Piece],
+    pieces: &'a mut [ChunkRead],
 }
 
-impl Carry<Work> for Carrier<'_> {
-    fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+impl Exchange<BatchOps<ReadOp>> for ReadExchange<'_> {
+    fn send(&mut self, connection: &mut Connection, batch: &Batch<BatchOps<ReadOp>>) -> Result<(), Status> {
         connection.send_reads(&batch.work.ops, &batch.work.places, batch.deadline)?;
         for index in &batch.work.pieces {
             self.pieces[*index].attempts.reached(Reached::Sent);
@@ -252,7 +250,11 @@ impl Carry<Work> for Carrier<'_> {
         Ok(())
     }
 
-    fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+    fn receive(
+        &mut self,
+        connection: &mut Connection,
+        batch: &Batch<BatchOps<ReadOp>>,
+    ) -> Result<(), Status> {
         let Batch { node, deadline, work, .. } = batch;
         let mut results = Vec::with_capacity(work.ops.len());
         connection.receive_reads(&work.ops, &work.places, *deadline, &mut results)?;
@@ -269,7 +271,7 @@ impl Carry<Work> for Carrier<'_> {
         Ok(())
     }
 
-    fn failed(&mut self, batch: Batch<Work>, status: Status) {
+    fn failed(&mut self, batch: Batch<BatchOps<ReadOp>>, status: Status) {
         let lent = batch.link.is_local() && status == Status::Timeout;
         for index in batch.work.pieces {
             let piece = &mut self.pieces[index];

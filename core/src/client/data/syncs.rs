@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::batches::{Batch, Carry, carry_out};
+use super::batches::{Batch, Exchange, carry_out};
 use super::reads::pause;
 use super::{DataClient, Peer};
 use crate::cancel::hold;
@@ -23,41 +23,42 @@ pub(super) fn run(
     let mut backoff = client.backoff();
     loop {
         let routing = client.routing.current();
-        let mut carrier = Carrier { failed: BTreeSet::new(), last: Status::NotServing, attempts };
-        carry_out(batches(client, &routing, &chains, &mut carrier, deadline), &mut carrier);
-        chains = carrier.failed;
+        let mut exchange = SyncExchange { failed: BTreeSet::new(), last: Status::NotServing, attempts };
+        carry_out(batches(client, &routing, &chains, &mut exchange, deadline), &mut exchange);
+        chains = exchange.failed;
         if chains.is_empty() {
             return Ok(());
         }
-        if !carrier.last.is_retryable() || !pause(client, &routing, &mut backoff, deadline) {
-            return Err(carrier.last);
+        if !exchange.last.is_retryable() || !pause(client, &routing, &mut backoff, deadline) {
+            return Err(exchange.last);
         }
     }
 }
 
-type Work = Vec<(ChainId, ChainVersion)>;
+/// A chain that is to be synced, and the version under which its head is asked.
+type SyncedChain = (ChainId, ChainVersion);
 
 /// One batch per head; chains that cannot be asked now are noted as failed.
 fn batches(
     client: &DataClient,
     routing: &Routing,
     chains: &BTreeSet<ChainId>,
-    carrier: &mut Carrier<'_>,
+    exchange: &mut SyncExchange<'_>,
     deadline: Instant,
-) -> Vec<Batch<Work>> {
-    let mut batches: Vec<Batch<Work>> = Vec::new();
+) -> Vec<Batch<Vec<SyncedChain>>> {
+    let mut batches: Vec<Batch<Vec<SyncedChain>>> = Vec::new();
     for id in chains {
         let chain = routing.chains.get(id);
         let head = chain.and_then(|chain| Some((chain.head()?.node, (*id, chain.version))));
         let link = head.and_then(|(node, _)| client.links.get(routing, node));
         let (Some((node, wanted)), Some(link)) = (head, link) else {
-            carrier.failed.insert(*id);
+            exchange.failed.insert(*id);
             continue;
         };
         match batches.iter_mut().rfind(|batch| batch.node == node && batch.work.len() < BATCH_OPS_MAX) {
             Some(batch) => batch.work.push(wanted),
             None => {
-                carrier.attempts.begin(Peer { node, chain: *id });
+                exchange.attempts.begin(Peer { node, chain: *id });
                 batches.push(Batch { node, link, deadline, work: vec![wanted] });
             }
         }
@@ -65,20 +66,24 @@ fn batches(
     batches
 }
 
-struct Carrier<'a> {
+struct SyncExchange<'a> {
     failed: BTreeSet<ChainId>,
     last: Status,
     attempts: &'a mut Attempts<Peer>,
 }
 
-impl Carry<Work> for Carrier<'_> {
-    fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+impl Exchange<Vec<SyncedChain>> for SyncExchange<'_> {
+    fn send(&mut self, connection: &mut Connection, batch: &Batch<Vec<SyncedChain>>) -> Result<(), Status> {
         connection.send_syncs(&batch.work, batch.deadline)?;
         self.attempts.reached(Reached::Sent);
         Ok(())
     }
 
-    fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+    fn receive(
+        &mut self,
+        connection: &mut Connection,
+        batch: &Batch<Vec<SyncedChain>>,
+    ) -> Result<(), Status> {
         let mut results = Vec::with_capacity(batch.work.len());
         connection.receive_syncs(batch.deadline, &mut results)?;
         self.attempts.reached(Reached::Answered);
@@ -90,12 +95,12 @@ impl Carry<Work> for Carrier<'_> {
         Ok(())
     }
 
-    fn failed(&mut self, batch: Batch<Work>, status: Status) {
+    fn failed(&mut self, batch: Batch<Vec<SyncedChain>>, status: Status) {
         batch.work.iter().for_each(|(chain, _)| self.note(*chain, status));
     }
 }
 
-impl Carrier<'_> {
+impl SyncExchange<'_> {
     /// An error that no retry can help outlives those that one can.
     fn note(&mut self, chain: ChainId, status: Status) {
         self.failed.insert(chain);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::DataClient;
 use super::Peer;
-use super::batches::{self, Batch, Carry, carry_out, with_room};
+use super::batches::{Batch, BatchOps, Exchange, carry_out, with_room};
 use super::reads::pause;
 use crate::buffer::Placement;
 use crate::cancel::hold;
@@ -27,7 +27,7 @@ const BOUNCE_BYTES_MIN: usize = 32 << 10;
 const DAMAGED_MAX: u32 = 3;
 
 /// One update of one chunk.
-pub(super) struct Piece {
+pub(super) struct ChunkUpdate {
     /// Which write of the caller's list it belongs to.
     pub(super) request: usize,
     pub(super) chain: ChainId,
@@ -45,9 +45,15 @@ pub(super) struct Piece {
     open_until: Option<Instant>,
 }
 
-impl Piece {
-    pub(super) fn new(request: usize, chain: ChainId, chunk: ChunkId, op: Op, payload: Placement) -> Piece {
-        Piece {
+impl ChunkUpdate {
+    pub(super) fn new(
+        request: usize,
+        chain: ChainId,
+        chunk: ChunkId,
+        op: Op,
+        payload: Placement,
+    ) -> ChunkUpdate {
+        ChunkUpdate {
             request,
             chain,
             chunk,
@@ -80,7 +86,7 @@ impl Piece {
 
 /// Carries out all `pieces`, which touch different chunks; afterwards each has an outcome. Without an answer by
 /// `deadline` an update may or may not have happened; that it will happen later is excluded.
-pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
+pub(super) fn run(client: &DataClient, pieces: &mut [ChunkUpdate], deadline: Instant) {
     let _held = hold();
     // So long the chunk remembers that it has executed the request.
     let deadline = deadline.min(Instant::now() + UPDATE_LIFE_MAX);
@@ -101,19 +107,19 @@ pub(super) fn run(client: &DataClient, pieces: &mut [Piece], deadline: Instant) 
 
 /// An attempt without an answer may be under way still. If the update was acknowledged, its chunk knows the tag and
 /// executes it no more; otherwise its caller continues only when it cannot be begun any more (N3).
-fn wait_until_void(pieces: &[Piece]) {
+fn wait_until_void(pieces: &[ChunkUpdate]) {
     let failed = pieces.iter().filter(|piece| !matches!(piece.outcome, Some(Ok(_))));
     if let Some(until) = failed.filter_map(|piece| piece.open_until).max() {
         std::thread::sleep(until.saturating_duration_since(Instant::now()));
     }
 }
 
-fn attempt_all(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
+fn attempt_all(client: &DataClient, pieces: &mut [ChunkUpdate], deadline: Instant) {
     let mut backoff = client.backoff();
     loop {
         let routing = client.routing.current();
         let batches = batches(client, &routing, pieces, deadline);
-        carry_out(batches, &mut Carrier { client, routing: &routing, pieces });
+        carry_out(batches, &mut UpdateExchange { client, routing: &routing, pieces });
         if pieces.iter().all(|piece| piece.outcome.is_some()) {
             return;
         }
@@ -130,16 +136,14 @@ fn attempt_all(client: &DataClient, pieces: &mut [Piece], deadline: Instant) {
     }
 }
 
-type Work = batches::Work<UpdateOp>;
-
 fn batches(
     client: &DataClient,
     routing: &Routing,
-    pieces: &mut [Piece],
+    pieces: &mut [ChunkUpdate],
     deadline: Instant,
-) -> Vec<Batch<Work>> {
+) -> Vec<Batch<BatchOps<UpdateOp>>> {
     let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
-    let mut batches: Vec<Batch<Work>> = Vec::new();
+    let mut batches: Vec<Batch<BatchOps<UpdateOp>>> = Vec::new();
     let settled = client.sequences.settled_before();
     for (index, piece) in pieces.iter_mut().enumerate() {
         if piece.outcome.is_some() || piece.exhausted {
@@ -191,14 +195,14 @@ fn bounced(client: &DataClient, payload: &Placement) -> Placement {
     buffer.slice(0..len)
 }
 
-struct Carrier<'a> {
+struct UpdateExchange<'a> {
     client: &'a DataClient,
     routing: &'a Routing,
-    pieces: &'a mut [Piece],
+    pieces: &'a mut [ChunkUpdate],
 }
 
-impl Carry<Work> for Carrier<'_> {
-    fn send(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+impl Exchange<BatchOps<UpdateOp>> for UpdateExchange<'_> {
+    fn send(&mut self, connection: &mut Connection, batch: &Batch<BatchOps<UpdateOp>>) -> Result<(), Status> {
         for index in &batch.work.pieces {
             self.pieces[*index].sent_until = Some(batch.deadline);
         }
@@ -209,7 +213,11 @@ impl Carry<Work> for Carrier<'_> {
         Ok(())
     }
 
-    fn receive(&mut self, connection: &mut Connection, batch: &Batch<Work>) -> Result<(), Status> {
+    fn receive(
+        &mut self,
+        connection: &mut Connection,
+        batch: &Batch<BatchOps<UpdateOp>>,
+    ) -> Result<(), Status> {
         let mut results = Vec::with_capacity(batch.work.ops.len());
         connection.receive_updates(batch.deadline, &mut results)?;
         let all_good = results.iter().all(|result| result.status == Status::Ok);
@@ -220,7 +228,7 @@ impl Carry<Work> for Carrier<'_> {
         Ok(())
     }
 
-    fn failed(&mut self, batch: Batch<Work>, status: Status) {
+    fn failed(&mut self, batch: Batch<BatchOps<UpdateOp>>, status: Status) {
         for index in batch.work.pieces {
             let piece = &mut self.pieces[index];
             piece.last = status;

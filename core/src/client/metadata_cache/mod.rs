@@ -34,7 +34,7 @@ pub const LISTED_MAX: usize = 2048;
 
 /// What is known of a name.
 #[derive(Debug)]
-pub enum Found {
+pub enum NameLookup {
     Known {
         inode: Arc<pb::Inode>,
         ttl: Duration,
@@ -87,19 +87,19 @@ impl MetadataCache {
     }
 
     /// Return what is known of `name` in directory `parent`.
-    pub fn lookup(&self, parent: u64, name: &[u8]) -> Found {
+    pub fn lookup(&self, parent: u64, name: &[u8]) -> NameLookup {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         if let Some(dentry) = inner.dentries.get(parent, name)
             && let Some(ttl) = self.left(dentry.asked)
         {
             match dentry.inode {
-                None => return Found::Absent { ttl },
+                None => return NameLookup::Absent { ttl },
                 Some(id) => {
                     if let Some(known) = inner.attributes.get(id)
                         && let Some(fresh) = self.left(known.asked)
                     {
-                        return Found::Known { inode: known.inode.clone(), ttl: ttl.min(fresh) };
+                        return NameLookup::Known { inode: known.inode.clone(), ttl: ttl.min(fresh) };
                     }
                 }
             }
@@ -109,16 +109,16 @@ impl MetadataCache {
             && let asked = listing.asked()
             && let Some(ttl) = self.left(asked)
         {
-            let Some(inode) = listing.answer(name) else { return Found::Absent { ttl } };
+            let Some(inode) = listing.answer(name) else { return NameLookup::Absent { ttl } };
             // What this client has learnt of the inode since may be newer.
             let newer = inner.attributes.get(inode.id).map(|known| known.inode.clone());
             let inode = newer.filter(|newer| newer.change > inode.change).unwrap_or(inode);
             inner.attributes.learn(inode.clone(), asked, Source::Shown);
-            return Found::Known { inode, ttl };
+            return NameLookup::Known { inode, ttl };
         }
         match inner.prefetch.miss(parent, name, !self.ttl.is_zero()) {
-            Some(after) => Found::List { after },
-            None => Found::Unknown,
+            Some(after) => NameLookup::List { after },
+            None => NameLookup::Unknown,
         }
     }
 
@@ -205,7 +205,7 @@ impl MetadataCache {
         self.inner.lock().prefetch.install_empty(inode, asked);
     }
 
-    /// Take in the listing that `Found::List` asked for at `asked`: entries after `after`, and whether there are more.
+    /// Take in the listing that `NameLookup::List` asked for at `asked`: entries after `after`, and whether there are more.
     /// `None`: it failed.
     pub fn finish_listing(
         &self,
@@ -273,10 +273,10 @@ mod tests {
         MetadataCache::new(Duration::from_secs(3600))
     }
 
-    fn id(found: Found) -> Option<u64> {
+    fn id(found: NameLookup) -> Option<u64> {
         match found {
-            Found::Known { inode, .. } => Some(inode.id),
-            Found::Absent { .. } => None,
+            NameLookup::Known { inode, .. } => Some(inode.id),
+            NameLookup::Absent { .. } => None,
             other => panic!("not known: {other:?}"),
         }
     }
@@ -285,8 +285,8 @@ mod tests {
     fn burst(names: &MetadataCache, parent: u64) -> (u32, Vec<u8>) {
         for misses in 1.. {
             match names.lookup(parent, format!("miss{misses}").as_bytes()) {
-                Found::List { after } => return (misses, after),
-                Found::Unknown => {}
+                NameLookup::List { after } => return (misses, after),
+                NameLookup::Unknown => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -304,7 +304,7 @@ mod tests {
         .find_map(|within| within)
         .expect("it repeats until there is one");
         assert_eq!((misses, after.as_slice()), (BURST_MISSES, &b""[..]));
-        assert!(matches!(names.lookup(1, b"x"), Found::Unknown), "one listing at a time");
+        assert!(matches!(names.lookup(1, b"x"), NameLookup::Unknown), "one listing at a time");
         let entries = vec![dentry("a", 2), dentry("b", 3)];
         names.finish_listing(1, after, Instant::now(), Some((entries, false)));
         assert_eq!(id(names.lookup(1, b"b")), Some(3));
@@ -341,10 +341,10 @@ mod tests {
         let names = MetadataCache::new(Duration::from_secs(60));
         let long_ago = Instant::now() - Duration::from_secs(61);
         names.learn_name(1, b"f", Some(inode(5, 1)), long_ago);
-        assert!(matches!(names.lookup(1, b"f"), Found::Unknown));
+        assert!(matches!(names.lookup(1, b"f"), NameLookup::Unknown));
         assert!(names.attributes(5).is_none());
         names.learn_name(1, b"f", Some(inode(5, 1)), Instant::now());
-        let Found::Known { ttl, .. } = names.lookup(1, b"f") else { panic!() };
+        let NameLookup::Known { ttl, .. } = names.lookup(1, b"f") else { panic!() };
         assert!(ttl <= names.ttl());
     }
 
@@ -354,7 +354,7 @@ mod tests {
         let (_, after) = burst(&names, 1);
         names.finish_listing(1, after, Instant::now(), Some((vec![dentry("a", 2)], true)));
         assert_eq!(id(names.lookup(1, b"a")), Some(2));
-        assert!(matches!(names.lookup(1, b"b"), Found::Unknown), "beyond what was listed");
+        assert!(matches!(names.lookup(1, b"b"), NameLookup::Unknown), "beyond what was listed");
         let (misses, after) = burst(&names, 1);
         assert!(misses > BURST_MISSES, "the first listing was not worth it");
         assert!(after.as_slice() < format!("miss{misses}").as_bytes() && after.starts_with(b"miss"));

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::machine::{Bug, Effects, Event, Machine};
-use super::metadata::Source;
+use super::metadata::ChangeOrigin;
 use crate::wire::pb;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +97,7 @@ impl Machine {
         self.durability.undurable += 1;
         self.length = length;
         if let Some(inode) = inode.filter(|inode| !inode.bytes_withheld) {
-            let source = Source::of(&self.inode, &inode, true);
+            let source = ChangeOrigin::of(&self.inode, &inode, true);
             self.apply_inode(inode, source, now, effects);
             // What is known may be newer than this reply.
             self.length = self.inode.length.max(self.waiting_end());

@@ -23,12 +23,12 @@ use world::{Action, Limits, World};
 const STATES_MAX: usize = 400_000;
 
 /// How a state was reached.
-struct Step {
+struct Trace {
     action: Action,
-    before: Option<Rc<Step>>,
+    before: Option<Rc<Trace>>,
 }
 
-fn path(mut step: Option<Rc<Step>>) -> String {
+fn path(mut step: Option<Rc<Trace>>) -> String {
     let mut actions = Vec::new();
     while let Some(one) = step {
         actions.push(format!("{:?}", one.action));
@@ -42,13 +42,13 @@ fn path(mut step: Option<Rc<Step>>) -> String {
 fn explore(limits: Limits) -> Result<usize, String> {
     let world = World::new(limits);
     let mut known = HashSet::from([world.fingerprint()]);
-    let mut frontier: VecDeque<(World, Option<Rc<Step>>)> = VecDeque::from([(world, None)]);
+    let mut frontier: VecDeque<(World, Option<Rc<Trace>>)> = VecDeque::from([(world, None)]);
     while let Some((world, step)) = frontier.pop_front() {
         let mut is_last = true;
         for action in world.actions() {
             let mut next = world.clone();
             let applied = catch_unwind(AssertUnwindSafe(|| next.apply(action)));
-            let reached = Some(Rc::new(Step { action, before: step.clone() }));
+            let reached = Some(Rc::new(Trace { action, before: step.clone() }));
             let is_enabled = match applied {
                 Ok(applied) => applied.map_err(|wrong| format!("{wrong}\n{}", path(reached.clone())))?,
                 Err(panic) => return Err(format!("{}\n{}", message(&panic), path(reached))),

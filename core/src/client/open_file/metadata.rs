@@ -12,17 +12,17 @@ use crate::wire::pb;
 
 /// Whose changes an inode shows that the metadata service has replied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum ChangeOrigin {
     /// Of what was not known before, exactly one change that this client has made.
     Own,
     /// Perhaps those of others.
     Any,
 }
 
-impl Source {
+impl ChangeOrigin {
     /// Of a reply to a change that this client has made, or to something else, where `known` was known.
-    pub(super) fn of(known: &pb::Inode, reply: &pb::Inode, changes: bool) -> Source {
-        if changes && reply.change == known.change + 1 { Source::Own } else { Source::Any }
+    pub(super) fn of(known: &pb::Inode, reply: &pb::Inode, changes: bool) -> ChangeOrigin {
+        if changes && reply.change == known.change + 1 { ChangeOrigin::Own } else { ChangeOrigin::Any }
     }
 }
 
@@ -236,8 +236,8 @@ impl Machine {
         }
     }
 
-    pub(super) fn follow_pages(&self, inode: &pb::Inode, source: Source, effects: &mut Effects) {
-        if source == Source::Own {
+    pub(super) fn follow_pages(&self, inode: &pb::Inode, source: ChangeOrigin, effects: &mut Effects) {
+        if source == ChangeOrigin::Own {
             effects.pages_follow = Some((self.inode.change, inode.change));
         }
     }
@@ -246,7 +246,7 @@ impl Machine {
     pub(super) fn apply_inode(
         &mut self,
         inode: pb::Inode,
-        source: Source,
+        source: ChangeOrigin,
         now: Instant,
         effects: &mut Effects,
     ) {
@@ -254,7 +254,7 @@ impl Machine {
         if inode.id != self.inode.id || inode.bytes_withheld {
             return;
         }
-        let is_changed = inode.change > self.inode.change && source == Source::Any;
+        let is_changed = inode.change > self.inode.change && source == ChangeOrigin::Any;
         let others_wrote = inode.others_write || is_changed;
         // A stale reply is ignored: what is known is newer.
         let is_newer = inode.change >= self.inode.change || self.bug == Bug::TakeStaleReply;
@@ -369,7 +369,7 @@ impl Event for SyncEnded<'_> {
     fn apply(self, machine: &mut Machine, effects: &mut Effects) {
         let SyncEnded { inode, update, durable, now } = self;
         machine.drop_deferred(update.deferred.as_ref().map(|deferred| deferred.number), effects);
-        let source = Source::of(&machine.inode, &inode, update.reports());
+        let source = ChangeOrigin::of(&machine.inode, &inode, update.reports());
         machine.follow_pages(&inode, source, effects);
         machine.durability.on_synced(update.undurable, durable);
         if let Some(inline) = machine.bytes.inline_mut() {
@@ -422,7 +422,7 @@ impl Event for Merge {
 
     fn apply(self, machine: &mut Machine, effects: &mut Effects) -> u64 {
         machine.writes += 1;
-        machine.apply_inode(self.theirs, Source::Any, self.now, effects);
+        machine.apply_inode(self.theirs, ChangeOrigin::Any, self.now, effects);
         machine.writes
     }
 }
@@ -437,7 +437,7 @@ impl Event for Described {
     type Outcome = ();
 
     fn apply(self, machine: &mut Machine, effects: &mut Effects) {
-        machine.apply_inode(self.inode, Source::Any, self.now, effects);
+        machine.apply_inode(self.inode, ChangeOrigin::Any, self.now, effects);
     }
 }
 
@@ -453,9 +453,9 @@ impl Event for OwnChange {
 
     fn apply(self, machine: &mut Machine, effects: &mut Effects) {
         let known = machine.inode.change;
-        let source = Source::of(&machine.inode, &self.inode, true);
+        let source = ChangeOrigin::of(&machine.inode, &self.inode, true);
         machine.follow_pages(&self.inode, source, effects);
-        if source == Source::Own
+        if source == ChangeOrigin::Own
             && let Some(inline) = machine.bytes.inline_mut().filter(|inline| inline.base == known)
         {
             inline.base = self.inode.change;

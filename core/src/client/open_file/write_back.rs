@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::access::Access;
 use super::inline::Inline;
 use super::machine::{Bug, Effects, Event, Machine};
-use super::metadata::Source;
+use super::metadata::ChangeOrigin;
 use crate::buffer::Placement;
 use crate::client::chunk_slice::{ChunkSlice, chunk_slices};
 use crate::client::data::Write;
@@ -396,7 +396,7 @@ impl Event for StartHelpers {
 }
 
 /// What a thread that writes back has to do.
-pub(super) enum Work {
+pub(super) enum WriteBackTask {
     Nothing,
     /// Wait until this client is registered again.
     WaitAtFence,
@@ -414,31 +414,37 @@ pub(super) struct Migration {
 }
 
 /// A thread that writes back asks for work.
-pub(super) struct TakeWork {
+pub(super) struct TakeTask {
     pub(super) is_fenced: bool,
 }
 
-impl Event for TakeWork {
-    type Outcome = Work;
+impl Event for TakeTask {
+    type Outcome = WriteBackTask;
 
-    fn apply(self, machine: &mut Machine, _: &mut Effects) -> Work {
+    fn apply(self, machine: &mut Machine, _: &mut Effects) -> WriteBackTask {
         let bug = machine.bug;
         if machine.access != Access::Shared || machine.write_back.ready(bug).next().is_none() {
-            return Work::Nothing;
+            return WriteBackTask::Nothing;
         }
         if self.is_fenced {
-            return Work::WaitAtFence;
+            return WriteBackTask::WaitAtFence;
         }
         if machine.bytes.inline().is_some() && bug != Bug::WriteBackInline {
             if machine.bytes.is_migrating() {
-                return Work::Nothing;
+                return WriteBackTask::Nothing;
             }
             let (session, identity) = machine.sessions.first().unwrap_or_default();
             let (bytes, base) = machine.bytes.begin_migration();
-            return Work::Migrate(Migration { bytes, base, layout: machine.layout, session, identity });
+            return WriteBackTask::Migrate(Migration {
+                bytes,
+                base,
+                layout: machine.layout,
+                session,
+                identity,
+            });
         }
         let chunks = machine.write_back.take_batch(bug);
-        Work::Write(Batch::new(machine, chunks))
+        WriteBackTask::Write(Batch::new(machine, chunks))
     }
 }
 
@@ -480,7 +486,7 @@ impl Event for MigrationEnded {
         machine.bytes.end_migration();
         match self.result {
             Ok(Migrated { inode, ours }) => {
-                let source = Source::of(&machine.inode, &inode, ours);
+                let source = ChangeOrigin::of(&machine.inode, &inode, ours);
                 machine.follow_pages(&inode, source, effects);
                 machine.durability.undurable += 1;
                 machine.apply_inode(inode, source, self.now, effects);

@@ -12,7 +12,7 @@ use super::regions::target;
 use super::{Connection, Failure, GONE};
 use crate::buffer::{Placement, Region, RegionId};
 use crate::types::Status;
-use crate::wire::frame::{self, PayloadLocation, REGIONS_MAX, Registration};
+use crate::wire::frame::{self, PayloadLocation, REGIONS_MAX, RegionRegistration};
 use crate::wire::rdma::RemoteMemory;
 
 impl Connection {
@@ -106,7 +106,7 @@ impl Connection {
             }
             None => (region.id(), Some(region.as_fd())),
         };
-        let registration = Registration { slot, region: name, len: region.len() as u64 };
+        let registration = RegionRegistration { slot, region: name, len: region.len() as u64 };
         let mut frame = Vec::new();
         frame::encode_registration(&mut frame, &registration);
         stream.send(&frame, &[], passed, deadline)?;
@@ -118,7 +118,10 @@ impl Connection {
     fn release_dead(&mut self, deadline: Instant) -> Result<(), Failure> {
         for slot in self.regions.take_dead() {
             let mut frame = Vec::new();
-            frame::encode_registration(&mut frame, &Registration { slot, region: RegionId([0; 16]), len: 0 });
+            frame::encode_registration(
+                &mut frame,
+                &RegionRegistration { slot, region: RegionId([0; 16]), len: 0 },
+            );
             self.stream.as_mut().ok_or(GONE)?.send(&frame, &[], None, deadline)?;
         }
         Ok(())

@@ -17,11 +17,11 @@ use crate::net::Sender;
 use crate::net::budget::Share;
 use crate::net::handshake::invalid;
 use crate::types::Status;
-use crate::wire::frame::{Malformed, PayloadLocation, REGIONS_MAX, Registration};
+use crate::wire::frame::{Malformed, PayloadLocation, REGIONS_MAX, RegionRegistration};
 use crate::wire::rdma::RemoteMemory;
 
 impl ServerSession {
-    pub(super) fn register(&mut self, registration: Registration) -> io::Result<()> {
+    pub(super) fn register(&mut self, registration: RegionRegistration) -> io::Result<()> {
         let slot = registration.slot as usize;
         assert!(slot < REGIONS_MAX, "checked when it was decoded");
         self.regions[slot] = None;

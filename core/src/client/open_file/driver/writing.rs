@@ -9,8 +9,8 @@ use rustix::io::Errno;
 use super::super::machine::Machine;
 use super::super::metadata::{Age, Aged};
 use super::super::write_back::{
-    BatchEnded, FenceFailed, HelperEnded, ListAppended, Migration, MigrationEnded, StartHelpers, TakeWork,
-    TakeWrite, Taken, Want, Work,
+    BatchEnded, FenceFailed, HelperEnded, ListAppended, Migration, MigrationEnded, StartHelpers, TakeTask,
+    TakeWrite, Taken, Want, WriteBackTask,
 };
 use super::super::{IoMode, WriteOffset};
 use super::appending::Writers;
@@ -123,19 +123,19 @@ impl OpenInode {
 
     /// Write back what is wanted, as many chunks as make a good batch. False: there was nothing to do.
     fn write_back_batch(self: &Arc<Self>, machine: &mut MutexGuard<'_, Machine>) -> bool {
-        match self.step(machine, TakeWork { is_fenced: self.shared.fence.is_raised() }) {
-            Work::Nothing => return false,
-            Work::WaitAtFence => {
+        match self.step(machine, TakeTask { is_fenced: self.shared.fence.is_raised() }) {
+            WriteBackTask::Nothing => return false,
+            WriteBackTask::WaitAtFence => {
                 let pass = || self.shared.fence.pass(self.shared.meta.deadline());
                 if let Err(error) = MutexGuard::unlocked(machine, pass) {
                     self.step(machine, FenceFailed(error));
                 }
             }
-            Work::Migrate(migration) => {
+            WriteBackTask::Migrate(migration) => {
                 let result = MutexGuard::unlocked(machine, || self.migrate_inline(migration));
                 self.step(machine, MigrationEnded { result, now: Instant::now() });
             }
-            Work::Write(batch) => {
+            WriteBackTask::Write(batch) => {
                 let writes = batch.writes();
                 let results = MutexGuard::unlocked(machine, || write_all(&self.shared, &writes));
                 self.step(machine, BatchEnded { batch, writes: &writes, results: &results });

@@ -9,7 +9,7 @@ use super::super::machine::{Bug, Effects, Event, Machine};
 use super::super::metadata::{BeginSync, Described, Merge, MetadataUpdate, Sync, SyncEnded, SyncFailed};
 use super::super::sessions::AddSession;
 use super::super::write_back::{
-    Batch, BatchEnded, Migration, MigrationEnded, TakeWork, TakeWrite, Taken, Want, Work,
+    Batch, BatchEnded, Migration, MigrationEnded, TakeTask, TakeWrite, Taken, Want, WriteBackTask,
 };
 use crate::buffer::{BufferPool, Placement};
 use crate::client::data::Write;
@@ -66,7 +66,7 @@ pub(super) enum Step {
         slot: usize,
     },
     /// A thread takes work.
-    TakeWork,
+    TakeTask,
     CarryOutBatch {
         number: usize,
     },
@@ -244,7 +244,7 @@ impl World {
             if state.writes_left > 0 {
                 (0..self.slots[client]).for_each(|slot| add(Step::Write { slot }));
             }
-            add(Step::TakeWork);
+            add(Step::TakeTask);
             for (number, flight) in state.flights.iter().enumerate() {
                 if flight.results.is_some() {
                     add(Step::EndBatch { number });
@@ -294,7 +294,7 @@ impl World {
         let Action { client, step } = action;
         let is_enabled = match step {
             Step::Write { slot } => self.write(client, slot)?,
-            Step::TakeWork => self.take_work(client)?,
+            Step::TakeTask => self.take_task(client)?,
             Step::CarryOutBatch { number } => self.carry_out_batch(client, number),
             Step::FailBatch { number } => self.fail_batch(client, number),
             Step::EndBatch { number } => self.end_batch(client, number)?,
@@ -384,17 +384,17 @@ impl World {
         Ok(true)
     }
 
-    fn take_work(&mut self, client: usize) -> std::result::Result<bool, String> {
+    fn take_task(&mut self, client: usize) -> std::result::Result<bool, String> {
         self.step(client, Want { until: u64::MAX, others: usize::MAX / 2 })?;
-        match self.step(client, TakeWork { is_fenced: false })? {
-            Work::Nothing => return Ok(false),
-            Work::WaitAtFence => return Err("there is no fence".to_owned()),
-            Work::Migrate(Migration { bytes, base, session, .. }) => {
+        match self.step(client, TakeTask { is_fenced: false })? {
+            WriteBackTask::Nothing => return Ok(false),
+            WriteBackTask::WaitAtFence => return Err("there is no fence".to_owned()),
+            WriteBackTask::Migrate(Migration { bytes, base, session, .. }) => {
                 let moving = Moving { bytes, base, session, spare: None, result: None };
                 let before = self.clients[client].moving.replace(moving);
                 assert!(before.is_none(), "a file leaves its inode once at a time");
             }
-            Work::Write(batch) => {
+            WriteBackTask::Write(batch) => {
                 let writes = batch.writes();
                 self.clients[client].flights.push(Flight { batch, writes, results: None });
             }
