@@ -180,11 +180,9 @@ class Group:
 
 def places_in(groups: Sequence[Group], numbers: Integers) -> Integers:
     """Map samples of consecutive groups to the numbering of all parts. Raises: IndexError."""
-    owners, within = Numbering.of("samples", [group.size for group in groups]).split(numbers)
     result = np.empty_like(numbers)
-    for owner in np.unique(owners):
-        mine = owners == owner
-        result[mine] = groups[int(owner)].places(within[mine])
+    for group, mine, within in Numbering.of("samples", [group.size for group in groups]).shares(numbers):
+        result[mine] = groups[group].places(within)
     return result
 
 

@@ -185,11 +185,10 @@ class MapDataset(Dataset[Any]):
 
     def lengths_of(self, numbers: Integers) -> Integers:
         """Look up the elements of these samples, as they are stored. Reads the indexes."""
-        parts, within = self.sample_reader.split(self.places(numbers))
         lengths = np.empty(len(numbers), np.int64)
-        for part in np.unique(parts):
-            mine, records = parts == part, self.parts[int(part)]
-            lengths[mine] = records.locate(within[mine]).lengths // records.dtype.itemsize
+        for part, mine, within in self.sample_reader.shares(self.places(numbers)):
+            records = self.parts[part]
+            lengths[mine] = records.locate(within).lengths // records.dtype.itemsize
         return lengths
 
     def require_lengths(self) -> None:

@@ -189,17 +189,15 @@ class BatchReader:
         assert self._process == os.getpid(), "a reader belongs to one process"
         started = time.perf_counter()
         wanted = np.asarray(indices, np.int64).reshape(-1)
-        parts, numbers = self._numbering.split(wanted)
         keys, offsets, lengths = (np.empty(len(wanted), np.int64) for _ in range(3))
         checks: list[tuple[Records, Integers, Integers, Checksums]] = []
-        for part in np.unique(parts):
-            chosen = np.flatnonzero(parts == part)
-            records = self.parts[int(part)]
-            extents = records.locate(numbers[chosen])
-            keys[chosen] = (int(part) << 32) | extents.files
+        for part, chosen, numbers in self._numbering.shares(wanted):
+            records = self.parts[part]
+            extents = records.locate(numbers)
+            keys[chosen] = (part << 32) | extents.files
             offsets[chosen], lengths[chosen] = extents.offsets, extents.lengths
             if self.check and extents.checksums is not None:
-                checks.append((records, chosen, numbers[chosen], extents.checksums))
+                checks.append((records, chosen, numbers, extents.checksums))
         uniform = int(lengths[0]) if len(lengths) and (lengths == lengths[0]).all() else None
         room = lengths if uniform is not None else -(-lengths // ALIGNMENT) * ALIGNMENT
         positions = np.cumsum(room) - room

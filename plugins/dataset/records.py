@@ -12,6 +12,7 @@ R2  A file that was replaced after the data set was opened is refused, not mixed
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,6 +36,8 @@ Made = TypeVar("Made")
 Integers = npt.NDArray[np.int64]
 Checksums = npt.NDArray[np.uint32]
 Bytes = npt.NDArray[np.uint8]
+Shares = list[tuple[int, Integers, Integers]]
+"""Of numbers in several sequences: (sequence, which of the numbers are in it, their places within it)."""
 
 
 class Numbering(NamedTuple):
@@ -60,6 +63,18 @@ class Numbering(NamedTuple):
         require_within(numbers, self.size, self.noun)
         owners = np.searchsorted(self.ends, numbers, side="right")
         return owners, numbers - self.starts[owners]
+
+    def shares(self, numbers: Integers) -> Shares:
+        """Find the sequences that these numbers are in. Raises: IndexError."""
+        require_within(numbers, self.size, self.noun)
+        if len(self.ends) == 1 and len(numbers):
+            return [(0, np.arange(len(numbers)), numbers)]
+        owners = np.searchsorted(self.ends, numbers, side="right")
+        order = np.argsort(owners, kind="stable")
+        ordered = owners[order]
+        bounds = np.append(np.flatnonzero(np.diff(ordered, prepend=-1)), len(order)).tolist()
+        chosen = [order[first:end] for first, end in itertools.pairwise(bounds)]
+        return [(int(owners[each[0]]), each, numbers[each] - self.starts[owners[each[0]]]) for each in chosen]
 
     def split_one(self, number: int) -> tuple[int, int]:
         """Find (sequence, place within it) of one. Raises: IndexError."""
@@ -262,21 +277,21 @@ class Records(ABC):
 
     def locate(self, numbers: Integers) -> Extents:
         """Find where records are stored. Raises: IndexError for a number that is not 0 to len-1."""
-        files, within = self.split(numbers)
         if self.index_directory is not None:
+            files, _ = self.split(numbers)
             return Extents(files, *self.shared(self.index_directory).locate(numbers, files))
-        offsets, lengths = np.empty_like(within), np.empty_like(within)
-        checksums: Checksums | None = np.zeros(len(within), np.uint32)
-        used = np.unique(files).tolist()
-        self._read_indexes(used)
-        for file in used:
-            index, chosen = self.index(file), files == file
-            offsets[chosen] = index.offsets[within[chosen]]
-            lengths[chosen] = index.lengths_of(within[chosen])
+        files, offsets, lengths = (np.empty_like(numbers) for _ in range(3))
+        checksums: Checksums | None = np.zeros(len(numbers), np.uint32)
+        shares = self._numbering.shares(numbers)
+        self._read_indexes([file for file, _, _ in shares])
+        for file, chosen, within in shares:
+            index = self.index(file)
+            files[chosen], offsets[chosen] = file, index.offsets[within]
+            lengths[chosen] = index.lengths_of(within)
             if index.checksums is None:
                 checksums = None
             elif checksums is not None:
-                checksums[chosen] = index.checksums[within[chosen]]
+                checksums[chosen] = index.checksums[within]
         return Extents(files, offsets, lengths, checksums)
 
     def split(self, numbers: Integers) -> tuple[Integers, Integers]:
@@ -401,6 +416,7 @@ __all__ = [
     "Place",
     "RecordFile",
     "Records",
+    "Shares",
     "concurrently",
     "identity_of",
     "opened",

@@ -20,19 +20,17 @@ import numpy.typing as npt
 from .blocks import BlockRecords, Run
 from .pool import POOL_BYTES
 from .reader import Batch, BatchReader, Pending
-from .records import Bytes, Integers, Numbering, Records
+from .records import Bytes, Integers, Numbering, Records, Shares
 
 WAVE_BYTES: Final = 256 << 20  # stored bytes of blocks that one batch reads together
 
 
 @dataclass(eq=False)
 class Reading:
-    """A batch in flight. `parts` and `numbers` of each place: the data set, and the record in it."""
+    """A batch in flight."""
 
     pending: Pending
     places: Integers
-    parts: Integers
-    numbers: Integers
     plain: Integers
     """Places in the batch of the plain records, which are the first that `pending` reads."""
     blocks: dict[tuple[int, int], range] = field(default_factory=dict)
@@ -59,9 +57,9 @@ class SampleReader:
         self._in_flight: set[tuple[int, int]] = set()
         self._damaged: set[tuple[int, int]] = set()
 
-    def split(self, places: Integers) -> tuple[Integers, Integers]:
-        """Find (data sets, numbers in them). Raises: IndexError."""
-        return self._numbering.split(places)
+    def shares(self, places: Integers) -> Shares:
+        """Find the data sets that these places are in. Raises: IndexError."""
+        return self._numbering.shares(places)
 
     def record_at(self, place: int) -> tuple[Records, int]:
         """Find (data set, number in it) of one sample. Raises: IndexError."""
@@ -71,15 +69,17 @@ class SampleReader:
     def start(self, places: Integers) -> Reading:
         """Submit the reads of a batch. Raises: IndexError; what opening a file raises."""
         if not self._has_blocks:
-            everything = np.arange(len(places))
-            return Reading(self.stored.start(places), places, everything[:0], everything[:0], everything)
-        parts, numbers = self.split(places)
-        in_blocks = np.array([isinstance(part, BlockRecords) for part in self.parts])[parts]
-        plain = np.flatnonzero(~in_blocks)
-        wanted = (self._firsts[parts] + numbers)[plain].tolist()
+            return Reading(self.stored.start(places), places, np.arange(len(places)))
+        shares = self.shares(places)
+        stored = np.full(len(places), -1)
+        for part, mine, numbers in shares:
+            if not isinstance(self.parts[part], BlockRecords):
+                stored[mine] = self._firsts[part] + numbers
+        plain = np.flatnonzero(stored >= 0)
+        wanted = stored[plain].tolist()
         blocks: dict[tuple[int, int], range] = {}
         room = WAVE_BYTES
-        for key in self._blocks_of(parts, numbers):
+        for key in self._blocks_of(shares):
             records = self._blocked(key[0])
             if key in self._in_flight or key[1] in records.cache:
                 continue
@@ -90,21 +90,19 @@ class SampleReader:
             runs = records.runs_of(key[1])
             blocks[key] = range(len(wanted), len(wanted) + len(runs))
             wanted += [int(self._firsts[key[0]]) + run for run in runs]
-        reading = Reading(self.stored.start(wanted), places, parts, numbers, plain, blocks)
+        reading = Reading(self.stored.start(wanted), places, plain, blocks)
         self._in_flight.update(blocks)
         return reading
 
-    def _blocks_of(self, parts: Integers, numbers: Integers) -> list[tuple[int, int]]:
-        """List (part, block) of rows, in the order in which they are first asked for."""
-        found: dict[tuple[int, int], None] = {}
-        for part in np.unique(parts):
-            records = self.parts[int(part)]
+    def _blocks_of(self, shares: Shares) -> list[tuple[int, int]]:
+        """List (part, block) of rows, those of a part in the order in which they are first asked for."""
+        found: list[tuple[int, int]] = []
+        for part, _, numbers in shares:
+            records = self.parts[part]
             if isinstance(records, BlockRecords) and records.names:
-                blocks, _ = records.block_of(numbers[parts == part])
-                found.update(
-                    dict.fromkeys((int(part), int(block)) for block in dict.fromkeys(blocks.tolist()))
-                )
-        return list(found)
+                blocks, _ = records.block_of(numbers)
+                found += [(part, block) for block in dict.fromkeys(blocks.tolist())]
+        return found
 
     def _blocked(self, part: int) -> BlockRecords:
         records = self.parts[part]
@@ -126,17 +124,14 @@ class SampleReader:
     def samples(self, reading: Reading, batch: Batch) -> list[Any]:
         """Make the samples, as the formats do. Raises: OSError; CorruptData."""
         arrays = batch.arrays()
-        parts, numbers = reading.parts, reading.numbers
-        if not self._has_blocks:
-            parts, numbers = self.split(reading.places)
         result: list[Any] = [None] * len(reading.places)
         array_of = dict(zip(reading.plain.tolist(), arrays, strict=False))
-        for part in np.unique(parts):
-            records, places = self.parts[int(part)], np.flatnonzero(parts == part)
+        for part, places, numbers in self.shares(reading.places):
+            records = self.parts[part]
             if isinstance(records, BlockRecords):
-                made = self._rows(int(part), numbers[places], reading, arrays)
+                made = self._rows(part, numbers, reading, arrays)
             else:
-                made = records.samples(numbers[places], [array_of[place] for place in places.tolist()])
+                made = records.samples(numbers, [array_of[place] for place in places.tolist()])
             for place, sample in zip(places.tolist(), made, strict=True):
                 result[place] = sample
         return result
@@ -171,11 +166,10 @@ class SampleReader:
         """Mark the samples in blocks that were found damaged."""
         found = np.zeros(len(places), bool)
         if self._damaged:
-            parts, numbers = self.split(places)
-            for part in {part for part, _ in self._damaged}:
-                mine = np.flatnonzero(parts == part)
-                blocks, _ = self._blocked(part).block_of(numbers[mine])
-                found[mine] = np.isin(blocks, [block for owner, block in self._damaged if owner == part])
+            for part, mine, numbers in self.shares(places):
+                damaged = [block for owner, block in self._damaged if owner == part]
+                if damaged:
+                    found[mine] = np.isin(self._blocked(part).block_of(numbers)[0], damaged)
         return found
 
     def note_damage(self, place: int) -> None:

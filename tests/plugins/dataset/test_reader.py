@@ -25,6 +25,7 @@ from luciola.plugins.dataset.ffrecord import header
 from luciola.plugins.dataset.pinning import pin_array
 from luciola.plugins.dataset.pool import POOL_BYTES, Pool
 from luciola.plugins.dataset.reader import ENTRIES, PIECE_BYTES, BatchReader
+from luciola.plugins.dataset.records import Numbering
 
 
 def write_file(path, records: list[bytes]) -> None:
@@ -32,6 +33,21 @@ def write_file(path, records: list[bytes]) -> None:
     path.write_bytes(
         header([zlib.crc32(each) for each in records], [len(each) for each in records]) + b"".join(records)
     )
+
+
+@pytest.mark.parametrize("counts", [[6], [3, 0, 4, 1], [0, 2, 0]], ids=str)
+def test_each_number_is_in_one_share(counts) -> None:
+    expected = [(sequence, place) for sequence, count in enumerate(counts) for place in range(count)]
+    numbers = np.random.default_rng(1).integers(0, sum(counts), 40)
+    found = [None] * len(numbers)
+    for sequence, chosen, within in Numbering.of("samples", counts).shares(numbers):
+        for at, place in zip(chosen, within, strict=True):
+            assert found[at] is None
+            found[at] = (sequence, int(place))
+    assert found == [expected[number] for number in numbers]
+    assert not Numbering.of("samples", counts).shares(numbers[:0])
+    with pytest.raises(IndexError, match=f"samples are 0 to {sum(counts) - 1}"):
+        Numbering.of("samples", counts).shares(np.array([0, sum(counts)]))
 
 
 class Rings(LocalFileSystem):
