@@ -14,7 +14,17 @@ All meaning lives above: an engine knows nothing of inodes and chains. Every eng
 """
 
 from .driver import Retry, run
-from .engine import Durability, Engine, Pair, Transaction, prefix_end
+from .engine import VALUE_BYTES_MAX, Durability, Engine, Pair, Transaction, prefix_end
 from .memory import MemoryEngine
 
-__all__ = ["Durability", "Engine", "MemoryEngine", "Pair", "Retry", "Transaction", "prefix_end", "run"]
+__all__ = [
+    "VALUE_BYTES_MAX",
+    "Durability",
+    "Engine",
+    "MemoryEngine",
+    "Pair",
+    "Retry",
+    "Transaction",
+    "prefix_end",
+    "run",
+]

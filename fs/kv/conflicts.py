@@ -90,7 +90,9 @@ class ConflictWindow:
 
     def clear(self) -> Sequence[WriteSet]:
         """Forget every commit, as if each had fallen out of the window, and give them back, oldest first."""
-        return [self._forget_oldest() for _ in range(len(self._commits))]
+        forgotten = [self._forget_oldest() for _ in range(len(self._commits))]
+        assert not self._written_at, "W3: nothing is remembered of what is forgotten"
+        return forgotten
 
     def _cleared(self, read_version: int, keys: Collection[bytes], ranges: Sequence[KeyRange]) -> bool:
         for version, cleared in reversed(self._ranges):

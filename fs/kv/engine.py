@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Protocol
 
-from ..errors import Conflict, InvalidArgument
+from ..errors import Conflict, Error, InvalidArgument, Unavailable
 from .conflicts import COMMITS_MAX, ConflictWindow, KeyRange, WriteSet
 from .views import OpenViews
 
@@ -272,6 +272,7 @@ class Engine(ABC):
         self.version = version  # of the newest commit; survives a restart
         self.window = ConflictWindow(version=version, commits_max=commits_max)
         self._views = OpenViews[View]()
+        self._broken: BaseException | None = None
 
     def begin(self) -> Transaction:
         """Return a new transaction."""
@@ -283,6 +284,7 @@ class Engine(ABC):
         if view is None:
             view = self.new_view()
             self._views.add(view)
+        assert view.version == self.version, "K2: a transaction begins with the newest version"
         return view
 
     @abstractmethod
@@ -315,16 +317,38 @@ class Engine(ABC):
     def skipped(self, transaction: Transaction) -> None:  # noqa: B027, as `forget`
         """As `forget`, of a commit that never was in the window."""
 
+    @property
+    def failure(self) -> BaseException | None:
+        """Why nothing can be written any more until the store is opened again, if so."""
+        return self._broken
+
+    def fail(self, error: BaseException) -> None:
+        """Write nothing any more: `error` has kept what is in memory from following what was committed."""
+        self._broken = error
+
     def forget_commits(self) -> None:
         """Let go of the memory of what was written so far. Transactions that have begun fail with Conflict."""
         for oldest in self.window.clear():
             self.forget(oldest)
 
     def commit(self, transaction: Transaction) -> int:
-        """Return what `Transaction.commit` does. Raises: Conflict."""
+        """Return what `Transaction.commit` does. Raises: Conflict; Unavailable after a failure."""
+        if self.failure is not None:
+            raise Unavailable(f"the key-value store has failed: {self.failure}")
+        assert transaction.size_bytes <= TRANSACTION_BYTES_MAX, "checked with each write"
         read_version = transaction.let_go()  # so that it does not count as one that this commit overtakes
         if read_version is not None and read_version != self.version:
+            assert read_version < self.version, "no transaction reads a version that is yet to come"
             self._check(transaction, read_version)
+        try:
+            return self._commit(transaction)
+        except Error:
+            raise
+        except BaseException as error:  # the store may have it, and conflicts with it would not be found (K1)
+            self.fail(error)
+            raise
+
+    def _commit(self, transaction: Transaction) -> int:
         self._views.keep()
         version = self.apply(transaction)
         assert version > self.version, "W1: versions must grow"

@@ -101,7 +101,6 @@ class RocksEngine(Engine):
         # Sequence number of the last commit that is known to survive power loss. Opening a store makes tables of what
         # its log held, and syncs them (`avoid_flush_during_recovery` is off).
         self.synced_position = self._db.latest_sequence_number()
-        self._broken: BaseException | None = None
         self._unchecked_bytes = SPACE_CHECK_BYTES
         self._write_buffer_bytes = write_buffer_bytes
         self._buffered_bytes = 0
@@ -126,8 +125,6 @@ class RocksEngine(Engine):
         self._unchecked_bytes += transaction.size_bytes
         if self._unchecked_bytes >= SPACE_CHECK_BYTES:
             self._check_space(may_use_reserve=transaction.may_use_reserve)
-        if self.failure is not None:
-            raise Unavailable(f"the key-value store has failed: {self.failure}")
         batch = rocksdict.WriteBatch(raw_mode=True)
         if transaction.cleared:
             for begin, end in transaction.cleared:
@@ -147,7 +144,7 @@ class RocksEngine(Engine):
             self._db.write(batch)
         except Exception as error:  # rocksdict raises nothing more precise
             # Whether the log has it is unknown until the store is opened again: nothing may follow it.
-            self._broken = error
+            self.fail(error)
             raise Unavailable(f"cannot write to the key-value store in {self.directory}: {error}") from error
         self.cached.follow(transaction)
         self._syncer.wrote()
@@ -155,7 +152,6 @@ class RocksEngine(Engine):
 
     @property
     def failure(self) -> BaseException | None:
-        """Why nothing can be written any more until the store is opened again, if so."""
         return self._broken or self._syncer.error
 
     async def sync(self) -> None:

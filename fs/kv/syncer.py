@@ -65,32 +65,34 @@ class Syncer:
             raise Unavailable(f"the log could not be written to disk: {self.error}") from self.error
 
     def _run(self) -> None:
-        while (waiting := self._select()) is not None:
-            try:
+        waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        try:
+            while self._select(waiting):
                 self._flush()
-            except Exception as error:  # noqa: BLE001, every error must reach the callers that wait
-                self.error = error
+                with self._changed:
+                    self._flushing = False
+                    self.flushes += 1
+                self._deliver(waiting)
+        except BaseException as error:  # noqa: BLE001, whatever it is must reach the callers that wait
             with self._changed:
-                self._flushing = False
-                self.flushes += 1
-                if self.error is not None:  # S3
-                    waiting += self._waiting
-                    self._waiting = []
+                self.error = error  # S3
+                waiting += self._waiting
+                self._waiting = []
             self._deliver(waiting)
 
-    def _select(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] | None:
-        """Wait for a reason to flush; the futures it will serve, or None at the end."""
+    def _select(self, waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> bool:
+        """Wait for a reason to flush, and replace `waiting` by the futures it will serve. False at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._dirty or self._waiting or self._closing)
             if not self._waiting and not self._closing:
                 self._changed.wait_for(lambda: self._waiting or self._closing, timeout=self._interval_s)
             if not self._dirty and not self._waiting:
-                return None
+                return False
             assert not self._flushing, "one flush at a time"
-            waiting, self._waiting = self._waiting, []
+            waiting[:], self._waiting = self._waiting, []
             self._dirty = False
             self._flushing = True
-            return waiting
+            return True
 
     def _deliver(self, waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}

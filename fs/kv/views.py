@@ -57,6 +57,7 @@ class OpenViews(Generic[View]):
         """Called after the commit was applied."""
         view = self._newest()
         if view is not None:
+            assert not self._overtaken or view.version > self._overtaken[-1][0], "versions grow"
             self._overtaken.append((view.version, self._newest))
         self._newest = _NONE
 

@@ -64,6 +64,7 @@ class Allocator:
             txn.put(key, schema.encode_next(number + 1))
             return True
 
+        assert number >= 0, "ids are positive"
         self._floor = max(self._floor, number + 1)
         self._reserve = [(max(first, self._floor), end) for first, end in self._reserve if end > self._floor]
         self._next = min(max(self._next, self._floor), self._end)
@@ -83,6 +84,7 @@ class Allocator:
 
         # A reservation that is run twice, after an unknown outcome, skips a range and does no harm.
         reserved = await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
+        assert reserved >= (self._reserve[-1][1] if self._reserve else self._end), "no id is reserved twice"
         end = reserved + RANGE
         first = min(max(reserved, self._floor), end)
         if self._next == self._end:

@@ -54,6 +54,7 @@ ENTRIES: Final = 64  # of a removed directory, read at once
 GARBAGE_SLICE: Final = 16  # records of garbage that are read, or deleted, in one slice
 RECORDS: Final = 512  # answers to one client deleted in one transaction
 PRUNE_INTERVAL_S: Final = 5.0
+assert SLICE_S < REST_S, "a rest is worth several slices"
 
 
 class Membership(Protocol):
@@ -266,6 +267,7 @@ class Collector:
         """Remove the inode's records; its chunks become garbage that is due at once. False if a client writes it."""
         txn = removal.txn
         assert not inode.link_count, "C1: an inode with a name stays"
+        assert self._is_ready(), "C1: readers have had time to register what they hold"
         if txn.get_range(*schema.session_range(inode.id), limit=1):
             return False
         txn.delete(schema.inode_key(inode.id))
@@ -349,6 +351,7 @@ class Collector:
             first = unfinished.get(removal.content)
             if first is None:
                 waits[key] -= 1
+                assert waits[key] >= 0, "a chain is taken off a record once"
                 self._progress.pop((chain, removal.content), None)
             else:
                 self._progress[chain, removal.content] = first

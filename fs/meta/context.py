@@ -280,11 +280,13 @@ class OperationContext:
             )
         value = schema.encode_session(self.request.client, self.now_ms)
         self.txn.put(schema.session_key(inode, session), value)
+        assert (inode, session) not in self.opened, "an attempt opens a file once"
         self.opened.append((inode, session))
         return session
 
     def reserve_content(self, inode: Inode) -> Spare:
         """Add a new content for the bytes of an inline file; it is garbage until the file claims it."""
+        assert inode.is_inline, "L6: only an inline file moves to a spare content"
         content = self.shared.contents.take()
         reserved_ms = self.shared.removal_clock.now_ms()
         self.txn.put(
@@ -307,11 +309,13 @@ class OperationContext:
     def leave_orphan(self, inode: Inode) -> None:
         """Leave an inode that has lost its last name to the collector."""
         assert not inode.link_count, "it has a name"
+        assert inode.id != ROOT_INODE, "the root stays"
         self.txn.put(schema.orphan_key(self.shared.removal_clock.now_ms(), inode.id), b"")
 
     def discard_content(self, inode: Inode, *, length: int) -> None:
         """Leave the chunks of the inode's content, all below `length`, to the collector."""
         assert inode.type == REGULAR, "only regular files have content"
+        assert length > 0, "what has no bytes has no chunks"
         self.txn.put(
             schema.garbage_key(self.shared.removal_clock.now_ms(), inode.content),
             schema.encode_garbage(inode, self.now_ms, length=length),

@@ -152,7 +152,11 @@ class Execution:
             request.uncertain.update(inode for inode, _ in (*context.opened, *context.closed))
             request.uncertain_inodes = context.new_inodes
             raise
-        self._committed(context, dropped)
+        try:
+            self._committed(context, dropped)
+        except BaseException as error:  # S2 does not hold: only opening the store again shows what is in it
+            self._engine.fail(error)
+            raise
         return reply
 
     def _committed(self, context: OperationContext, dropped: Sequence[int]) -> None:

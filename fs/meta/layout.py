@@ -9,9 +9,10 @@ from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Final
 
-from ..config import MetaConfig
+from ..config import BOUNDS, MetaConfig
 from ..errors import InvalidArgument, Unavailable
 from ..ids import ChainId
+from ..kv import VALUE_BYTES_MAX
 from ..units import KIB, MIB
 from ..wire.pb.meta_pb2 import Layout
 from ..wire.pb.mgmtd_pb2 import ChainTable
@@ -23,6 +24,14 @@ STRIPE_MAX: Final = 1024  # chains asked for one file's length
 INLINE_BYTES_MAX: Final = 64 * KIB  # a quarter of the store's largest value
 CHUNK_COUNT_MAX: Final = 1 << 32  # a chunk's index has 32 bits
 _MASK: Final = (1 << 64) - 1
+assert BOUNDS[MetaConfig, "chunk_bytes"] == (CHUNK_BYTES_MIN, CHUNK_BYTES_MAX), (
+    "a default that callers may ask for"
+)
+assert BOUNDS[MetaConfig, "stripe"] == (1, STRIPE_MAX), "a default that callers may ask for"
+assert BOUNDS[MetaConfig, "inline_bytes"] == (0, INLINE_BYTES_MAX), "a default that callers may ask for"
+assert min(CHUNK_BYTES_MIN, VALUE_BYTES_MAX // 4) >= INLINE_BYTES_MAX, (
+    "an inline file is stored with its inode"
+)
 
 
 def permute(run: Sequence[int], seed: int) -> tuple[int, ...]:
@@ -155,6 +164,7 @@ class Placer:
         base = self._next.get(number)
         if base is None:
             base = self._random.randrange(count)
+        assert 0 <= base < count, "a run begins in its table"
         self._next[number] = (base + min(template.stripe, count)) % count
         return Layout(
             table=number,

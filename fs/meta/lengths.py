@@ -66,6 +66,7 @@ class Lengths:
 
     async def _ask(self, key: tuple[int, int], inode: Inode) -> int:
         asked_s = self._clock.monotonic()
+        assert not inode.is_inline, "L6: an inline file has no chunks to ask for"
         length = await self._chunks.end(inode.layout, inode.content)
         self._known[key] = (asked_s, length)
         self._known.move_to_end(key)

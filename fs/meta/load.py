@@ -110,6 +110,8 @@ class Load:
             self._quarantine.look_again()  # G5
         await self._inodes.skip_past(header.next_inode - 1)  # G3
         await self._contents.skip_past(header.next_content - 1)
+        assert self._inodes.upcoming >= header.next_inode, "G3: no id of the dump is handed out again"
+        assert self._contents.upcoming >= header.next_content, "G3: no id of the dump is handed out again"
         self._checks = RecordChecks(header, new_contents=request.new_contents, is_known=self._placer.knows)
         self._attempt = secrets.randbits(63) | 1
         log.info("load of a dump of cluster %s begins%s", header.cluster, " again" if again else "")
@@ -173,6 +175,7 @@ class Load:
         """Return the checks of the attempt, which ends here unless its caller names it again."""
         if not self._attempt or attempt != self._attempt or self._checks is None:
             raise Unavailable("this load was interrupted, or begun again elsewhere: begin it again")
+        assert self.is_active, "G1: the namespace is closed while records are stored"
         self._attempt = 0
         return self._checks
 

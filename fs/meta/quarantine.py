@@ -70,6 +70,9 @@ class Quarantine:
         if not found:
             return
         await self._contents.skip_past(max(each.content for each in found))  # Q2
+        assert self._contents.upcoming > max(each.content for each in found), (
+            "Q2: no new file gets such a content"
+        )
         due_ms = self._clock.unix_ns() // NS_PER_MS + delay_ms
         self._due_s[due_ms] = self._clock.monotonic() + delay_ms / 1000
 
@@ -137,6 +140,7 @@ class Quarantine:
         """Remove a content from all its chains that can be asked; whether it is gone, or was released."""
         if self._engine.begin().snapshot_get(key) is None:  # released meanwhile
             return True
+        assert self._has_waited(schema.split_two(key)[0]), "Q1: chunks are removed after the due time"
         for chain in content.chains:
             if chain not in self._away:
                 await self._remove_from(ChainId(chain), content.content)

@@ -31,6 +31,8 @@ CHANGES_PER_MS: Final = 1 << 16  # of one inode: more than a process can carry o
 SKIPPED_MS: Final = 1 << 35  # 397 starts of a process after what is known of another state; 8192 times
 CHANGE_MAX: Final = 1 << 63  # of a dump that is loaded: as many are left above it
 FIRST_MS: Final = 1  # so that there is a moment before each
+assert SKIPPED_MS > RESERVED_MS, "more is skipped than a process can have used"
+assert SKIPPED_MS * CHANGES_PER_MS < CHANGE_MAX, "what is skipped leaves numbers"
 
 MOMENTS: Final = b"t"  # kinds of the allocator records
 CHANGES: Final = b"b"
@@ -52,12 +54,15 @@ class RemovalClock:
         """Reserve moments that no process before this one has used."""
         self._end_ms, self.first_change = await self._reserve()
         self._first_ms = self._end_ms - RESERVED_MS
+        assert self._first_ms >= FIRST_MS, "there is a moment before each"
         self._started_s = self._clock.monotonic()
 
     async def extend(self) -> None:
         """Reserve more, if half of it has passed."""
         if self._end_ms - self.now_ms() < RESERVED_MS // 2:
-            self._end_ms, _ = await self._reserve()
+            end_ms, _ = await self._reserve()
+            assert end_ms > self._end_ms, "A1: reservations grow"
+            self._end_ms = end_ms
 
     def now_ms(self) -> int:
         """Return the moment of a removal. It stands still when all that was reserved has passed: the delay grows."""

@@ -44,6 +44,7 @@ class RemovalQueue:
         wanted = min(limit - len(found), WAITING_MAX - len(self._waiting))
         if self._begin < end and wanted > 0:
             pairs = self._engine.begin().snapshot_range(self._begin, end, limit=wanted)
+            assert not pairs or self._begin <= pairs[0][0], "Q1: each record is read once"
             self._begin = end if len(pairs) < wanted else pairs[-1][0] + b"\x00"
             found += [pair for pair in pairs if pair[0] not in self._waiting]
         assert len(found) <= limit, "no more than asked for"

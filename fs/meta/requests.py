@@ -51,6 +51,7 @@ class ClientRequests:
         self._slots = slots
         self._live = sorted(slots)
         self._end = max(slots.values()) + 1
+        assert len(set(slots.values())) == len(slots), "Q2: each answer has a slot of its own"
 
     def check(self, sequence: int) -> None:
         """Raises: InvalidArgument if the request has become void (Q1)."""
@@ -93,7 +94,9 @@ class ClientRequests:
     def surplus(self) -> Sequence[int]:
         """Free slots that the client should not keep in the store, up to `DROPPED_MAX`."""
         more = len(self._free) - FREE_MAX
-        return self._free[: min(DROPPED_MAX, more)] if more > 0 else ()
+        surplus = self._free[: min(DROPPED_MAX, more)] if more > 0 else []
+        assert not surplus or len(self._free) - len(surplus) >= FREE_MAX, "Q2: some slots are kept"
+        return surplus
 
     def dropped(self, slots: Sequence[int]) -> None:
         """What `surplus` has just said is not in the store any more."""
@@ -105,6 +108,7 @@ class ClientRequests:
         if not self._free:
             self._free.extend(self._slots.pop(sequence) for sequence in self._live[:limit])
             del self._live[:limit]
+        assert limit > 0, "some slots are asked for"
         slots = self._free[-limit:]
         del self._free[-limit:]
         return slots

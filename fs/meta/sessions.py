@@ -58,6 +58,7 @@ class Writers:
         if session not in sessions:
             self.count += 1
             self._of_clients.setdefault(client, set()).add((inode, session))
+        assert sessions.get(session, client) == client, "a session has one client"
         sessions[session] = client
 
     def remove(self, inode: int, session: int) -> None:

@@ -129,6 +129,7 @@ class Truncations:
                 yield
         finally:
             self._waiting[inode] -= 1
+            assert self._waiting[inode] >= 0, "who waits is counted"
             if not self._waiting[inode]:
                 del self._waiting[inode], self._locks[inode]
 
@@ -142,6 +143,8 @@ class Truncations:
             txn.put(schema.intent_key(inode), schema.encode_intent(found.content, length))
             return TruncateIntent(found.content, length)
 
+        assert length >= 0, "a length is not negative"
+        assert self._locks[inode].locked(), "one at a time works on an inode's chunks"
         self._pending.setdefault(inode, None)
         try:
             intent = await run(self._engine, store, durability=Durability.SYNC, clock=self._clock)

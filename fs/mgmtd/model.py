@@ -43,6 +43,7 @@ assert CHAINS_MAX <= CHAINS_PER_TABLE, "one table may have all chains"
 NEW_DIRECTORY: Final = 0  # in place of an incarnation: nothing was served from it yet
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
 MARK_INTERVAL_S: Final = 5.0  # between two times that marks are stored: each is a sync of the disk
+assert CHAINS_PER_TABLE < 2**32, "a chain's id has 32 bits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Model:
     def __init__(self, config: MgmtdConfig, records: Records, *, now_s: float, granted_ms: int = 0) -> None:
         self.config = config
         self.records = records
+        assert granted_ms >= 0, "a lease ends after it was granted"
         self.lives: dict[NodeId, NodeLife] = {node: NodeLife() for node in records.nodes}
         self.targets: dict[TargetId, TargetLife] = {}
         self.newborn_until: dict[ChainId, float] = {}
@@ -286,6 +288,9 @@ class Model:
         self._set_status(node.id, pb.CONNECTED)
         self._take_in(node, life, reports)
         may_lease = self._may_lease(node, reports) and not self.silent_nodes(now_s)
+        assert self._falling.isdisjoint(life.reported) or not may_lease, (
+            "L2: the node may not know of its fall yet"
+        )
         lease_ms = self.config.lease_ms if may_lease else 0
         assert not lease_ms or self._leased_until_s(life.reported_s) > now_s, "L1: the lease granted counts"
         return HeartbeatResult(lease_ms)
@@ -294,6 +299,7 @@ class Model:
         """The process of `node` is known to have ended, or to have stopped serving: its lease is void."""
         life = self.lives[node]
         life.ended = [*life.ended, self.records.nodes[node].incarnation][-ENDED_MAX:]
+        assert self.records.nodes[node].incarnation in life.ended, "a process that has ended is remembered"
         self._forget_process(node, life)
         self._set_status(node, pb.FAILED)
 
@@ -392,6 +398,9 @@ class Model:
         for chain in change.chains:
             before = self.records.chains[chain.id]
             assert chain.version == before.version + 1, "one look changes a chain once"
+            assert all(m.state in FALLEN for m in chain.members if self.targets[m.target].must_fall), (
+                "L4: a replica whose process has ended falls first"
+            )
             self._falling |= {member.target for member in before.serving} - {m.target for m in chain.serving}
         return change
 
@@ -491,6 +500,8 @@ class Model:
 
     def _apply_chain(self, chain: ChainRecord) -> None:
         before = self.records.chains.get(chain.id)
+        assert 0 < len(chain.members) <= CHAIN_MEMBERS_MAX, "a chain has a bounded number of replicas"
+        assert len({m.node for m in chain.members}) == len(chain.members), "a node has one replica of a chain"
         served = {member.target for member in before.serving} if before is not None else set()
         for member in chain.members:
             target = self.targets.setdefault(member.target, TargetLife())
@@ -505,6 +516,7 @@ class Model:
             self.targets.pop(target_id, None)
         self.dirty.add(chain.id)
         self._falling.difference_update(served)
+        assert all(m.target in self.targets for m in chain.members), "each replica is known"
 
     # What administrators ask for.
 

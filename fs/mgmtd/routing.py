@@ -32,6 +32,7 @@ class Publisher:
         self._model = model
         self._cluster_id = cluster_id
         self._manager = manager
+        assert term > 0, "P1: terms are counted from one"
         self._first = RoutingVersion(term << TERM_SHIFT)
         self.version = RoutingVersion(self._first + 1)
         self._changed_at: dict[Record, int] = {}  # the latest change last
@@ -54,10 +55,7 @@ class Publisher:
         self._model.touched.clear()
         if not touched and not change.removed_nodes:
             return False
-        self.version = RoutingVersion(self.version + 1)
-        assert self.version < self._first + (1 << TERM_SHIFT), (
-            "the versions of a term are below those of the next"
-        )
+        self.bump()
         for record in touched:
             self._changed_at.pop(record, None)
             self._changed_at[record] = self.version
@@ -68,8 +66,11 @@ class Publisher:
         return True
 
     def bump(self) -> None:
-        """A new version for what is no record: the end of the bootstrap."""
+        """A new version: also for what is no record, as the end of the bootstrap."""
         self.version = RoutingVersion(self.version + 1)
+        assert self.version < self._first + (1 << TERM_SHIFT), (
+            "P1: the versions of a term are below those of the next"
+        )
 
     def has_delta(self, known: int) -> bool:
         """Return whether a caller that knows version `known` gets a delta, not everything."""

@@ -42,6 +42,10 @@ DRIFT_PERCENT_MAX: Final = 50  # clocks that differ by more are broken
 KEEP_ALIVE_S: Final = 20.0  # of a stream without updates: finds out whether a client still listens
 UNHEARD_INTERVAL_MS: Final = 100  # between heartbeats while no node has a lease
 WAITERS_MAX: Final = 100_000  # polls and streams that wait for news
+assert 4 * PRIMARY_RENEW_S < PRIMARY_LEASE_S * (1 - PRIMARY_DRIFT), "four renewals may fail"
+assert PRIMARY_LEASE_S * (1 + PRIMARY_DRIFT) < STORE_FAILED_S, "others take over from one whose store fails"
+assert UNHEARD_INTERVAL_MS < PRIMARY_RENEW_S * 1000, "nodes without a lease report soon"
+assert DRIFT_PERCENT_MAX < 100, "clocks run"
 
 
 @dataclass
@@ -308,8 +312,14 @@ class Service:
             raise Unavailable("the change may not have been stored; ask the next primary") from error
         if self._term is not term:
             raise Unavailable("this manager stopped being primary while it stored the change")
-        term.model.apply(change)
-        self._publish(term, change)
+        try:
+            term.model.apply(change)
+            self._publish(term, change)
+        except (
+            BaseException
+        ) as error:  # the records are right, the model may not be: the next term makes a new one
+            self._step_down(term, repr(error))
+            raise
 
     def _publish(self, term: Term, change: Change) -> None:
         if term.publisher.publish(change):
@@ -383,6 +393,7 @@ class Service:
                         term.lease if begun_s < term.model.granted_until_s else None
                     )
                     term.lease = await self._store.renew(replace(term.lease, granted_ms=granted_ms))
+                    assert term.lease.granted_ms >= longest_lease_ms(self._config), "L3: no lease is longer"
                 except Error as error:
                     if not self.is_primary or isinstance(error, Unavailable):
                         self._step_down(term, error)

@@ -28,6 +28,7 @@ class Sessions:
     """Clients that extended their session within `timeout_s`. In memory only: they do so again after a restart."""
 
     def __init__(self, *, timeout_s: float, now_s: float) -> None:
+        assert timeout_s > 0, "a session lasts"
         self._timeout_s = timeout_s
         self._started_s = now_s
         self._sessions: dict[ClientId, Session] = {}
@@ -51,6 +52,7 @@ class Sessions:
             self.expire(now_s=now_s)
         if known is None and len(self._sessions) >= CLIENTS_MAX:
             raise Busy(f"at most {CLIENTS_MAX} clients")
+        assert known is None or now_s >= known.seen_s, "the clock never goes back"
         self._sessions[client] = Session(
             host=request.host,
             description=request.description,

@@ -84,18 +84,28 @@ def advance(
         after = {
             target: Public.OFFLINE if state is Public.LASTSRV else state for target, state in after.items()
         }
-    _check(members, after)
+    _check(members, after, local, held)
     return ordered([Member(member.target, member.node, after[member.target]) for member in members])
 
 
-def _check(members: Sequence[Member], after: Mapping[TargetId, Public]) -> None:
-    """Assert C1 to C3 of a chain that has been advanced."""
+def _check(
+    members: Sequence[Member],
+    after: Mapping[TargetId, Public],
+    local: Mapping[TargetId, Local],
+    held: Mapping[TargetId, Held],
+) -> None:
+    """Assert C1 to C3 and C5 of a chain that has been advanced."""
     assert len(after) == len(members), "a replica is in a chain once"
     assert list(after.values()).count(Public.SYNCING) <= 1, "C1: at most one replica is SYNCING"
     has_data = (Public.SERVING, Public.LASTSRV, Public.SYNCING)
     assert all(member.state in has_data for member in members if after[member.target] is Public.SERVING), (
         "C2: a replica serves that served last, or was synchronised"
     )
+    assert all(
+        held.get(m.target, COMPLETE).data is not Data.LOST and local[m.target] is not Local.OFFLINE
+        for m in members
+        if m.state is Public.LASTSRV and after[m.target] is Public.SERVING
+    ), "C5: one that serves again is there, with its data"
     if not _serves(after):
         last = (Public.SERVING, Public.LASTSRV)
         assert all(after[member.target] is Public.LASTSRV for member in members if member.state in last), (

@@ -48,6 +48,7 @@ LEAVE_TIMEOUT_S: Final = 2.0
 FREE_AGAIN_BYTES: Final = 16 << 20  # so that a disk at its limit does not fill the log with changes
 SPACE_TIMEOUT_S: Final = 1.0  # of asking for free space: on a disk that hangs heartbeats are sent without
 MARK_INTERVAL_S: Final = 5.0  # between two writes of how far meta's store has come
+assert SPACING_S < RETRY_S < FIRST_INTERVAL_S < FIRST_TIMEOUT_S, "heartbeats are spaced, and sent again"
 MARK_TIMEOUT_S: Final = (
     2.0  # of writing marks: a disk that hangs must not keep this node from leaving its chains
 )
@@ -330,6 +331,8 @@ class Membership:
             self._timeout_s = reply.lease_ms / 2000  # so that a second try is in time
         if reply.lease_ms and model.may_serve(self.state) and not self._outdated:  # M2, M4
             lease_s = reply.lease_ms / 1000 * (1 - self._options.drift_percent / 100)
+            assert 0 < lease_s <= reply.lease_ms / 1000, "M1: a lease is shortened by the drift"
+            assert self._is_confirmed, "M5, M6: mgmtd has stored who this is before a lease is used"
             self._engine.node.set_lease(sent_s + lease_s, reply.routing_version)
         if reply.HasField("meta_store") and sent_s - self._marked_s >= MARK_INTERVAL_S:
             self._marked_s = sent_s

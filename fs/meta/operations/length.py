@@ -51,6 +51,7 @@ def set_length(context: OperationContext, inode: Inode, length: int) -> None:
     if inode.id in context.request.intents:
         context.txn.delete(schema.intent_key(inode.id))
     assert inode.is_inline or not inode.inline_data, "L5: bytes are inline or in chunks"
+    assert len(inode.inline_data) <= length, "inline bytes are below the length"
     inode.length = length
     inode.truncate_version += 1  # L1
     inode.mtime_ns = context.now_ns
@@ -69,6 +70,7 @@ def _cut_inline(inode: Inode, length: int) -> None:
 
 
 def _replace_content(context: OperationContext, inode: Inode) -> None:
+    assert not inode.is_inline, "an inline file has no chunks to leave"
     if context.is_written(inode.id):  # by this client: it may have written more than it has reported
         _discard(context, inode, length=length_max(inode.layout))
     elif inode.length:
@@ -143,6 +145,9 @@ def leave_inline(context: OperationContext, inode: Inode, *, base: int, spare: S
         raise InvalidArgument(
             "bytes leave their inode with a spare content: reserve one, and write them there"
         )
+    assert spare is None or spare.content == inode.content, (
+        "L6: the file has the content that its bytes are under"
+    )
     inode.is_inline = False
     inode.inline_data = b""
 

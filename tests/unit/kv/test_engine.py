@@ -2,8 +2,8 @@
 
 import pytest
 
-from luciola.errors import Conflict, InvalidArgument
-from luciola.kv import Engine, Transaction, prefix_end
+from luciola.errors import Conflict, InvalidArgument, Unavailable
+from luciola.kv import Engine, MemoryEngine, Transaction, prefix_end
 from luciola.kv.engine import KEY_BYTES_MAX, RANGE_LIMIT_MAX, TRANSACTION_BYTES_MAX, VALUE_BYTES_MAX
 from luciola.kv.faulty import FaultyEngine
 
@@ -513,3 +513,20 @@ def test_failed_commit_leaves_others_their_picture(engine):
         loser.commit()
     put(engine, a=b"3")
     assert reader.get(b"a") == b"1"
+
+
+class Forgetful(MemoryEngine):
+    """Does not get to remembering what it has written."""
+
+    def skipped(self, transaction: Transaction) -> None:
+        raise AssertionError("a mistake, on purpose")
+
+
+def test_after_a_commit_that_memory_does_not_follow_nothing_is_written():
+    engine = Forgetful()
+    with pytest.raises(AssertionError):
+        put(engine, a=b"1")
+    assert isinstance(engine.failure, AssertionError)
+    with pytest.raises(Unavailable, match="on purpose"):
+        put(engine, a=b"2")
+    assert get(engine, b"a") == b"1"

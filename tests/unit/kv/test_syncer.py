@@ -146,3 +146,19 @@ def test_cancelled_waiter_does_not_disturb_the_others():
 
     asyncio.run(scenario())
     syncer.close()
+
+
+def test_mistake_in_the_thread_reaches_everybody():
+    def flush() -> None:
+        raise SystemExit("a mistake, on purpose")
+
+    syncer = Syncer(flush, interval_s=60)
+
+    async def scenario() -> None:
+        syncer.wrote()
+        with pytest.raises(Unavailable, match="on purpose"):
+            await asyncio.wait_for(syncer.sync(), timeout=60)
+
+    asyncio.run(scenario())
+    with pytest.raises(Unavailable, match="on purpose"):
+        syncer.close()

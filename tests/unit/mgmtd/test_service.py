@@ -13,7 +13,7 @@ from luciola.errors import AlreadyExists, ConfigError, InvalidArgument, Unavaila
 from luciola.ids import NodeId
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
-from luciola.mgmtd.records import NodeRecord
+from luciola.mgmtd.records import Change, NodeRecord
 from luciola.mgmtd.service import PRIMARY_LEASE_S, STORE_FAILED_S, Service, Settings
 from luciola.mgmtd.store import Store
 from luciola.wire import SERVICE, RoutingTable, methods
@@ -391,6 +391,23 @@ def test_change_whose_outcome_is_unknown_ends_the_term_and_the_next_one_reads_wh
         return Fault.MAYBE_DONE if trouble["on"] else Fault.NONE
 
     scenario(story, engine=FaultyEngine(MemoryEngine(), plan))
+
+
+def test_stored_change_that_cannot_be_applied_ends_the_term_and_the_next_one_reads_what_is_true():
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        before = (await cluster.routing()).version
+        with pytest.raises(AssertionError, match="a newer version"):
+            # A mistake, on purpose: chains as they are.
+            await cluster.service._change(lambda model: Change(chains=tuple(model.records.chains.values())))
+        with pytest.raises(Unavailable):
+            await cluster.routing()
+        await cluster.wait(2.0)
+        routing = await cluster.routing()
+        assert routing.version > before
+        assert serving(routing) == {1000, 1001, 1002}
+
+    scenario(story)
 
 
 def test_request_that_is_cancelled_does_not_tear_a_write_apart():
