@@ -10,11 +10,11 @@ import os
 import stat as modes
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from ..errors import Error, InvalidArgument, IsADirectory, NotADirectory, NotFound
 from .attributes import BLOCK_BYTES, DirEntry, stat_result
+from .closing import Closing
 from .connection import Connection, Parameters, naming
 from .file import File
 from .layout import Layout
@@ -44,7 +44,7 @@ def _umask(_process: int) -> int:
     return 0o022
 
 
-class FileSystem:
+class FileSystem(Closing):
     """A cluster's files. Made by `luciola.connect`; may be shared by threads, pickled, and used after fork."""
 
     def __init__(self, connection: Connection) -> None:
@@ -57,14 +57,6 @@ class FileSystem:
 
     def __repr__(self) -> str:
         return f"<luciola.FileSystem of {self._connection.parameters.address!r}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Write back dirty data, and end the session. Files that are still open are closed with it."""
@@ -450,7 +442,7 @@ class FileSystem:
             self._connection.client.remove_xattr(_name(path), _name(attribute), follow=follow_symlinks)
 
 
-class Listing(Iterator[DirEntry]):
+class Listing(Closing, Iterator[DirEntry]):
     """What `scandir` returns: an iterator that may be closed, as that of `os`."""
 
     def __init__(self, entries: Iterator[DirEntry]) -> None:
@@ -458,14 +450,6 @@ class Listing(Iterator[DirEntry]):
 
     def __next__(self) -> DirEntry:
         return next(self._entries)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._entries = iter(())

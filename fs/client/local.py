@@ -8,9 +8,9 @@ import io
 import os
 import shutil
 from collections.abc import Callable
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NoReturn, Self
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
+from .closing import Closing
 from .local_ring import LocalRing, bytes_of, read_fully, write_fully
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LocalFile(io.FileIO):
         (os.fdatasync if data_only else os.fsync)(self.fileno())
 
 
-class LocalFileSystem:
+class LocalFileSystem(Closing):
     """The files of this machine. May be shared by threads, pickled, and used after fork."""
 
     stat = staticmethod(os.stat)
@@ -110,14 +110,6 @@ class LocalFileSystem:
 
     def __repr__(self) -> str:
         return "<luciola.LocalFileSystem>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def open(  # noqa: PLR0913 (those of FileSystem.open)
         self,

@@ -16,10 +16,10 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import InvalidArgument
+from .closing import Closing
 from .ring import Completion, Operation
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class _Job:
             os.close(self.descriptor)
 
 
-class LocalRing:
+class LocalRing(Closing):
     """`Ring` for local files. Made by `LocalFileSystem.ring`. May be used by several threads."""
 
     def __init__(self, entries: int) -> None:
@@ -140,14 +140,6 @@ class LocalRing:
             raise InvalidArgument(
                 "this ring belongs to the process that made it: make one in the child, or start it by spawn"
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Shared:

@@ -13,12 +13,12 @@ by memoryview, numpy or torch, cost one copy. The order of results is unspecifie
 import errno as _errno
 import os
 from collections.abc import Iterable
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import luciola_core
 
 from ..errors import Error
+from .closing import Closing
 from .file import File
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Completion(NamedTuple):
         return self.result
 
 
-class Ring:
+class Ring(Closing):
     """Submission and completion. Made by `FileSystem.ring`. May be used by several threads."""
 
     def __init__(self, native: luciola_core.Ring) -> None:
@@ -116,14 +116,6 @@ class Ring:
     def close(self) -> None:
         """Wait for what is in flight. Its results may still be drained."""
         self._native.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 __all__ = ["Completion", "Operation", "Ring"]

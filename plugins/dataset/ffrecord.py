@@ -26,7 +26,7 @@ import numpy as np
 
 from ...client.location import AnyFileSystem, Location
 from ...errors import CorruptData, InvalidArgument
-from .records import Index, Integers, RecordFile, Records, opened, place_of, read_exactly
+from .records import Index, Integers, RecordFile, Records, opened, place_of, read_exactly, reopened
 from .writing import WRITE_BYTES, NewFile, Writer, as_bytes
 
 if TYPE_CHECKING:
@@ -78,12 +78,8 @@ class FFRecords(Records):
             return found  # raised again when a record is read: `verify` names every damaged file
 
     def read_index(self, file: RecordFile) -> Index:
-        with opened(self.place.file_system, file.path) as (handle, identity):
+        with reopened(self.place.file_system, file.path, file.identity) as handle:
             header = read_exactly(handle, 0, HEAD.size + RECORD_BYTES * file.count)
-        if identity != file.identity:
-            raise CorruptData(
-                "the file was replaced after the data set was opened: open it again", path=file.path
-            )
         return _index_of(file, header)
 
 

@@ -16,11 +16,12 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import torch
 from torch.utils.data import get_worker_info
+
+from ...client.closing import Closing
 
 WORKERS: Final = 64  # rows; workers beyond share them, and may lose a count to each other
 FIRST_S: Final = 1e-5  # the end of the first bucket
@@ -183,7 +184,7 @@ def _labels(labels: dict[str, str]) -> str:
     return "{" + ",".join(texts) + "}" if texts else ""
 
 
-class MetricsServer:
+class MetricsServer(Closing):
     """/metrics of a data set over HTTP, served by a thread."""
 
     def __init__(self, metrics: Metrics, host: str, port: int, labels: dict[str, str]) -> None:
@@ -216,14 +217,6 @@ class MetricsServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 __all__ = ["Metrics", "MetricsServer", "Snapshot", "percentile"]

@@ -315,12 +315,11 @@ class Records(ABC):
         """Open a file. Raises: CorruptData if it was replaced or changed."""
         known = self.files[number]
         file: Any = self.place.file_system.open(known.path, "rb")
-        if identity_of(file) != known.identity:
+        try:
+            _check_same(known.path, known.identity, identity_of(file))
+        except CorruptData:
             file.close()
-            raise CorruptData(
-                "the file was replaced or changed after the data set was opened: open it again",
-                path=known.path,
-            )
+            raise
         return file
 
 
@@ -368,6 +367,21 @@ def opened(file_system: AnyFileSystem, path: str) -> Iterator[tuple[Any, Identit
     file: Any
     with file_system.open(path, "rb") as file:
         yield file, identity_of(file)
+
+
+@contextlib.contextmanager
+def reopened(file_system: AnyFileSystem, path: str, known: Identity) -> Iterator[Any]:
+    """Open a file that was identified before. Raises: CorruptData if it was replaced or changed (R2)."""
+    with opened(file_system, path) as (file, identity):
+        _check_same(path, known, identity)
+        yield file
+
+
+def _check_same(path: str, known: Identity, identity: Identity) -> None:
+    if identity != known:
+        raise CorruptData(
+            "the file was replaced or changed after the data set was opened: open it again", path=path
+        )
 
 
 def read_exactly(file: Any, offset: int, length: int) -> bytes:
@@ -422,5 +436,6 @@ __all__ = [
     "opened",
     "place_of",
     "read_exactly",
+    "reopened",
     "require_within",
 ]

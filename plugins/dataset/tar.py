@@ -50,6 +50,7 @@ from .records import (
     opened,
     place_of,
     read_exactly,
+    reopened,
 )
 from .writing import NewFile, Writer, as_bytes
 
@@ -173,11 +174,8 @@ class ScannedRecords(Records):
         """Read the index of a file; make it again where none is beside the file."""
         table = self._unsaved.get(file.path)
         if table is None:
-            with opened(self.place.file_system, file.path) as (handle, identity):
-                if identity != file.identity:
-                    raise CorruptData(
-                        "the file was replaced after the data set was opened: open it again", path=file.path
-                    )
+            identity = file.identity
+            with reopened(self.place.file_system, file.path, identity) as handle:
                 marks = self.marks(handle, identity.size)
                 table = self._saved(file.path, identity, marks) or self.scan(handle, identity.size, None)
         return table

@@ -37,6 +37,7 @@ from .records import (
     opened,
     place_of,
     read_exactly,
+    reopened,
 )
 from .writing import NewFile, Writer, as_bytes
 
@@ -87,11 +88,7 @@ class TokenRecords(Records):
     def read_index(self, file: RecordFile) -> Index:
         known, code, sequences, documents = self._heads[file.path]
         path = file.path.removesuffix(".bin") + self.suffix
-        with opened(self.place.file_system, path) as (handle, identity):
-            if identity != known:
-                raise CorruptData(
-                    "the file was replaced after the data set was opened: open it again", path=path
-                )
+        with reopened(self.place.file_system, path, known) as handle:
             data = read_exactly(handle, HEAD.size, ENTRY_BYTES * sequences + 8 * documents)
         itemsize = np.dtype(DTYPES[code]).itemsize
         lengths = np.frombuffer(data, "<i4", sequences).astype(np.int64) * itemsize

@@ -177,6 +177,16 @@ def test_index_is_made_once_and_again_when_the_tar_changes(tmp_path) -> None:
     assert (tmp_path / f"a.tar{SUFFIX}").read_bytes() != first
 
 
+def test_tar_that_was_replaced_is_refused(tmp_path) -> None:
+    path = tmp_path / "a.tar"
+    make_tar(path, MEMBERS)
+    records = open_records(path)
+    path.unlink()
+    make_tar(path, MEMBERS)
+    with pytest.raises(CorruptData, match="was replaced"):
+        records.read_index(records.files[0])
+
+
 def test_damaged_or_forged_index_is_made_again(tmp_path) -> None:
     make_tar(tmp_path / "a.tar", MEMBERS)
     assert read_all(tmp_path / "a.tar") == SAMPLES

@@ -63,6 +63,16 @@ def test_what_is_written_is_read(tmp_path_factory, data) -> None:
     assert path.with_suffix(".idx").read_bytes() == wanted
 
 
+def test_index_that_was_replaced_is_refused(tmp_path) -> None:
+    with TokenWriter(tmp_path / "text", dtype="uint16") as writer:
+        writer.write([1, 2])
+    records = open_records(tmp_path / "text.bin")
+    (tmp_path / "text.idx").unlink()
+    (tmp_path / "text.idx").write_bytes(index_bytes(8, 2, [2], [0, 1]))
+    with pytest.raises(CorruptData, match="was replaced"):
+        records.read_index(records.files[0])
+
+
 def test_windows_cross_documents_and_overlap_by_one(tmp_path) -> None:
     with TokenWriter(tmp_path / "a", dtype="int32") as writer:
         writer.write(np.arange(7))
