@@ -18,10 +18,11 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from ..config import StorageConfig
-from ..errors import Error, Unavailable
+from ..errors import CorruptData, Error, Unavailable
 from ..wire import RoutingTable, RpcClients, methods
 from ..wire.pb.mgmtd_pb2 import SERVING, SYNCING, Chain, Target
 from ..wire.pb.storage_pb2 import (
@@ -170,6 +171,7 @@ class Recovery:
             address, methods.Storage.sync_start, SyncStartRequest(chain=chain, after=_name(after))
         ):
             page = records_of(reply.chunks)
+            require_order(page, after)
             if page:
                 self.counters.compared += len(page)
                 plan = compare(await self._range(job.chain, after, page[-1].name), page)
@@ -329,6 +331,17 @@ def records_of(messages: Iterable[ChunkRecord]) -> list[Record]:
     ]
 
 
+def require_order(page: Sequence[Record], after: Name | None) -> None:
+    """Raises: CorruptData if a page of the successor does not go forward from `after`.
+
+    A record that came twice would count as one that we do not have, and its chunk be removed.
+    """
+    names = [record.name for record in page]
+    before = names if after is None else [after, *names]
+    if any(name >= following for name, following in pairwise(before)):
+        raise CorruptData("the successor lists its chunks out of order: nothing is compared with them")
+
+
 def message_of(record: Record) -> ChunkRecord:
     """Return the record as a message."""
     return ChunkRecord(
@@ -343,4 +356,15 @@ def message_of(record: Record) -> ChunkRecord:
     )
 
 
-__all__ = ["Counters", "Job", "Outcome", "Pace", "Progress", "Recovery", "job_of", "message_of", "records_of"]
+__all__ = [
+    "Counters",
+    "Job",
+    "Outcome",
+    "Pace",
+    "Progress",
+    "Recovery",
+    "job_of",
+    "message_of",
+    "records_of",
+    "require_order",
+]

@@ -7,13 +7,13 @@ from contextlib import asynccontextmanager
 import pytest
 
 from luciola.config import StorageConfig
-from luciola.errors import Error, NotFound, StaleRouting
+from luciola.errors import CorruptData, Error, NotFound, StaleRouting
 from luciola.states import Local
 from luciola.storage.directory import Directory
 from luciola.storage.engine import PAGE_RECORDS, Engine
 from luciola.storage.membership import Membership, Options
 from luciola.storage.quarantine import Quarantine
-from luciola.storage.recovery import Job, Pace, Recovery, job_of
+from luciola.storage.recovery import Job, Pace, Recovery, job_of, require_order
 from luciola.storage.scrub import Scrub
 from luciola.storage.service import StorageService
 from luciola.wire import SERVICE, RpcClients, RpcServer, methods, mint
@@ -317,6 +317,17 @@ def test_comparison_continues_after_one_chain_change_and_restarts_after_two(tmp_
         assert pair.second.fake.listed[0] == ((1, done - 1) if versions == 1 else None)
 
     run(tmp_path, test)
+
+
+@pytest.mark.parametrize("indexes", [(1, 1), (2, 1), (0, 1), (1, 2, 2)])
+def test_page_of_the_successor_that_does_not_go_forward_is_refused(indexes):
+    def page(*indexes):
+        return [record(5, index) for index in indexes]
+
+    require_order(page(1, 2, 3), (5, 0))
+    require_order(page(), (5, 9))
+    with pytest.raises(CorruptData, match="out of order"):
+        require_order(page(*indexes), (5, 0))
 
 
 def test_bytes_are_sent_at_the_rate_of_the_configuration():
