@@ -16,7 +16,7 @@ Importing `luciola` starts nothing and imports neither torch nor a service.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __name__ != "luciola":
     raise ImportError(
@@ -32,7 +32,7 @@ __version__ = "0.1.0"
 __all__ = ["File", "FileSystem", "Ring", "connect"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in __all__:
         return getattr(import_module(".client", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,9 +10,10 @@ A file holds only what differs from the defaults:
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Final, TypedDict, TypeVar
 
 from .errors import ConfigError
 from .units import GIB, KIB, MIB
@@ -231,12 +232,12 @@ def loads(text: str) -> ClusterConfig:
     return from_table(ClusterConfig, table, where="")
 
 
-def from_table(cls: type[T], table: dict[str, Any], *, where: str) -> T:
+def from_table(cls: type[T], table: Mapping[str, object], *, where: str) -> T:
     """Return an instance of dataclass `cls` from a TOML table; `where` is the table's path for messages."""
     assert is_dataclass(cls), "configuration is made of dataclasses"
     hints = typing.get_type_hints(cls)
     known = {entry.name for entry in fields(cls)}
-    values: dict[str, Any] = {}
+    values: dict[str, object] = {}
     for key, value in table.items():
         path = f"{where}.{key}" if where else key
         if key not in known:
@@ -251,11 +252,11 @@ def checked(config: T, *, where: str) -> T:
     return from_table(type(config), vars(config), where=where)
 
 
-def _convert(cls: type, key: str, hint: Any, value: Any, path: str) -> Any:
-    if is_dataclass(hint):
+def _convert(cls: type, key: str, hint: object, value: object, path: str) -> object:
+    if isinstance(hint, type) and is_dataclass(hint):
         if not isinstance(value, dict):
             raise ConfigError(f"{path}: must be a table")
-        return from_table(typing.cast("type[Any]", hint), value, where=path)
+        return from_table(hint, value, where=path)
     optional = isinstance(hint, types.UnionType)
     kinds = typing.get_args(hint) if optional else (hint,)
     # bool is an int in Python; a flag where a number belongs is a mistake.

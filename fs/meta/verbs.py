@@ -12,7 +12,7 @@ and a row here.
 import enum
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -126,7 +126,7 @@ _ROWS: Final = (
     Verb(Meta.set_xattr, set_xattr, RECORDED),
     Verb(Meta.remove_xattr, remove_xattr, RECORDED),
 )
-VERBS: Final = cast("tuple[Verb[Any, Any], ...]", _ROWS)
+VERBS: Final = cast("tuple[Verb[Message, Message], ...]", _ROWS)
 _BY_PATH: Final = {verb.method.path: verb for verb in VERBS}
 
 assert len(_BY_PATH) == len(VERBS), "a method has one row"
@@ -135,7 +135,7 @@ assert all(verb.method.lane for verb in VERBS), "replies are recorded under the 
 
 def verb_of(method: Method[Body, Reply]) -> Verb[Body, Reply]:
     """Return the row of `method`, which must have one."""
-    return _BY_PATH[method.path]
+    return cast("Verb[Body, Reply]", _BY_PATH[method.path])
 
 
 __all__ = ["READ", "RECORDED", "VERBS", "WRITE", "Length", "Mode", "Verb", "verb_of"]

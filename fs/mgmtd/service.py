@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from ..clock import Clock, SystemClock
 from ..config import MgmtdConfig
@@ -86,7 +86,7 @@ class Service:
         self._seen_s = self._clock.monotonic()
         self._waiters = 0
         self._snapshots = asyncio.Lock()
-        self._writes: set[asyncio.Task[Any]] = set()
+        self._writes: set[asyncio.Task[object]] = set()
         self._refusal: asyncio.Queue[ConfigError] = asyncio.Queue()
 
     # Handlers.
@@ -297,7 +297,7 @@ class Service:
                 await self._keep(term, change)
             return term
 
-    async def _undisturbed(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _undisturbed(self, work: Coroutine[object, None, T]) -> T:
         """Finish `work` even if its caller is cancelled: a write must not be stored and not applied."""
         task = asyncio.ensure_future(work)
         self._writes.add(task)

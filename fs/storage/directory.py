@@ -29,7 +29,7 @@ import uuid
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from ..errors import Busy, ConfigError
 from ..ids import NodeId, TargetId
@@ -247,14 +247,14 @@ class Directory:
     def _load(self) -> Record | None:
         path = self.path / "node.json"
         try:
-            table: Any = json.loads(path.read_text(encoding="utf-8"))
+            table = json.loads(path.read_text(encoding="utf-8"))
             return Record(
                 int(table["node"]),
                 str(table["cluster"]),
                 uuid.UUID(str(table["engine"])).hex,
                 joined=bool(table["joined"]),
-                lost=tuple(table["lost"]),
-                partial=tuple(table["partial"]),
+                lost=tuple(map(int, table["lost"])),
+                partial=tuple(map(int, table["partial"])),
                 boot=str(table["boot"]),
                 is_clean=bool(table["is_clean"]),
                 is_suspect=bool(table["is_suspect"]),
@@ -294,7 +294,7 @@ def _make(path: Path) -> None:
         os.close(parent)
 
 
-def _write(path: Path, table: dict[str, Any]) -> None:
+def _write(path: Path, table: dict[str, object]) -> None:
     temporary = path.with_name(path.name + ".new")
     with temporary.open("w", encoding="utf-8") as file:
         os.fchmod(file.fileno(), 0o600)

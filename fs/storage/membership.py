@@ -19,7 +19,7 @@ import errno
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from ..clock import boot_s
 from ..errors import ConfigError, Error, InvalidArgument
@@ -231,7 +231,7 @@ class Membership:
         )
         self._spawn(self._engine.run(self._engine.node.wipe_chain, chain))
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[object, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from luciola_core import StorageNode
 
@@ -137,9 +137,9 @@ async def _synced(stop: asyncio.Event, engine: Engine) -> None:
 async def _work(
     membership: Membership,
     clients: RpcClients,
-    others: Sequence[Coroutine[Any, Any, None]],
+    others: Sequence[Coroutine[object, None, None]],
     mgmtd: str,
-    stopped: Coroutine[Any, Any, None],
+    stopped: Coroutine[object, None, None],
 ) -> None:
     """Run all background loops until `stopped` ends; an error in one of them ends them all."""
     received = asyncio.Event()
@@ -156,7 +156,7 @@ async def _work(
             log.warning("no routing from mgmtd yet; waiting")
         await membership.run()
 
-    endless: list[Coroutine[Any, Any, None]] = [
+    endless: list[Coroutine[object, None, None]] = [
         follow_routing(clients, mgmtd, membership.table, changed, admit=membership.admit),
         beat(),
         *others,

@@ -12,7 +12,7 @@ A plain function that answers at once costs the lane no task; one that may have 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeAlias, TypeVar, cast
+from typing import Final, Generic, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import Message
 
@@ -28,8 +28,10 @@ Sent: TypeAlias = Reply | Preserialized[Reply]
 """A reply, or its bytes."""
 Answer: TypeAlias = Sent[Reply] | Awaitable[Sent[Reply]]
 """What a handler returns: a reply at once, or later."""
-Handler: TypeAlias = Callable[[Any, Identity], Answer[Message] | AsyncIterator[Message]]
-"""Serves one method: its request, and who sends it."""
+Handler: TypeAlias = Callable[[Message, Identity], Answer[Message] | AsyncIterator[Message]]
+"""Serves one method: its request, which has the type that the method names, and who sends it."""
+AnyMethod: TypeAlias = "Method[Message, Message]"
+"""A method whose messages are known only when it runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,7 @@ class Storage:
     status: Final = _method("Storage.Status", Empty, storage_pb2.StorageStatus, ADMIN)
 
 
-def methods_of(service: type) -> tuple[Method[Any, Any], ...]:
+def methods_of(service: type) -> tuple[AnyMethod, ...]:
     """Return all methods of `Mgmtd`, `Meta` or `Storage`."""
     return tuple(entry for entry in vars(service).values() if isinstance(entry, Method))
 
@@ -194,7 +196,7 @@ ALL: Final = (*methods_of(Mgmtd), *methods_of(Meta), *methods_of(Storage))
 class Bound:
     """A method and the function that serves it."""
 
-    method: Method[Any, Any]
+    method: AnyMethod
     handler: Handler
 
 
@@ -219,6 +221,7 @@ def by_lane(bound: Iterable[Bound]) -> dict[int, Bound]:
 __all__ = [
     "ALL",
     "Answer",
+    "AnyMethod",
     "Bound",
     "Handler",
     "Meta",

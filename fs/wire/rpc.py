@@ -7,12 +7,12 @@ the method, is refused before its request is read. Errors travel as a status and
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Iterable
-from typing import Any, Final, NoReturn, Self
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Final, NoReturn, Self, TypeAlias, cast
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthenticated, Unavailable
 from . import errors as wire_errors
@@ -31,6 +31,8 @@ KEEPALIVE_MS: Final = 10_000
 # fails, however long its deadline, and the next one makes a new connection.
 CONNECT_S: Final = 10.0
 BEARER: Final = "Bearer "
+
+_Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 
 _COMMON: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -96,7 +98,7 @@ class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not gener
         self._bound = {entry.method.path: entry for entry in bound}
         self._secret = secret
 
-    def service(self, call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
+    def service(self, call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         entry = self._bound.get(call.method)
         try:
             identity = self._identify(call)
@@ -122,17 +124,17 @@ class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not gener
         raise Unauthenticated("a token of this cluster is needed")
 
 
-def _refusal(error: Error) -> Any:
-    async def refuse(_: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> NoReturn:
+def _refusal(error: Error) -> Callable[[bytes, _Context], Awaitable[NoReturn]]:
+    async def refuse(_: bytes, context: _Context) -> NoReturn:
         await _abort(context, error)
 
     return refuse
 
 
-def _unary(entry: Bound, identity: Identity) -> Any:
+def _unary(entry: Bound, identity: Identity) -> Callable[[bytes, _Context], Awaitable[bytes]]:
     method = entry.method
 
-    async def serve(payload: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]") -> bytes:
+    async def serve(payload: bytes, context: _Context) -> bytes:
         try:
             result = entry.handler(_parse(method, payload), identity)
             if inspect.isawaitable(result):
@@ -145,12 +147,10 @@ def _unary(entry: Bound, identity: Identity) -> Any:
     return serve
 
 
-def _stream(entry: Bound, identity: Identity) -> Any:
+def _stream(entry: Bound, identity: Identity) -> Callable[[bytes, _Context], AsyncIterator[bytes]]:
     method = entry.method
 
-    async def serve(
-        payload: bytes, context: "grpc.aio.ServicerContext[bytes, bytes]"
-    ) -> AsyncIterator[bytes]:
+    async def serve(payload: bytes, context: _Context) -> AsyncIterator[bytes]:
         try:
             items = entry.handler(_parse(method, payload), identity)
             assert isinstance(items, AsyncIterator), f"{method.path} is a stream"
@@ -163,15 +163,14 @@ def _stream(entry: Bound, identity: Identity) -> Any:
     return serve
 
 
-def _parse(method: Method[Any, Any], payload: bytes) -> Message:
+def _parse(method: Method[Request, Reply], payload: bytes) -> Request:
     try:
-        message: Message = method.request.FromString(payload)
+        return method.request.FromString(payload)
     except DecodeError as error:
         raise InvalidArgument(f"{method.path}: the request cannot be read") from error
-    return message
 
 
-async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: Exception) -> NoReturn:
+async def _abort(context: _Context, error: Exception) -> NoReturn:
     if isinstance(error, Error):
         message = wire_errors.encode(error)
     else:
@@ -185,10 +184,11 @@ async def _abort(context: "grpc.aio.ServicerContext[bytes, bytes]", error: Excep
 def _error(error: "grpc.RpcError | grpc.aio.AioRpcError", address: str, timeout_s: float | None) -> Error:
     """Return what a failed call means. Both kinds of gRPC error have these three methods."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), "every failed call is one"
-    trailers: Any = error.trailing_metadata() or ()
+    # Both kinds have pairs, which the stubs of one of them do not say; a name in -bin has bytes.
+    trailers = cast("Iterable[tuple[str, bytes]]", error.trailing_metadata() or ())
     for name, value in trailers:
         if name == wire_errors.TRAILER:
-            return wire_errors.decode_bytes(bytes(value))
+            return wire_errors.decode_bytes(value)
     if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED and timeout_s is not None:
         return Timeout(
             f"{address}: no answer within {timeout_s:g} s; it is overloaded, hangs or cannot be reached"
@@ -200,7 +200,7 @@ def _headers(token: Token) -> tuple[tuple[str, str], ...]:
     return (("authorization", BEARER + token.encode()),)
 
 
-def _check(method: Method[Any, Any], request: Message) -> None:
+def _check(method: Method[Request, Reply], request: Request) -> None:
     assert type(request) is method.request, f"{method.path} takes {method.request.__name__}"
 
 

@@ -4,7 +4,8 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from types import CoroutineType
+from typing import Final
 
 from google.protobuf.message import Message
 
@@ -35,14 +36,14 @@ class PendingRequests:
     """The requests of one server. `start` in its event loop, `stop` before that ends."""
 
     def __init__(self) -> None:
-        self._waiting: dict[asyncio.Future[Any], Waiting] = {}
+        self._waiting: dict[asyncio.Future[object], Waiting] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, future: "asyncio.Future[Any]", path: str, request: Message, peer: object) -> None:
+    def add(self, future: "asyncio.Future[object]", path: str, request: Message, peer: object) -> None:
         """Add a request whose reply will come from `future`."""
         self._waiting[future] = Waiting(path, request, peer, asyncio.get_running_loop().time())
 
-    def remove(self, future: "asyncio.Future[Any]") -> None:
+    def remove(self, future: "asyncio.Future[object]") -> None:
         """Drop a request that was answered, or whose connection is gone."""
         self._waiting.pop(future, None)
 
@@ -89,14 +90,13 @@ def _about(request: Message) -> str:
     return ""
 
 
-def _calls(future: "asyncio.Future[Any]") -> Iterator[str]:
+def _calls(future: "asyncio.Future[object]") -> Iterator[str]:
     """The calls that a task is in, outermost first, each with its line."""
-    coroutine: Any = future.get_coro() if isinstance(future, asyncio.Task) else None
+    coroutine: object = future.get_coro() if isinstance(future, asyncio.Task) else None
     for _ in range(DEPTH_MAX):
-        frame = getattr(coroutine, "cr_frame", None)
-        if frame is None:
+        if not isinstance(coroutine, CoroutineType) or coroutine.cr_frame is None:
             return
-        yield f"{coroutine.__qualname__}:{frame.f_lineno}"
+        yield f"{coroutine.__qualname__}:{coroutine.cr_frame.f_lineno}"
         coroutine = coroutine.cr_await
 
 

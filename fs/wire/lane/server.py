@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Iterable
 from functools import partial
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from google.protobuf.message import DecodeError, Message
 
@@ -28,7 +28,7 @@ from .. import errors as wire_errors
 from .. import handshake
 from ..addresses import format_address
 from ..credentials import Identity
-from ..methods import Bound, Method, by_lane
+from ..methods import AnyMethod, Bound, by_lane
 from ..preserialized import Preserialized, is_reply
 from ..slow_requests import PendingRequests
 from .frames import FAILED, FRAME_BYTES_MAX, HEADER, REPLY, keep_alive, socket_name
@@ -159,7 +159,7 @@ class _ServerConnection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._loop = asyncio.get_running_loop()
-        self.tasks: set[asyncio.Future[Any]] = set()
+        self.tasks: set[asyncio.Future[object]] = set()
         self._writable = True
         self._paused = False
         self.in_flight = 0
@@ -320,14 +320,12 @@ class _ServerConnection(asyncio.Protocol):
         self.in_flight += 1
         self._held_bytes += len(payload)
         assert self.in_flight <= IN_FLIGHT_MAX, "I2: no request is taken from a full connection"
-        future = asyncio.ensure_future(result, loop=self._loop)
+        future: asyncio.Future[object] = asyncio.ensure_future(result, loop=self._loop)
         self.tasks.add(future)
         self._server.pending.add(future, method.path, message, self._peer())
         future.add_done_callback(partial(self._finished, method, request, len(payload)))
 
-    def _finished(
-        self, method: Method[Any, Any], request: int, held: int, future: "asyncio.Future[Any]"
-    ) -> None:
+    def _finished(self, method: AnyMethod, request: int, held: int, future: "asyncio.Future[object]") -> None:
         number = method.lane
         self.in_flight -= 1
         self._held_bytes -= held
@@ -351,7 +349,7 @@ class _ServerConnection(asyncio.Protocol):
 
 
 def _append_reply(
-    replies: list[bytes], number: int, request: int, message: Message | Preserialized[Any]
+    replies: list[bytes], number: int, request: int, message: Message | Preserialized[Message]
 ) -> None:
     payload = message.SerializeToString()
     if len(payload) > FRAME_BYTES_MAX:
