@@ -3,7 +3,7 @@
 import builtins
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, final
+from typing import Literal, TypeAlias, TypeVar, final
 
 from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -26,6 +26,8 @@ __version__: str
 
 _Stat: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int, int, int]
 """(inode, type, permissions, links, uid, gid, device, length, atime, mtime, ctime, birth), times in nanoseconds."""
+
+_Tuple = TypeVar("_Tuple", bound=tuple[object, ...])
 
 _Layout: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 """(table, chunk bytes, stripe, inline bytes); None: not said."""
@@ -202,16 +204,16 @@ class File:
 class Ring:
     """Reads and writes in flight. Made by `Client.ring`."""
 
-    def submit(self, queue: list[Any], waiting: dict[int, Any]) -> int:
+    def submit(self, queue: list[_Tuple], waiting: dict[int, object]) -> int:
         """Take operations from the front of a list while there is room, and remove them from it; how many.
 
         The user data of each is kept in `waiting` until it is drained.
         """
     def drain(
         self,
-        into: list[Any],
-        waiting: dict[int, Any],
-        kind: type[tuple[Any, ...]],
+        into: list[_Tuple],
+        waiting: dict[int, object],
+        kind: type[_Tuple],
         most: int,
         least: int,
         timeout_s: float | None = None,

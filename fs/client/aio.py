@@ -12,45 +12,25 @@ import functools
 import weakref
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from .file import File
+from .file_system import FileSystem, StrPath
 from .ring import Operation, Ring
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
-    from .file_system import FileSystem, StrPath
-
 ENTRIES: Final = 256  # operations of one event loop in flight; more wait their turn
 
-# Methods of FileSystem that become coroutine functions of the same name.
-NAMES: Final = frozenset(
-    (
-        *("stat", "lstat", "exists", "isdir", "isfile", "chmod", "chown", "utime", "truncate", "statvfs"),
-        *("listdir", "mkdir", "makedirs", "rmdir", "rmtree", "rename", "replace", "remove", "unlink"),
-        *(
-            "symlink",
-            "readlink",
-            "link",
-            "realpath",
-            "getxattr",
-            "setxattr",
-            "listxattr",
-            "removexattr",
-            "layout",
-            "set_layout",
-            "default_layout",
-            "flush",
-        ),
-    )
-)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 class _LoopRing:
     """A ring that one event loop watches."""
 
-    def __init__(self, file_system: "FileSystem", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, file_system: FileSystem, loop: asyncio.AbstractEventLoop) -> None:
         self._ring: Ring = file_system.ring(ENTRIES)
         self._room = asyncio.Semaphore(ENTRIES)
         self._loop = weakref.ref(loop)
@@ -133,28 +113,63 @@ class AsyncFile:
         await self.close()
 
 
+def _in_executor(
+    method: Callable[Concatenate[FileSystem, Parameters], Result],
+) -> Callable[Concatenate["AsyncFileSystem", Parameters], Coroutine[object, None, Result]]:
+    """Return the coroutine function that does what a method of FileSystem does."""
+
+    @functools.wraps(method)
+    async def call(
+        self: "AsyncFileSystem", /, *arguments: Parameters.args, **named: Parameters.kwargs
+    ) -> Result:
+        return await _in_thread(functools.partial(method, self._file_system, *arguments, **named))
+
+    return call
+
+
 class AsyncFileSystem:
     """`FileSystem.aio`. May be used by several event loops; each gets its own ring."""
 
-    def __init__(self, file_system: "FileSystem") -> None:
+    stat = _in_executor(FileSystem.stat)
+    lstat = _in_executor(FileSystem.lstat)
+    exists = _in_executor(FileSystem.exists)
+    isdir = _in_executor(FileSystem.isdir)
+    isfile = _in_executor(FileSystem.isfile)
+    chmod = _in_executor(FileSystem.chmod)
+    chown = _in_executor(FileSystem.chown)
+    utime = _in_executor(FileSystem.utime)
+    truncate = _in_executor(FileSystem.truncate)
+    statvfs = _in_executor(FileSystem.statvfs)
+    listdir = _in_executor(FileSystem.listdir)
+    mkdir = _in_executor(FileSystem.mkdir)
+    makedirs = _in_executor(FileSystem.makedirs)
+    rmdir = _in_executor(FileSystem.rmdir)
+    rmtree = _in_executor(FileSystem.rmtree)
+    rename = _in_executor(FileSystem.rename)
+    replace = _in_executor(FileSystem.replace)
+    remove = _in_executor(FileSystem.remove)
+    unlink = _in_executor(FileSystem.unlink)
+    symlink = _in_executor(FileSystem.symlink)
+    readlink = _in_executor(FileSystem.readlink)
+    link = _in_executor(FileSystem.link)
+    realpath = _in_executor(FileSystem.realpath)
+    getxattr = _in_executor(FileSystem.getxattr)
+    setxattr = _in_executor(FileSystem.setxattr)
+    listxattr = _in_executor(FileSystem.listxattr)
+    removexattr = _in_executor(FileSystem.removexattr)
+    layout = _in_executor(FileSystem.layout)
+    set_layout = _in_executor(FileSystem.set_layout)
+    default_layout = _in_executor(FileSystem.default_layout)
+    flush = _in_executor(FileSystem.flush)
+
+    def __init__(self, file_system: FileSystem) -> None:
         self._file_system = file_system
         self._rings: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopRing] = (
             weakref.WeakKeyDictionary()
         )
 
-    def __getattr__(self, name: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        if name not in NAMES:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        method = getattr(self._file_system, name)
-
-        @functools.wraps(method)
-        async def call(*arguments: Any, **named: Any) -> Any:
-            return await _in_thread(functools.partial(method, *arguments, **named))
-
-        return call
-
     async def open(
-        self, path: "StrPath", mode: str = "rb", *, direct: bool = False, permissions: int = 0o666
+        self, path: StrPath, mode: str = "rb", *, direct: bool = False, permissions: int = 0o666
     ) -> AsyncFile:
         """Open a file, in binary."""
         if "b" not in mode:
@@ -165,17 +180,17 @@ class AsyncFileSystem:
         assert isinstance(file, File), "binary files are not wrapped"
         return AsyncFile(self, file)
 
-    async def read_into(self, path: "StrPath", buffer: "WriteableBuffer", offset: int = 0) -> int:
+    async def read_into(self, path: StrPath, buffer: "WriteableBuffer", offset: int = 0) -> int:
         """Fill `buffer` from `offset` of a file; return the number of bytes, fewer only at its end."""
         async with await self.open(path) as file:
             return await file.read_into(buffer, offset)
 
-    async def read(self, path: "StrPath", offset: int = 0, size: int = -1) -> bytes:
+    async def read(self, path: StrPath, offset: int = 0, size: int = -1) -> bytes:
         """Return the bytes of a file, all by default."""
         async with await self.open(path) as file:
             return await file.read(size, offset)
 
-    async def write(self, path: "StrPath", data: "ReadableBuffer", *, permissions: int = 0o666) -> int:
+    async def write(self, path: StrPath, data: "ReadableBuffer", *, permissions: int = 0o666) -> int:
         """Make `data` the whole content of a file; return its length."""
         async with await self.open(path, "wb", permissions=permissions) as file:
             return await file.write(data, 0) if memoryview(data).nbytes else 0
@@ -195,7 +210,7 @@ class AsyncFileSystem:
             await _in_thread(ring.close)
 
 
-async def _in_thread(work: Callable[[], Any]) -> Any:
+async def _in_thread(work: Callable[[], Result]) -> Result:
     return await asyncio.get_running_loop().run_in_executor(None, work)
 
 

@@ -2,8 +2,7 @@
 
 import os
 import stat as modes
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 TYPE_BITS: Final = {  # FileType in proto/meta.proto
     1: modes.S_IFREG,
@@ -61,6 +60,12 @@ def stat_result(fields: tuple[int, ...]) -> os.stat_result:
     return os.stat_result(basic, more)
 
 
+class StatOf(Protocol):
+    """`FileSystem.stat`."""
+
+    def __call__(self, path: str, /, *, follow_symlinks: bool = True) -> os.stat_result: ...
+
+
 class DirEntry:
     """One entry of a directory, with its attributes as they were when it was listed."""
 
@@ -74,7 +79,7 @@ class DirEntry:
         inode: int,
         file_type: int,
         attributes: tuple[int, ...] | None,
-        stat: Callable[..., os.stat_result],
+        stat: StatOf,
     ) -> None:
         self.name = name
         self.path = path

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import luciola_core
 
@@ -115,7 +115,7 @@ class Connection:
 
 
 _connections: "weakref.WeakSet[Connection]" = weakref.WeakSet()
-_foreign: list[Any] = []  # clients of the parent process, kept so that nothing frees them (C2)
+_foreign: list[object] = []  # clients of the parent process, kept so that nothing frees them (C2)
 
 
 def _after_fork() -> None:

@@ -7,7 +7,7 @@ bytes there themselves.
 
 import io
 import os
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import luciola_core
 
@@ -16,6 +16,9 @@ from .connection import naming
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
+
+AnyIO: TypeAlias = IO[Any]
+"""An open file of text or of bytes, as the mode says: what the built-in `open` returns for a mode it does not know."""
 
 LINE_BYTES: Final = 8 << 10  # read at a time in search of the end of a line
 
@@ -205,4 +208,4 @@ class File(io.RawIOBase):
             raise io.UnsupportedOperation("not open for writing")
 
 
-__all__ = ["File"]
+__all__ = ["AnyIO", "File"]

@@ -9,14 +9,14 @@ import io
 import os
 import stat as modes
 import threading
-from collections.abc import Callable, Iterator
-from typing import IO, TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ..errors import Error, InvalidArgument, IsADirectory, NotADirectory, NotFound
 from .attributes import BLOCK_BYTES, DirEntry, stat_result
 from .closing import Closing
 from .connection import Connection, Parameters, naming
-from .file import File
+from .file import AnyIO, File
 from .layout import Layout
 from .ring import Ring
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from .aio import AsyncFileSystem
 
 StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+_Entry: TypeAlias = tuple[bytes, int, int, tuple[int, ...] | None]  # name, inode, type, attributes
 
 TEXT_BUFFER_BYTES: Final = 128 << 10
 
@@ -103,7 +105,7 @@ class FileSystem(Closing):
         direct: bool = False,
         permissions: int = 0o666,
         layout: Layout | None = None,
-    ) -> IO[Any]:
+    ) -> AnyIO:
         """As the built-in `open`. In binary mode the result is a `File`, unless `buffering` is more than 1.
 
         `direct`: writes return when every replica has them, and reads see what others have just written.
@@ -300,7 +302,7 @@ class FileSystem(Closing):
         path = os.path.join(directory, text)
         return DirEntry(text, path, inode=inode, file_type=file_type, attributes=attributes, stat=self.stat)
 
-    def _entries(self, path: StrPath, *, with_attributes: bool) -> Iterator[tuple[bytes, int, int, Any]]:
+    def _entries(self, path: StrPath, *, with_attributes: bool) -> Iterator[_Entry]:
         client = self._connection.client
         with naming(path):
             fields = client.stat(_name(path))
@@ -312,8 +314,8 @@ class FileSystem(Closing):
         return self._pages(path, status.st_ino, page, more=more, with_attributes=with_attributes)
 
     def _pages(
-        self, path: StrPath, inode: int, page: list[Any], *, more: bool, with_attributes: bool
-    ) -> Iterator[tuple[bytes, int, int, Any]]:
+        self, path: StrPath, inode: int, page: Sequence[_Entry], *, more: bool, with_attributes: bool
+    ) -> Iterator[_Entry]:
         yield from page
         while more and page:
             with naming(path):

@@ -7,14 +7,15 @@ those of `os`; those of a cluster are subclasses of them.
 import io
 import os
 import shutil
-from collections.abc import Callable
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
 from .closing import Closing
+from .file import AnyIO
 from .local_ring import LocalRing, bytes_of, read_fully, write_fully
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, StrOrBytesPath, WriteableBuffer
+    from _typeshed import ReadableBuffer, StrOrBytesPath, StrPath, WriteableBuffer
 
 
 class LocalFile(io.FileIO):
@@ -76,6 +77,14 @@ class LocalFile(io.FileIO):
         (os.fdatasync if data_only else os.fsync)(self.fileno())
 
 
+class LocalListing(Iterator[os.DirEntry[str]], Protocol):
+    """What `os.scandir` returns."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
+    def close(self) -> None: ...
+
+
 class LocalFileSystem(Closing):
     """The files of this machine. May be shared by threads, pickled, and used after fork."""
 
@@ -86,7 +95,6 @@ class LocalFileSystem(Closing):
     isfile = staticmethod(os.path.isfile)
     realpath = staticmethod(os.path.realpath)
     listdir = staticmethod(os.listdir)
-    scandir = staticmethod(os.scandir)
     walk = staticmethod(os.walk)
     mkdir = staticmethod(os.mkdir)
     makedirs = staticmethod(os.makedirs)
@@ -108,6 +116,11 @@ class LocalFileSystem(Closing):
     listxattr = staticmethod(os.listxattr)
     removexattr = staticmethod(os.removexattr)
 
+    @staticmethod
+    def scandir(path: "StrPath" = ".") -> "LocalListing":
+        """As `os.scandir`, whose overloads a plain reference would lose."""
+        return os.scandir(path)
+
     def __repr__(self) -> str:
         return "<luciola.LocalFileSystem>"
 
@@ -122,7 +135,7 @@ class LocalFileSystem(Closing):
         *,
         direct: bool = False,  # noqa: ARG002 (the kernel keeps local files coherent)
         permissions: int = 0o666,
-    ) -> IO[Any]:
+    ) -> AnyIO:
         """As `FileSystem.open`: in binary mode the result is a `LocalFile`, unless `buffering` is more than 1."""
         opener = _opener(permissions)
         if "b" in mode and buffering <= 1 and encoding is errors is newline is None:

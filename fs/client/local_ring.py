@@ -16,7 +16,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import InvalidArgument
 from .closing import Closing
@@ -220,7 +220,7 @@ def write_fully(descriptor: int, data: memoryview, offset: int) -> int:
     return done
 
 
-def view_of(operation: Any) -> memoryview:
+def view_of(operation: Operation) -> memoryview:
     """Return the bytes an operation moves. Raises: ValueError."""
     whole = bytes_of(operation.buffer)
     start, length = operation.buffer_offset, operation.length

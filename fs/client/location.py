@@ -24,15 +24,16 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final
 
 from ..config import ClientConfig
 from ..errors import InvalidArgument
 from ..tempname import temp_beside
 from ..wire.cluster import FILE_NAME, load_cluster
 from .connection import connect
+from .file import File
 from .file_system import FileSystem
-from .local import LocalFileSystem
+from .local import LocalFile, LocalFileSystem
 
 SCHEME: Final = "luciola://"
 SHORT: Final = "lu:"
@@ -230,7 +231,7 @@ def close_locations() -> None:
 
 
 @contextlib.contextmanager
-def replacing(file_system: AnyFileSystem, path: str) -> Iterator[IO[Any]]:
+def replacing(file_system: AnyFileSystem, path: str) -> Iterator[File | LocalFile]:
     """A new file, open for writing, that takes the name `path` when the block ends, complete and durable.
 
     Until then, and after an error, the name is what it was. Missing directories above are made.
@@ -239,7 +240,8 @@ def replacing(file_system: AnyFileSystem, path: str) -> Iterator[IO[Any]]:
     if directory.strip("/"):
         file_system.makedirs(directory, exist_ok=True)
     temporary = temp_beside(path)
-    file: Any = file_system.open(temporary, "xb")
+    file = file_system.open(temporary, "xb")
+    assert isinstance(file, File | LocalFile), "binary files are not wrapped"
     try:
         with file:
             yield file

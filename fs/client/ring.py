@@ -13,7 +13,7 @@ by memoryview, numpy or torch, cost one copy. The order of results is unspecifie
 import errno as _errno
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import luciola_core
 
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
     from .local import LocalFile
+
+
+UserData: TypeAlias = Any
+"""The caller's own: a ring hands it back and never looks at it."""
 
 
 class Operation(NamedTuple):
@@ -39,13 +43,13 @@ class Operation(NamedTuple):
     buffer_offset: int = 0
     length: int | None = None
     write: bool = False
-    user_data: Any = None
+    user_data: UserData = None
 
 
 class Completion(NamedTuple):
     """The end of one operation: bytes moved (fewer than asked only at the end of the file), or a negative errno."""
 
-    user_data: Any
+    user_data: UserData
     result: int
 
     @property
@@ -66,7 +70,7 @@ class Ring(Closing):
 
     def __init__(self, native: luciola_core.Ring) -> None:
         self._native = native
-        self._waiting: dict[int, Any] = {}
+        self._waiting: dict[int, UserData] = {}
 
     @property
     def entries(self) -> int:

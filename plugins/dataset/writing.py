@@ -1,9 +1,8 @@
 """Shared by writers of all formats: a file that takes its name when it is complete and durable, written in large
 pieces, and removed after an error."""
 
-from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from ...client.location import AnyFileSystem, replacing
 
@@ -20,8 +19,8 @@ class NewFile:
         self.path = path
         self.position = start
         self._pending = bytearray()
-        self._replacing: AbstractContextManager[IO[Any]] = replacing(file_system, path)
-        self._file: Any = self._replacing.__enter__()
+        self._replacing = replacing(file_system, path)
+        self._file = self._replacing.__enter__()
 
     def put(self, data: "ReadableBuffer") -> None:
         """Append bytes."""

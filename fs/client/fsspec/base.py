@@ -1,8 +1,8 @@
 """One cluster behind fsspec: storage options, the connection, and what URLs and names mean."""
 
+import asyncio
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from fsspec.asyn import AsyncFileSystem, get_loop
 from fsspec.config import apply_config
@@ -17,14 +17,14 @@ from .paths import Place, canonical, location_of, resolved_cluster, split_url, t
 class _Resolved(type(AsyncFileSystem)):  # type: ignore[misc]
     """Storage options are made complete before fsspec compares, caches and pickles them (F3)."""
 
-    def __call__(cls, cluster: Any = None, **options: Any) -> Any:
-        options = apply_config(cls, {**options, **({} if cluster is None else {"cluster": cluster})})
+    def __call__(cls, cluster: str | os.PathLike[str] | None = None, **options: object) -> object:
+        complete = apply_config(cls, {**options, **({} if cluster is None else {"cluster": cluster})})
         resolved = resolved_cluster(
-            options.pop("cluster", None), options.pop("secret_file", None), options.pop("token", None)
+            complete.pop("cluster", None), complete.pop("secret_file", None), complete.pop("token", None)
         )
         names = ("cluster", "secret_file", "token")
-        options |= {name: value for name, value in zip(names, resolved, strict=True) if value is not None}
-        return super().__call__(**options)
+        complete |= {name: value for name, value in zip(names, resolved, strict=True) if value is not None}
+        return super().__call__(**complete)
 
 
 class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
@@ -40,10 +40,10 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
         *,
         secret_file: str | None = None,
         token: str | None = None,
-        config: ClientConfig | Mapping[str, Any] | None = None,
+        config: ClientConfig | Mapping[str, object] | None = None,
         auto_mkdir: bool = True,
         use_listings_cache: bool = False,
-        **options: Any,
+        **options: object,
     ) -> None:
         super().__init__(use_listings_cache=use_listings_cache, **options)
         self.cluster = cluster
@@ -70,7 +70,7 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
         return files
 
     @property
-    def loop(self) -> Any:
+    def loop(self) -> asyncio.AbstractEventLoop | None:
         """fsspec's event loop. A forked child gets its own."""
         if self._pid != os.getpid():
             self._loop = None if self.asynchronous else get_loop()
@@ -84,17 +84,17 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
     # Names.
 
     @classmethod
-    def _strip_protocol(cls, path: Any) -> Any:
+    def _strip_protocol(cls, path: object) -> str | list[str]:
         if isinstance(path, list):
-            return [cls._strip_protocol(each) for each in path]
+            return [canonical(text_of(each)) for each in path]
         return canonical(text_of(path))
 
-    def _own_name(self, path: Any) -> Any:
+    def _own_name(self, path: object) -> str | list[str]:
         if isinstance(path, list):
-            return [self._own_name(each) for each in path]
+            return [self._place(each).name for each in path]
         return self._place(path).name
 
-    def _place(self, path: Any) -> Place:
+    def _place(self, path: object) -> Place:
         """Raises: InvalidArgument for a URL of another cluster."""
         text = text_of(path)
         name = canonical(text)
@@ -107,12 +107,12 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
             )
         return Place(name, name)
 
-    def _path(self, path: Any) -> str:
+    def _path(self, path: object) -> str:
         return self._place(path).path
 
     @classmethod
     def _parent(cls, path: str) -> str:
-        return cls._strip_protocol(path).rpartition("/")[0] or cls.root_marker
+        return canonical(text_of(path)).rpartition("/")[0] or cls.root_marker
 
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, str]:

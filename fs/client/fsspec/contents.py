@@ -1,20 +1,23 @@
 """The bytes of files: opened, read by ranges, and written as a whole."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
-from fsspec.callbacks import DEFAULT_CALLBACK
-from fsspec.utils import isfilelike
+from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 
 from ...errors import NotFound
 from ..file import File
-from .files import AsyncStream, CachedFile, Replacement, Updater, Writer, destination, wrapped
+from .files import AsyncStream, CachedFile, OpenFile, Replacement, Updater, Writer, destination, wrapped
 from .names import Names
 from .paths import Place
 from .ranges import Range, RangeReader, bounds
 from .threads import in_thread, parts
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 COPY_BYTES: Final = (
     512 << 10
@@ -24,13 +27,21 @@ BINARY_MODES: Final = {  # as they may be written, and as they are meant
     f"{letter}{rest}": f"{letter}b{'+' * (len(rest) - 1)}" for letter in "rwax" for rest in ("b", "b+", "+b")
 }
 
+LocalPath: TypeAlias = str | os.PathLike[str]
+
+
+class Sink(Protocol):
+    """What bytes are copied to."""
+
+    def write(self, data: memoryview, /) -> object: ...
+
 
 class Contents(Names):
     """Every method without an event loop, except `open_async`."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._idle: list[RangeReader] = []
+    @functools.cached_property
+    def _idle(self) -> list[RangeReader]:
+        return []
 
     def _open(
         self,
@@ -38,14 +49,14 @@ class Contents(Names):
         mode: str = "rb",
         block_size: int | None = None,
         autocommit: bool = True,
-        cache_options: dict[str, Any] | None = None,
+        cache_options: dict[str, object] | None = None,
         *,
         cache_type: str | None = None,
         atomic: bool = False,
         direct: bool = False,
         permissions: int = 0o666,
-        **_: Any,
-    ) -> Any:
+        **_: object,
+    ) -> OpenFile | CachedFile:
         """`cache_type`, `cache_options`: one of fsspec's caches; by default the client reads ahead itself.
 
         `atomic`: the file has its name when it is closed, and never if the block it is open in ends by an error.
@@ -77,13 +88,15 @@ class Contents(Names):
             self.transaction.files.append(file)  # fsspec does it for the other modes
         return file
 
-    def _raw(self, path: str, mode: str, **options: Any) -> File:
+    def _raw(self, path: str, mode: str, *, direct: bool = False, permissions: int = 0o666) -> File:
         try:
-            return self.files.open(path, mode, **options)  # type: ignore[return-value]
+            file = self.files.open(path, mode, direct=direct, permissions=permissions)
         except NotFound:
             if mode.startswith("r") or not self._make_parent(path):
                 raise
-            return self.files.open(path, mode, **options)  # type: ignore[return-value]
+            file = self.files.open(path, mode, direct=direct, permissions=permissions)
+        assert isinstance(file, File), "binary files are not wrapped"
+        return file
 
     def _aside(
         self,
@@ -112,16 +125,16 @@ class Contents(Names):
         assert isinstance(file, Writer | Updater), "it was opened to write"
         return file.write_aside(replacement, commits=commits)
 
-    def _copy_bytes(self, source: str, target: Any, callback: Any = DEFAULT_CALLBACK) -> None:
+    def _copy_bytes(self, source: str, target: Sink, callback: Callback = DEFAULT_CALLBACK) -> None:
         buffer = memoryview(bytearray(COPY_BYTES))
-        with self.files.open(source, "rb") as file:
-            callback.set_size(file.native.length())  # type: ignore[attr-defined]
-            while count := file.readinto(buffer):  # type: ignore[attr-defined]
+        with self._raw(source, "rb") as file:
+            callback.set_size(file.native.length())
+            while count := file.readinto(buffer):
                 target.write(buffer[:count])
                 callback.relative_update(count)
 
     @contextlib.contextmanager
-    def _whole(self, path: Any, *, exclusive: bool = False) -> Iterator[Writer | Updater]:
+    def _whole(self, path: object, *, exclusive: bool = False) -> Iterator[Writer | Updater]:
         """A new file, which takes its name at the end: of the block, or of the transaction (F2)."""
         mode = "xb" if exclusive else "wb"
         file = self._aside(self._place(path), mode, commits=not self._intrans, block_size=COPY_BYTES)
@@ -134,14 +147,14 @@ class Contents(Names):
         if self._intrans:
             self.transaction.files.append(file)
 
-    async def open_async(self, path: str, mode: str = "rb", **options: Any) -> AsyncStream:
+    async def open_async(self, path: str, mode: str = "rb", **options: object) -> AsyncStream:
         """A file with a position for asyncio: `await file.read(n)`, `await file.write(data)`, `await file.close()`."""
         if mode not in ("rb", "wb", "ab", "xb"):
             raise ValueError(f"asynchronous files are rb, wb, ab or xb, not {mode!r}")
         file = await in_thread(self.open, path, mode, **options)
-        return AsyncStream(self, file, self._strip_protocol(path), mode)
+        return AsyncStream(self, file, self._place(path).name, mode)
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: object) -> bytes:
         """Return the bytes of a file, or of its slice [start:end]."""
         with self._raw(self._path(path), "rb") as file:
             offset, length = bounds(start, end, file.native.length())
@@ -154,8 +167,8 @@ class Contents(Names):
         ends: int | Iterable[int | None] | None,
         max_gap: int | None = None,
         on_error: str = "return",
-        **_: Any,
-    ) -> list[Any]:
+        **_: object,
+    ) -> list[bytes | OSError]:
         """Return the slice [start:end] of each path: files are opened once, and all ranges are in flight together.
 
         `max_gap`: ranges that are nearer than this become one. `on_error`: "return" puts an error in the place of the
@@ -176,19 +189,21 @@ class Contents(Names):
         return results
 
     def _read_ranges(
-        self, names: list[str], starts: list[Any], ends: list[Any], max_gap: int | None
-    ) -> list[Any]:
+        self, names: list[str], starts: list[int | None], ends: list[int | None], max_gap: int | None
+    ) -> list[bytes | OSError]:
         with contextlib.ExitStack() as stack:
             opened = self._open_all(dict.fromkeys(names))
             for file in opened.values():
                 if isinstance(file, File):
                     stack.callback(_close_read, file)
-            results: list[Any] = [opened[name] for name in names]
-            good = [index for index, file in enumerate(results) if isinstance(file, File)]
-            ranges = [
-                Range(results[i], *bounds(starts[i], ends[i], results[i].native.length())) for i in good
-            ]
-            for index, result in zip(good, self._read(ranges, max_gap), strict=True):
+            results: list[bytes | OSError] = []
+            ranges: dict[int, Range] = {}  # by their place in the results
+            for name, start, end in zip(names, starts, ends, strict=True):
+                file = opened[name]
+                if isinstance(file, File):
+                    ranges[len(results)] = Range(file, *bounds(start, end, file.native.length()))
+                results.append(b"" if isinstance(file, File) else file)
+            for index, result in zip(ranges, self._read(list(ranges.values()), max_gap), strict=True):
                 results[index] = result
             return results
 
@@ -204,7 +219,7 @@ class Contents(Names):
         except OSError as error:
             return error
 
-    def _read(self, ranges: Sequence[Range], max_gap: int | None) -> list[Any]:
+    def _read(self, ranges: Sequence[Range], max_gap: int | None) -> list[bytes | OSError]:
         reader = self._take_reader()
         results = reader.read(ranges) if max_gap is None else _read_merged(reader, ranges, max_gap)
         if len(self._idle) < IDLE_READERS:
@@ -220,12 +235,20 @@ class Contents(Names):
                     return reader
         return RangeReader(files)
 
-    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **options: Any) -> Any:
+    def cat(
+        self,
+        path: object,
+        recursive: bool = False,
+        on_error: str = "raise",
+        *,
+        start: int | None = None,
+        end: int | None = None,
+        **_: object,
+    ) -> bytes | OSError | dict[str, bytes | OSError]:
         """The bytes of a file, or a dictionary of them by path for several: read together, as `cat_ranges` does."""
         names = self.expand_path(path, recursive=recursive)
         if recursive:
             names = [name for name in names if not self.isdir(name)]
-        start, end = options.get("start"), options.get("end")
         found = self.cat_ranges(names, start, end, on_error="raise" if on_error == "raise" else "return")
         if len(names) == 1 and not isinstance(path, list) and names[0] == self._strip_protocol(path):
             return found[0]
@@ -235,7 +258,7 @@ class Contents(Names):
             if on_error != "omit" or not isinstance(data, Exception)
         }
 
-    def pipe_file(self, path: str, value: Any, mode: str = "overwrite", **_: Any) -> None:
+    def pipe_file(self, path: str, value: "ReadableBuffer", mode: str = "overwrite", **_: object) -> None:
         """Make `value` the whole content of a file, in one step: others see the old or the new.
 
         `mode`: "create" raises FileExistsError if there is one.
@@ -245,7 +268,7 @@ class Contents(Names):
         with self._whole(path, exclusive=mode == "create") as file:
             file.write(value)
 
-    def cp_file(self, path1: str, path2: str, **_: Any) -> None:
+    def cp_file(self, path1: str, path2: str, **_: object) -> None:
         """Copy one file, or make a directory where `path1` is one."""
         if self.isdir(path1):
             self.makedirs(path2, exist_ok=True)
@@ -254,22 +277,32 @@ class Contents(Names):
             self._copy_bytes(self._path(path1), file)
 
     def get_file(
-        self, rpath: str, lpath: Any, callback: Any = DEFAULT_CALLBACK, outfile: Any = None, **_: Any
+        self,
+        rpath: str,
+        lpath: LocalPath | Sink,
+        callback: Callback = DEFAULT_CALLBACK,
+        outfile: Sink | None = None,
+        **_: object,
     ) -> None:
         """Copy one file to this machine, to a path or an open file; or make a directory where `rpath` is one."""
         source = self._path(rpath)
-        outfile = lpath if outfile is None and isfilelike(lpath) else outfile
-        if outfile is not None:
-            self._copy_bytes(source, outfile, callback)
+        target = lpath if outfile is None else outfile
+        if not isinstance(target, str | os.PathLike):
+            self._copy_bytes(source, target, callback)
         elif self.isdir(rpath):
-            os.makedirs(lpath, exist_ok=True)
+            os.makedirs(target, exist_ok=True)
         else:
-            os.makedirs(os.path.dirname(os.path.abspath(lpath)), exist_ok=True)
-            with open(lpath, "wb") as target:
-                self._copy_bytes(source, target, callback)
+            os.makedirs(os.path.dirname(os.path.abspath(target)), exist_ok=True)
+            with open(target, "wb") as file:
+                self._copy_bytes(source, file, callback)
 
     def put_file(
-        self, lpath: Any, rpath: str, callback: Any = DEFAULT_CALLBACK, mode: str = "overwrite", **_: Any
+        self,
+        lpath: str | os.PathLike[str],
+        rpath: str,
+        callback: Callback = DEFAULT_CALLBACK,
+        mode: str = "overwrite",
+        **_: object,
     ) -> None:
         """Copy one file of this machine here, in one step (`pipe_file`); or make a directory."""
         if os.path.isdir(lpath):
@@ -282,7 +315,7 @@ class Contents(Names):
                 file.write(buffer[:count])
                 callback.relative_update(count)
 
-    def touch(self, path: str, truncate: bool = True, **_: Any) -> None:
+    def touch(self, path: str, truncate: bool = True, **_: object) -> None:
         """Make an empty file; of one that is there, empties it (`truncate`) or set its times to now."""
         self.invalidate_cache(path)
         path = self._path(path)

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, NoReturn, Self
 
 from fsspec.asyn import AbstractAsyncStreamedFile
 from fsspec.spec import AbstractBufferedFile
@@ -26,6 +26,7 @@ from ...tempname import temp_beside
 from ..connection import naming
 from ..file import File
 from ..file_system import FileSystem
+from .paths import Info
 from .threads import in_thread
 
 if TYPE_CHECKING:
@@ -124,12 +125,12 @@ class _Opened:
         return self.file.native.length()
 
     @property
-    def details(self) -> dict[str, Any]:
+    def details(self) -> Info:
         """As `fs.info`."""
-        info: dict[str, Any] = self.fs.info(self.path)
+        info: Info = self.fs.info(self.path)
         return info
 
-    def info(self) -> dict[str, Any]:
+    def info(self) -> Info:
         return self.details
 
     @property
@@ -174,12 +175,14 @@ class Reader(_Opened, io.BufferedReader):
             return super().seek(self.size + offset)
         return super().seek(offset, whence)
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[["LuciolaFileSystem", str, int, int], "Reader"], tuple[object, ...]]:
         return _reopen, (self.fs, self.path, self.blocksize, self.tell())
 
 
-def _reopen(fs: "LuciolaFileSystem", path: str, blocksize: int, position: int) -> Any:
-    file = fs.open(path, "rb", block_size=blocksize)
+def _reopen(fs: "LuciolaFileSystem", path: str, blocksize: int, position: int) -> Reader:
+    file: Reader = fs.open(path, "rb", block_size=blocksize)
     file.seek(position)
     return file
 
@@ -261,7 +264,7 @@ class _Written(_Opened):
         self._commits = False
         super().__del__()  # type: ignore[misc]
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self.path!r} is open for writing and cannot be pickled")
 
 
@@ -286,7 +289,7 @@ def wrapped(fs: "LuciolaFileSystem", raw: File, path: str, block_size: int | Non
 class CachedFile(AbstractBufferedFile):  # type: ignore[misc]
     """A file read through one of fsspec's caches, because its opener has asked for it (`cache_type`)."""
 
-    def __init__(self, fs: "LuciolaFileSystem", raw: File, path: str, **options: Any) -> None:
+    def __init__(self, fs: "LuciolaFileSystem", raw: File, path: str, **options: object) -> None:
         self._raw = raw
         super().__init__(fs, path, "rb", size=raw.native.length(), **options)
 

@@ -7,7 +7,7 @@ import os
 import posixpath
 from collections.abc import AsyncIterator, Iterator
 from glob import has_magic
-from typing import Any
+from typing import TypeAlias
 
 from fsspec.spec import AbstractFileSystem
 
@@ -17,11 +17,13 @@ from ..connection import naming
 from .base import Cluster
 from .paths import Info, Place, info_of, kind
 
+Walked: TypeAlias = tuple[str, dict[str, Info], dict[str, Info]] | tuple[str, list[str], list[str]]
+
 
 class Names(Cluster):
     """Every method without an event loop."""
 
-    def info(self, path: str, **_: Any) -> Info:
+    def info(self, path: str, **_: object) -> Info:
         """name, size, type ("file", "directory", "link", "other"), created, mtime, mode, uid, gid, ino, nlink, islink.
 
         For a link, those of what it leads to. Raises: FileNotFoundError, also for a link that leads nowhere.
@@ -39,7 +41,9 @@ class Names(Cluster):
         target = self._stat(place.path, follow=True)
         return info_of(place.name, stat, target=target, destination=self.files.readlink(place.path))
 
-    def ls(self, path: str, detail: bool = True, *, follow_links: bool = True, **_: Any) -> list[Any]:
+    def ls(
+        self, path: str, detail: bool = True, *, follow_links: bool = True, **_: object
+    ) -> list[Info] | list[str]:
         """Return what is in a directory, in the order of the names' bytes; of a file, the file itself.
 
         `follow_links`: whether a link to a directory is shown as "directory"; else it is a "link".
@@ -52,13 +56,13 @@ class Names(Cluster):
             return [
                 place.child(name).name for name, _ in self._list(place.path, stat.inode, attributes=False)
             ]
-        found = self.dircache.get(place.name) if self.dircache.use_listings_cache else None
+        found: list[Info] | None = self.dircache.get(place.name) if self.dircache.use_listings_cache else None
         if found is None:
             found = list(self._entries(place, stat.inode))
             self.dircache[place.name] = found
         if follow_links:
             return list(found)
-        return [{**each, "type": "link"} if _is_linked_directory(each) else each for each in found]
+        return [_unfollowed(each) for each in found]
 
     def _entries(self, directory: Place, inode: int) -> Iterator[Info]:
         for name, attributes in self._list(directory.path, inode, attributes=True):
@@ -72,7 +76,9 @@ class Names(Cluster):
             except (NotFound, NotADirectory, InvalidArgument):
                 yield info_of(place.name, stat)  # a link that leads nowhere
 
-    def _list(self, path: str, inode: int, *, attributes: bool) -> Iterator[tuple[bytes, Any]]:
+    def _list(
+        self, path: str, inode: int, *, attributes: bool
+    ) -> Iterator[tuple[bytes, tuple[int, ...] | None]]:
         client = self.files.connection.client
         after, more = b"", True
         while more:
@@ -82,11 +88,11 @@ class Names(Cluster):
             more = more and bool(page)
             after = page[-1][0] if page else b""
 
-    def exists(self, path: str, **_: Any) -> bool:
+    def exists(self, path: str, **_: object) -> bool:
         """False for a link that leads nowhere. Raises: what is not about the path, such as a cluster that is down."""
         return self._kind(path) is not None
 
-    def lexists(self, path: str, **_: Any) -> bool:
+    def lexists(self, path: str, **_: object) -> bool:
         return self._kind(path, follow=False) is not None
 
     def isdir(self, path: str) -> bool:
@@ -110,9 +116,9 @@ class Names(Cluster):
         path: str,
         maxdepth: int | None = None,
         topdown: bool = True,
-        on_error: Any = "omit",
-        **options: Any,
-    ) -> Iterator[Any]:
+        on_error: object = "omit",
+        **options: object,
+    ) -> Iterator[Walked]:
         """As `os.walk`; links to directories are not followed and count as files."""
         options.setdefault("follow_links", False)
         return AbstractFileSystem.walk(self, path, maxdepth, topdown, on_error, **options)  # type: ignore[no-any-return]
@@ -122,9 +128,9 @@ class Names(Cluster):
         path: str,
         maxdepth: int | None = None,
         topdown: bool = True,
-        on_error: Any = "omit",
-        **options: Any,
-    ) -> AsyncIterator[Any]:
+        on_error: object = "omit",
+        **options: object,
+    ) -> AsyncIterator[Walked]:
         options.setdefault("follow_links", False)
         async for each in super()._walk(path, maxdepth, topdown, on_error, **options):
             yield each
@@ -135,16 +141,20 @@ class Names(Cluster):
         maxdepth: int | None = None,
         withdirs: bool = False,
         detail: bool = False,
-        **options: Any,
-    ) -> Any:
+        **options: object,
+    ) -> list[str] | dict[str, Info]:
         """Return the files below a directory (or the file itself), sorted."""
-        return AbstractFileSystem.find(self, path, maxdepth, withdirs, detail, **options)
+        found: list[str] | dict[str, Info] = AbstractFileSystem.find(
+            self, path, maxdepth, withdirs, detail, **options
+        )
+        return found
 
-    def glob(self, path: str, maxdepth: int | None = None, **options: Any) -> Any:
-        return AbstractFileSystem.glob(self, path, maxdepth, **options)
+    def glob(self, path: str, maxdepth: int | None = None, **options: object) -> list[str] | dict[str, Info]:
+        found: list[str] | dict[str, Info] = AbstractFileSystem.glob(self, path, maxdepth, **options)
+        return found
 
     def expand_path(
-        self, path: Any, recursive: bool = False, maxdepth: int | None = None, **options: Any
+        self, path: object, recursive: bool = False, maxdepth: int | None = None, **options: object
     ) -> list[str]:
         return AbstractFileSystem.expand_path(self, path, recursive, maxdepth, **options)  # type: ignore[no-any-return]
 
@@ -154,10 +164,11 @@ class Names(Cluster):
         total: bool = True,
         maxdepth: int | None = None,
         withdirs: bool = False,
-        **options: Any,
-    ) -> Any:
+        **options: object,
+    ) -> int | dict[str, int]:
         """Bytes in the files below a path, or a dictionary of them by path."""
         found = self.find(path, maxdepth, withdirs, detail=True, **options)
+        assert isinstance(found, dict), "details were asked for"
         sizes = {name: (info or self.info(name))["size"] for name, info in found.items()}
         return sum(sizes.values()) if total else sizes
 
@@ -182,7 +193,7 @@ class Names(Cluster):
 
     # Changes.
 
-    def mkdir(self, path: str, create_parents: bool = True, **_: Any) -> None:
+    def mkdir(self, path: str, create_parents: bool = True, **_: object) -> None:
         """Raises: FileExistsError."""
         path = self._path(path)
         self.invalidate_cache(path)
@@ -214,7 +225,7 @@ class Names(Cluster):
         self.files.remove(path)
         self.invalidate_cache(path)
 
-    def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None, **_: Any) -> None:
+    def rm(self, path: object, recursive: bool = False, maxdepth: int | None = None, **_: object) -> None:
         """Remove files, and with `recursive` directories and all that is in them (the metadata service does it)."""
         if recursive and maxdepth is not None:
             self._rm_down_to(path, maxdepth)
@@ -228,7 +239,7 @@ class Names(Cluster):
             else:
                 raise IsADirectory("a directory: give recursive=True", path=name)
 
-    def _rm_down_to(self, path: Any, maxdepth: int) -> None:
+    def _rm_down_to(self, path: object, maxdepth: int) -> None:
         for name in reversed(self.expand_path(path, recursive=True, maxdepth=maxdepth)):
             if self._kind(name, follow=False) != "directory":
                 self.rm_file(name)
@@ -236,7 +247,7 @@ class Names(Cluster):
             with contextlib.suppress(NotEmpty):
                 self.rmdir(name)
 
-    def mv_file(self, path1: str, path2: str, **_: Any) -> None:
+    def mv_file(self, path1: str, path2: str, **_: object) -> None:
         """Give a file or a directory another name, in one step. A file at `path2` is replaced."""
         path1, path2 = self._path(path1), self._path(path2)
         try:
@@ -249,25 +260,34 @@ class Names(Cluster):
         self.invalidate_cache(path2)
 
     def mv(
-        self, path1: Any, path2: Any, recursive: bool = True, maxdepth: int | None = None, **_: Any
+        self,
+        path1: str | list[str],
+        path2: str | list[str],
+        recursive: bool = True,
+        maxdepth: int | None = None,
+        **_: object,
     ) -> None:
         """Rename; into `path2` where that is a directory. Nothing is copied, and a directory goes with all in it."""
-        if isinstance(path1, list) and isinstance(path2, list):
-            for source, target in zip(path1, path2, strict=True):
-                self.mv_file(source, target)
+        if isinstance(path2, list):
+            if not isinstance(path1, list):
+                raise TypeError("a list of new names takes a list of paths")
+            for source, name in zip(path1, path2, strict=True):
+                self.mv_file(source, name)
             return
-        several = isinstance(path1, list) or has_magic(self._path(path1))
-        into = several or path2.endswith("/") or self.isdir(path2)
+        if isinstance(path1, list) or has_magic(self._path(path1)):
+            sources, into = self.expand_path(path1), True
+        else:
+            sources, into = [path1], path2.endswith("/") or self.isdir(path2)
         target = self._place(path2)
-        for source in self.expand_path(path1) if several else [path1]:
+        for source in sources:
             name = posixpath.basename(self._path(source))
             self.mv_file(source, (target.child(name) if into else target).name)
 
-    def link(self, src: str, dst: str, **_: Any) -> None:
+    def link(self, src: str, dst: str, **_: object) -> None:
         self.files.link(self._path(src), self._path(dst))
         self.invalidate_cache(dst)
 
-    def symlink(self, src: str, dst: str, **_: Any) -> None:
+    def symlink(self, src: str, dst: str, **_: object) -> None:
         """Make `dst` a link to the path `src`."""
         self.files.symlink(self._path(src), self._path(dst))
         self.invalidate_cache(dst)
@@ -297,8 +317,9 @@ class Names(Cluster):
                 self.dircache.pop(name, None)
 
 
-def _is_linked_directory(info: Info) -> bool:
-    return bool(info["islink"]) and info["type"] == "directory"
+def _unfollowed(info: Info) -> Info:
+    """Return `info`, where a link to a directory is a link."""
+    return {**info, "type": "link"} if info["islink"] and info["type"] == "directory" else info
 
 
 __all__ = ["Names"]

@@ -12,7 +12,7 @@ import os
 import re
 import stat as modes
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, NotRequired, TypedDict
 
 from fsspec.utils import stringify_path
 
@@ -24,7 +24,24 @@ KINDS: Final = {modes.S_IFREG: "file", modes.S_IFDIR: "directory", modes.S_IFLNK
 
 ADDRESS: Final = re.compile(r"[^/]*:[0-9]+(/|$)")
 
-Info = dict[str, Any]
+
+class Info(TypedDict):
+    """What `info` and `ls` show of one name."""
+
+    name: str
+    size: int
+    type: str
+    created: float
+    mtime: float
+    mtime_ns: int
+    ctime_ns: int
+    mode: int
+    uid: int
+    gid: int
+    ino: int
+    nlink: int
+    islink: bool
+    destination: NotRequired[str]
 
 
 def split_url(text: str) -> tuple[str | None, str]:
@@ -62,7 +79,7 @@ class Place(NamedTuple):
         return Place(f"{self.name.rstrip('/')}/{text}", f"{self.path.rstrip('/')}/{text}")
 
 
-def text_of(path: Any) -> str:
+def text_of(path: object) -> str:
     """Raises: InvalidArgument for what is no path."""
     text = stringify_path(path)
     if not isinstance(text, str):
@@ -81,7 +98,9 @@ def canonical(text: str) -> str:
 
 
 def resolved_cluster(
-    cluster: str | os.PathLike[str] | None, secret_file: Any, token: str | None = None
+    cluster: str | os.PathLike[str] | None,
+    secret_file: str | os.PathLike[str] | None,
+    token: str | None = None,
 ) -> tuple[str, str | None, str | None]:
     """Return a cluster, its secret file and token for `connect`, independent of later changes of the environment.
 

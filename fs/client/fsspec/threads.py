@@ -7,13 +7,14 @@ process has its own; they are made when they are first needed.
 import asyncio
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 CALLS: Final = 16
 PARTS: Final = 8
 
+Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
@@ -27,7 +28,9 @@ def parts() -> ThreadPoolExecutor:
     return _pool("parts", PARTS, os.getpid())
 
 
-async def in_thread(work: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+async def in_thread(
+    work: Callable[Parameters, Result], *arguments: Parameters.args, **named: Parameters.kwargs
+) -> Result:
     """Carry out a call that may wait."""
     pool = _pool("calls", CALLS, os.getpid())
     return await asyncio.get_running_loop().run_in_executor(
@@ -35,12 +38,12 @@ async def in_thread(work: Callable[..., Result], *arguments: Any, **named: Any) 
     )
 
 
-def awaitable(method: Callable[..., Any]) -> Callable[..., Any]:
+def awaitable(method: Callable[Parameters, Result]) -> Callable[Parameters, Coroutine[object, None, Result]]:
     """Return the coroutine function that does what a method does."""
 
     @functools.wraps(method)
-    async def call(self: Any, *arguments: Any, **named: Any) -> Any:
-        return await in_thread(method, self, *arguments, **named)
+    async def call(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        return await in_thread(method, *arguments, **named)
 
     return call
 
