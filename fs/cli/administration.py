@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 import click
 
@@ -13,7 +13,7 @@ from ..errors import InvalidArgument
 from ..wire import Cluster, parse_address
 from .datadir import running_shape
 from .mgmtd_client import MgmtdClient
-from .options import data_option, manager_option, prevailing, secret_option
+from .options import Parameters, Result, data_option, manager_option, prevailing, secret_option
 
 R = TypeVar("R")
 
@@ -33,14 +33,16 @@ class ClusterTarget:
             raise click.UsageError(
                 "name the cluster: either --data DIR (or LUCIOLA_DATA), or --manager HOST:PORT with --secret-file"
             )
-        if "data_path" in named:
-            return running_shape(named["data_path"].absolute()).cluster
+        if named == ["data_path"]:
+            assert self.data_path is not None, "a named option was given"
+            return running_shape(self.data_path.absolute()).cluster
         if self.secret_file is None:
             raise InvalidArgument("a cluster at an address needs --secret-file")
-        parse_address(named["manager"])
-        return Cluster("", "", named["manager"], str(self.secret_file))
+        assert self.manager is not None, "a named option was given"
+        parse_address(self.manager)
+        return Cluster("", "", self.manager, str(self.secret_file))
 
-    def ask(self, what: Callable[[MgmtdClient], Coroutine[Any, Any, R]]) -> R:
+    def ask(self, what: Callable[[MgmtdClient], Coroutine[object, None, R]]) -> R:
         """Return the answer of the cluster's manager."""
 
         async def connected() -> R:
@@ -50,7 +52,7 @@ class ClusterTarget:
         return asyncio.run(connected())
 
 
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def cluster_options(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Add --data, --manager and --secret-file to a command, which takes their values for a `ClusterTarget`."""
     for option in (secret_option(where="--manager"), manager_option, data_option(required=False)):
         command = option(command)
@@ -62,7 +64,7 @@ class Unanswered(click.ClickException):
 
     exit_code = 2
 
-    def show(self, file: IO[Any] | None = None) -> None:
+    def show(self, file: IO[str] | None = None) -> None:
         """Print the question."""
         click.echo(f"luciola: {self.message}", file=file, err=file is None)
 

@@ -1,14 +1,13 @@
 """`luciola chain`: which replicas form which chain, and what an administrator may change about it."""
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from ..errors import NotFound
 from ..wire.pb import mgmtd_pb2 as pb
 from .administration import ClusterTarget, cluster_options, confirm
-from .mgmtd_client import MgmtdClient, describe_chain, describe_chains
+from .mgmtd_client import ChainState, MgmtdClient, describe_chain, describe_chains
 from .options import json_option, yes_option
 from .output import print_json, print_table
 
@@ -121,7 +120,7 @@ def rotate(
             confirm("\n".join([*losses, "Continue?"]), yes=yes)
     action = Action.ROTATE_LASTSRV if last_serving else Action.ROTATE_PREFERRED
 
-    async def rotate_all(ask: MgmtdClient) -> list[dict[str, Any]]:
+    async def rotate_all(ask: MgmtdClient) -> list[ChainState]:
         return [
             describe_chain(await ask.update_chain(each["id"], action, target=given_up.get(each["id"], 0)))
             for each in before
@@ -197,7 +196,7 @@ def remove(
     _show([describe_chain(changed)], as_json=as_json)
 
 
-def _chosen(found: list[dict[str, Any]], numbers: tuple[int, ...]) -> list[dict[str, Any]]:
+def _chosen(found: list[ChainState], numbers: tuple[int, ...]) -> list[ChainState]:
     """Those of the chains that are named. Raises: NotFound."""
     unknown = set(numbers) - {each["id"] for each in found}
     if unknown:
@@ -205,7 +204,7 @@ def _chosen(found: list[dict[str, Any]], numbers: tuple[int, ...]) -> list[dict[
     return [each for each in found if each["id"] in numbers]
 
 
-def _given_up(chain: dict[str, Any], connected: set[int]) -> int:
+def _given_up(chain: ChainState, connected: set[int]) -> int:
     """Return the replica without which the chain makes progress.
 
     Where one is present, though it may lack writes, it waits for the absent ones, so the first of these is given up.
@@ -216,10 +215,10 @@ def _given_up(chain: dict[str, Any], connected: set[int]) -> int:
     present = [target for target in last if target not in absent]
     lost = [target for target in present if target["reported"] not in ("online", "uptodate")]
     order = [*lost, *absent, *last] if present == lost else [*absent, *lost, *last]
-    return int(order[0]["target"])
+    return order[0]["target"]
 
 
-def _loss(chain: dict[str, Any], target: int, disabled: set[int]) -> str:
+def _loss(chain: ChainState, target: int, disabled: set[int]) -> str:
     """Return what is lost if the replica is given up."""
     given_up = next((each for each in chain["targets"] if each["target"] == target), None)
     if given_up is None:
@@ -239,7 +238,7 @@ def _loss(chain: dict[str, Any], target: int, disabled: set[int]) -> str:
     )
 
 
-def _show(chains: list[dict[str, Any]], *, as_json: bool) -> None:
+def _show(chains: list[ChainState], *, as_json: bool) -> None:
     if as_json:
         print_json(chains)
         return

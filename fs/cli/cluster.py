@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NotRequired, TypedDict
 
 import click
 
@@ -25,9 +25,10 @@ from .administration import confirm
 from .datadir import DataDir, Shape, check_shape, choose_shape
 from .health import describe_progress, describe_space, describe_trouble
 from .live_table import LiveTable
-from .mgmtd_client import MgmtdClient, describe_chains
+from .mgmtd_client import ChainState, MgmtdClient, describe_chains
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
+from .processes import ServiceState
 from .supervisor import (
     Supervisor,
     clean_stale_mounts,
@@ -208,7 +209,7 @@ def status(data_path: Path, as_json: bool) -> None:
         [_checked(each, mounting) for each in read_state(data).get("services", [])] if supervised else []
     )
     services += _extra_mounts(data, services, mounts)
-    report: dict[str, Any] = {
+    report: Report = {
         "cluster_id": shape.cluster.cluster_id,
         "phase": read_state(data).get("phase", "stopped") if supervised else "stopped",
         "replicas": shape.replicas,
@@ -217,6 +218,7 @@ def status(data_path: Path, as_json: bool) -> None:
         "notes": [],
         "full": [],
         "loading": False,
+        "healthy": False,
     }
     if supervised:
         try:
@@ -242,6 +244,21 @@ def status(data_path: Path, as_json: bool) -> None:
         sys.exit(1)
 
 
+class Report(TypedDict):
+    """What `status` prints. `error`: why mgmtd could not be asked."""
+
+    cluster_id: str
+    phase: str
+    replicas: int
+    services: list[ServiceState]
+    chains: list[ChainState]
+    notes: list[str]
+    full: list[int]
+    loading: bool
+    healthy: bool
+    error: NotRequired[str]
+
+
 async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
     async with MgmtdClient.connect(shape.cluster) as manager:
         routing = await manager.routing()
@@ -254,7 +271,7 @@ def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:
     return describe_trouble(routing, known | set(storage_nodes(shape)))
 
 
-def _reported(service: dict[str, Any], routing: mgmtd_pb2.Routing) -> dict[str, Any]:
+def _reported(service: ServiceState, routing: mgmtd_pb2.Routing) -> ServiceState:
     """Show a running process as starting until mgmtd has a heartbeat of it, not only of the one before it."""
     if service["state"] != "running" or service["kind"] not in ("meta", "storage"):
         return service
@@ -265,7 +282,7 @@ def _reported(service: dict[str, Any], routing: mgmtd_pb2.Routing) -> dict[str, 
     return service if reported else {**service, "state": "starting"}
 
 
-def _checked(service: dict[str, Any], mounting: set[int]) -> dict[str, Any]:
+def _checked(service: ServiceState, mounting: set[int]) -> ServiceState:
     """What the supervisor says of a service, and what the system knows better. `mounting`: processes with a mount."""
     if service["state"] != "running":
         return service
@@ -276,16 +293,14 @@ def _checked(service: dict[str, Any], mounting: set[int]) -> dict[str, Any]:
     return service
 
 
-def _extra_mounts(
-    data: DataDir, services: list[dict[str, Any]], mounts: list[Record]
-) -> list[dict[str, Any]]:
+def _extra_mounts(data: DataDir, services: list[ServiceState], mounts: list[Record]) -> list[ServiceState]:
     known = {service["id"] for service in services if service["kind"] == "mount"}
-    served = [
+    served: list[ServiceState] = [
         {"kind": "mount", "id": record.mountpoint, "pid": record.pid, "state": "running"}
         for record in mounts
         if record.mountpoint not in known
     ]
-    dead = [
+    dead: list[ServiceState] = [
         {"kind": "mount", "id": str(mountpoint), "pid": None, "state": "dead"}
         for mountpoint in stale_mounts(source_of(str(data.root)))
         if str(mountpoint) not in known
@@ -293,7 +308,7 @@ def _extra_mounts(
     return served + dead
 
 
-def _print_status(report: dict[str, Any]) -> None:
+def _print_status(report: Report) -> None:
     copies = "one copy" if report["replicas"] == 1 else f"{report['replicas']} copies"
     click.echo(f"cluster {report['cluster_id']}: {report['phase']}, {copies} of every chunk")
     if report["services"]:

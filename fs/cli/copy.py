@@ -18,9 +18,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 import click
 from rich.console import Console
@@ -73,14 +74,21 @@ class Status(Protocol):
     def st_mtime_ns(self) -> int: ...
 
 
+class Name(Protocol):
+    """What a copy reads of an entry of a directory."""
+
+    @property
+    def name(self) -> str: ...
+    def stat(self, *, follow_symlinks: bool = ...) -> Status: ...
+
+
 class Side(Protocol):
     """What a copy needs of a file system. LocalFileSystem and FileSystem both have it."""
 
     def lstat(self, path: str) -> Status: ...
-    def open(self, path: str, mode: str) -> Any: ...
+    def open(self, path: str, mode: str) -> object: ...  # an unbuffered file
     def listdir(self, path: str) -> list[str]: ...
-    @property
-    def scandir(self) -> Any: ...  # overloaded in `os`
+    def scandir(self, path: str) -> AbstractContextManager[Iterator[Name]]: ...
     def listxattr(self, path: str, /) -> list[str]: ...
     def getxattr(self, path: str, attribute: str, /) -> bytes: ...
     def setxattr(self, path: str, attribute: str, value: bytes, /) -> object: ...
@@ -118,7 +126,7 @@ class Tally:
         with self.lock:
             self.skipped.append(what)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return all but the lock."""
         return {name: value for name, value in vars(self).items() if name != "lock"}
 
@@ -428,7 +436,7 @@ class Copier:
 
     def _contents(self, source: str, target: str) -> None:
         buffer = self._buffer()
-        with self._source.open(source, "rb") as reader, self._target.open(target, "xb") as writer:
+        with _opened(self._source, source, "rb") as reader, _opened(self._target, target, "xb") as writer:
             offset = written = 0
             while True:
                 if self._stopping.is_set():
@@ -482,7 +490,13 @@ class Copier:
             self._target.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
 
 
-def _skip_hole(reader: Any, offset: int) -> int:
+def _opened(side: Side, path: str, mode: str) -> io.RawIOBase:
+    file = side.open(path, mode)
+    assert isinstance(file, io.RawIOBase), "binary files are not wrapped"
+    return file
+
+
+def _skip_hole(reader: io.RawIOBase, offset: int) -> int:
     """Return where the next data of a local file begin, its end if there are none; the reader is there then."""
     if not isinstance(reader, io.FileIO):
         return offset
@@ -509,9 +523,11 @@ def _data_in(block: memoryview) -> Sequence[tuple[int, int]]:
     return ranges
 
 
-def _write_fully(writer: Any, data: memoryview) -> None:
+def _write_fully(writer: io.RawIOBase, data: memoryview) -> None:
     while data:
-        data = data[writer.write(data) :]
+        count = writer.write(data)
+        assert count, "a file that blocks takes something"
+        data = data[count:]
 
 
 def _remove_if_there(side: Side, path: str) -> None:

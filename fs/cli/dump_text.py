@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final, TypeVar
 
 from ..errors import InvalidArgument
 from ..meta.dump import kind_of
@@ -31,7 +31,8 @@ COUNTED: Final = {"inode": "inodes", "attribute": "attributes", "entry": "entrie
 COUNTS: Final = tuple(COUNTED.values())
 HEADER: Final = ("format", "cluster", "generation", "position", "next_inode", "next_content", "inode_count")
 
-Fields = dict[str, Any]
+Fields = dict[str, object]
+Value = TypeVar("Value", bound=object)
 
 
 # Writing.
@@ -233,7 +234,7 @@ class _Fields:
     def has(self, name: str) -> bool:
         return name in self._left
 
-    def take(self, name: str, kind: type) -> Any:
+    def take(self, name: str, kind: type[Value]) -> Value:
         value = self._left.pop(name, None)
         if type(value) is not kind:  # True is no number here
             wanted = {int: "a number", str: "a string", bool: "true or false", dict: "an object"}[kind]
@@ -241,10 +242,10 @@ class _Fields:
         return value
 
     def number(self, name: str) -> int:
-        return int(self.take(name, int))
+        return self.take(name, int)
 
     def string(self, name: str) -> str:
-        return str(self.take(name, str))
+        return self.take(name, str)
 
     def bytes(self, name: str) -> bytes:
         value = self._left.pop(name, None)

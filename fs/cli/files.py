@@ -10,7 +10,7 @@ import shutil
 import stat as modes
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, NotRequired, TypedDict
 
 import click
 
@@ -55,25 +55,51 @@ def ls(
       luciola ls --data /var/lib/luciola -l /datasets
     """
     with open_cluster(data_path, address, secret_file) as fs:
-        list_path = _list if long or as_json else _list_names
-        listings = [list_path(fs, cluster_path(text)) for text in paths or ("/",)]
+        paths = paths or ("/",)
+        if not (long or as_json):
+            names = [_list_names(fs, cluster_path(text)) for text in paths]
+            for text, listing in zip(paths, names, strict=True):
+                _heading(text, count=len(paths))
+                for name in listing:
+                    click.echo(shown(name))
+            return
+        listings = [_list(fs, cluster_path(text)) for text in paths]
     if as_json:
         print_json([entry for listing in listings for entry in listing])
         return
-    for text, listing in zip(paths or ("/",), listings, strict=True):
-        if len(listings) > 1:
-            click.echo(f"{shown(text)}:")
-        if long:
-            rows = [_long(entry) for entry in listing]
-            print_table(
-                ("MODE", "LINKS", "UID", "GID", "BYTES", "MODIFIED", "NAME"), rows, right=(1, 2, 3, 4)
-            )
-        else:
-            for entry in listing:
-                click.echo(shown(entry["name"]))
+    for text, entries in zip(paths, listings, strict=True):
+        _heading(text, count=len(paths))
+        rows = [_long(entry) for entry in entries]
+        print_table(("MODE", "LINKS", "UID", "GID", "BYTES", "MODIFIED", "NAME"), rows, right=(1, 2, 3, 4))
 
 
-def _list(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
+class Entry(TypedDict):
+    """A name with its attributes, as `ls` and `stat` print it. `target`: of a symbolic link."""
+
+    name: str
+    path: str
+    type: str
+    mode: str
+    inode: int
+    links: int
+    uid: int
+    gid: int
+    size: int
+    modified: str
+    changed: str
+    accessed: str
+    target: NotRequired[str]
+
+
+class Usage(TypedDict):
+    """What is below a path, as `du` prints it."""
+
+    path: str
+    bytes: int
+    files: int
+
+
+def _list(fs: "FileSystem", path: str) -> list[Entry]:
     info = fs.lstat(path)
     if not modes.S_ISDIR(info.st_mode):
         return [_describe(fs, path, path, info)]
@@ -83,22 +109,25 @@ def _list(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
     return [_describe(fs, os.path.join(path, name), name, status) for name, status in found]
 
 
-def _list_names(fs: "FileSystem", path: str) -> list[dict[str, Any]]:
-    if not modes.S_ISDIR(fs.lstat(path).st_mode):
-        return [{"name": path}]
-    return [{"name": name} for name in sorted(fs.listdir(path))]
+def _list_names(fs: "FileSystem", path: str) -> list[str]:
+    return sorted(fs.listdir(path)) if modes.S_ISDIR(fs.lstat(path).st_mode) else [path]
 
 
-def _long(entry: dict[str, Any]) -> tuple[str, ...]:
-    numbers = (str(entry[key]) for key in ("links", "uid", "gid", "size"))
+def _heading(text: str, *, count: int) -> None:
+    if count > 1:
+        click.echo(f"{shown(text)}:")
+
+
+def _long(entry: Entry) -> tuple[str, ...]:
+    numbers = (str(number) for number in (entry["links"], entry["uid"], entry["gid"], entry["size"]))
     arrow = f" -> {shown(entry['target'], terminal=True)}" if "target" in entry else ""
     # A line of a long listing is an entry, also for programs: no name may forge one.
     name = shown(entry["name"], terminal=True)
     return (entry["mode"], *numbers, entry["modified"][:19].replace("T", " "), name + arrow)
 
 
-def _describe(fs: "FileSystem", path: str, name: str, info: os.stat_result) -> dict[str, Any]:
-    entry = {
+def _describe(fs: "FileSystem", path: str, name: str, info: os.stat_result) -> Entry:
+    entry: Entry = {
         "name": name,
         "path": path,
         "type": KINDS.get(modes.S_IFMT(info.st_mode), "unknown"),
@@ -262,9 +291,9 @@ def du(
       luciola du --data /var/lib/luciola -s /datasets
     """
     with open_cluster(data_path, address, secret_file) as fs:
-        totals: list[dict[str, Any]] = []
+        totals: list[Usage] = []
         for text in paths or ("/",):
-            found: list[dict[str, Any]] = []
+            found: list[Usage] = []
             _usage(fs, cluster_path(text), found, seen=set())
             totals += found[-1:] if summary else found
     if as_json:
@@ -274,7 +303,7 @@ def du(
     print_table(("SIZE", "FILES", "PATH"), rows, right=(0, 1))
 
 
-def _usage(fs: "FileSystem", path: str, found: list[dict[str, Any]], *, seen: set[int]) -> tuple[int, int]:
+def _usage(fs: "FileSystem", path: str, found: list[Usage], *, seen: set[int]) -> tuple[int, int]:
     """Append the totals of every directory below `path`, deepest first, and return its own."""
     info = fs.lstat(path)
     if not modes.S_ISDIR(info.st_mode):

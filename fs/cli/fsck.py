@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypedDict
 
 import click
 
@@ -128,7 +128,41 @@ def fsck(
         sys.exit(1)
 
 
-def _print(report: dict[str, Any]) -> None:
+class ReportedProblem(TypedDict):
+    """One problem, as --json prints it."""
+
+    kind: str
+    what: str
+    remedy: str
+    chain: int
+    chunk: ChunkName | None
+
+
+class ReportedContent(TypedDict):
+    """One content in quarantine, as --json prints it."""
+
+    content: int
+    chains: list[int]
+    chunks: int
+    due: str
+
+
+class Report(TypedDict):
+    """What --json prints."""
+
+    problems: list[ReportedProblem]
+    problem_count: int
+    repaired: list[str]
+    quarantined: list[ReportedContent]
+    inodes: int
+    entries: int
+    chunks: int
+    replicas: int
+    open: int
+    removed: int
+
+
+def _print(report: Report) -> None:
     for problem in report["problems"][:SHOWN_MAX]:
         click.echo(f"{problem['kind']}: {problem['what']} ({problem['remedy']})")
     if report["problem_count"] > SHOWN_MAX:
@@ -149,7 +183,7 @@ def _print(report: dict[str, Any]) -> None:
         click.echo(line)
 
 
-def describe_quarantine(quarantined: list[dict[str, Any]]) -> list[str]:
+def describe_quarantine(quarantined: list[ReportedContent]) -> list[str]:
     """Return what waits, by due time, and how to keep it."""
     if not quarantined:
         return []
@@ -169,9 +203,20 @@ class Check:
     def __init__(self, shape: Shape, names: Inventory) -> None:
         self._shape = shape
         self._names = names
-        self._report: dict[str, Any] = {"problems": [], "repaired": []}
+        self._report: Report = {
+            "problems": [],
+            "problem_count": 0,
+            "repaired": [],
+            "quarantined": [],
+            "inodes": 0,
+            "entries": 0,
+            "chunks": 0,
+            "replicas": 0,
+            "open": 0,
+            "removed": 0,
+        }
 
-    async def run(self, *, scrub: bool, policy: Policy, release: bool = False) -> dict[str, Any]:
+    async def run(self, *, scrub: bool, policy: Policy, release: bool = False) -> Report:
         """Collect, compare, and repair if asked. The report is what --json prints."""
         async with MgmtdClient.connect(self._shape.cluster) as manager:
             self._manager = manager
@@ -437,11 +482,17 @@ def describe_orphans(orphans: Iterable[meta_pb2.QuarantinedContent]) -> list[Pro
     ]
 
 
-def _describe(problem: Problem) -> dict[str, Any]:
-    return {name: getattr(problem, name) for name in ("kind", "what", "remedy", "chain", "chunk")}
+def _describe(problem: Problem) -> ReportedProblem:
+    return {
+        "kind": problem.kind,
+        "what": problem.what,
+        "remedy": problem.remedy,
+        "chain": problem.chain,
+        "chunk": problem.chunk,
+    }
 
 
-def describe_content(quarantined: meta_pb2.QuarantinedContent) -> dict[str, Any]:
+def describe_content(quarantined: meta_pb2.QuarantinedContent) -> ReportedContent:
     """Return a content in quarantine in plain words."""
     due = dt.datetime.fromtimestamp(quarantined.due_unix_ms / 1000, tz=dt.UTC).astimezone()
     return {

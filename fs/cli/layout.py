@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import click
 
@@ -133,12 +133,25 @@ def clear(
             fs.set_layout(cluster_path(text), None)
 
 
-def _describe(fs: "FileSystem", path: str) -> dict[str, Any]:
+class Shown(TypedDict):
+    """The layout of a path, as commands print it. `source`: what it comes from."""
+
+    path: str
+    source: str
+    table: int | None
+    chunk_bytes: int
+    stripe: int | None
+    inline_bytes: int
+
+
+def _describe(fs: "FileSystem", path: str) -> Shown:
     own = fs.layout(path)
     default = fs.default_layout()
     found = default if own is None else own
     if found.table is None:
         found = replace(found, table=default.table)
+    assert found.chunk_bytes is not None, "a stored layout is whole"
+    assert found.inline_bytes is not None, "a stored layout is whole"
     source = "cluster" if own is None else "directory" if fs.isdir(path) else "file"
     return {
         "path": path,

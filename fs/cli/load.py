@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import BinaryIO, Final, NotRequired, TypedDict, cast
 
 import click
 
@@ -102,6 +102,15 @@ class Loader:
         return await self._manager.clients.call(self._address, method, request, timeout_s=timeout_s)
 
 
+class ShortFile(TypedDict):
+    """A file whose chunks end at `end`, before the file does."""
+
+    inode: int
+    length: int
+    end: int
+    path: NotRequired[str]
+
+
 @dataclass
 class Report:
     """What a load has brought, and what of the dump the chains contradict."""
@@ -111,7 +120,7 @@ class Report:
     entries: int = 0
     emptied: int = 0  # files whose bytes are not in this cluster
     grown: int = 0  # files that are longer than the dump says
-    short: list[dict[str, Any]] = field(default_factory=list)  # files whose chunks end before the file does
+    short: list[ShortFile] = field(default_factory=list)  # files whose chunks end before the file does
     short_count: int = 0
     unowned_contents: int = 0  # of no file of the dump
     unowned_chunks: int = 0
@@ -215,7 +224,7 @@ class _Loading:
         self._manager = manager
         self._names_only = names_only
         self._now_ns = time.time_ns()
-        self._short: dict[int, dict[str, Any]] = {}  # by inode
+        self._short: dict[int, ShortFile] = {}  # by inode
         self._report = Report()
 
     async def run(self, source: str) -> Report:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TypedDict
 
 from ..errors import Error, NotFound, Timeout, Unavailable
 from ..ids import ROOT_INODE
@@ -184,12 +184,32 @@ def serving_node(chain: pb.Chain) -> int | None:
     return next((target.node for target in chain.targets if target.state == pb.SERVING), None)
 
 
-def describe_chains(routing: pb.Routing) -> list[dict[str, Any]]:
+class TargetState(TypedDict):
+    """One replica of a chain, as commands print it."""
+
+    target: int
+    node: int
+    state: str
+    reported: str
+    used_bytes: int
+
+
+class ChainState(TypedDict):
+    """One chain, as commands print it."""
+
+    id: int
+    version: int
+    state: str
+    preferred_order: list[int]
+    targets: list[TargetState]
+
+
+def describe_chains(routing: pb.Routing) -> list[ChainState]:
     """Each chain with its members, and one word for it: serving, degraded, syncing or unavailable. By number."""
     return [describe_chain(chain) for chain in sorted(routing.chains, key=lambda chain: chain.id)]
 
 
-def describe_chain(chain: pb.Chain) -> dict[str, Any]:
+def describe_chain(chain: pb.Chain) -> ChainState:
     """Return a chain with its members, in their order, and one word for it."""
     return {
         "id": chain.id,
@@ -218,4 +238,13 @@ def _state(chain: pb.Chain) -> str:
     return "syncing" if pb.SYNCING in states else "degraded"
 
 
-__all__ = ["MgmtdClient", "address_of", "describe_chain", "describe_chains", "node_address", "serving_node"]
+__all__ = [
+    "ChainState",
+    "MgmtdClient",
+    "TargetState",
+    "address_of",
+    "describe_chain",
+    "describe_chains",
+    "node_address",
+    "serving_node",
+]

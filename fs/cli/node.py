@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import click
 
@@ -165,8 +165,24 @@ def forget(
     click.echo(f"node {number} is forgotten")
 
 
-def _space_columns(node: dict[str, Any]) -> tuple[str, str]:
-    if node["capacity_bytes"] is None:
+class NodeState(TypedDict):
+    """One node, as commands print it. The bytes are those of its disk, if it is a storage node that answered."""
+
+    id: int
+    kind: str
+    status: str
+    host: str
+    pid: int
+    address: str
+    release: str
+    replicas: int
+    serving: int
+    capacity_bytes: int | None
+    free_bytes: int | None
+
+
+def _space_columns(node: NodeState) -> tuple[str, str]:
+    if node["capacity_bytes"] is None or node["free_bytes"] is None:
         return "-", "-"
     return format_bytes(node["capacity_bytes"]), format_bytes(node["free_bytes"])
 
@@ -181,7 +197,7 @@ def count_replicas(routing: pb.Routing) -> dict[int, Counter[str]]:
     return counts
 
 
-def describe_node(node: pb.Node, counts: Counter[str], space: SpaceReply | None = None) -> dict[str, Any]:
+def describe_node(node: pb.Node, counts: Counter[str], space: SpaceReply | None = None) -> NodeState:
     """Return a node in plain words. `space`: of its disk, if it is a storage node that answered."""
     return {
         "id": node.id,

@@ -2,12 +2,20 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, ParamSpec, Protocol, TypeVar
 
 import click
 from click.core import ParameterSource
 
-Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+class Decorator(Protocol):
+    """Adds an option to a command."""
+
+    def __call__(self, command: Callable[Parameters, Result], /) -> Callable[Parameters, Result]: ...
+
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 yes_option: Final = click.option("--yes", is_flag=True, help="Do not ask.")
@@ -52,15 +60,15 @@ def secret_option(*, where: str) -> Decorator:
     )
 
 
-def prevailing(**given: Any) -> dict[str, Any]:
+def prevailing(**given: object) -> list[str]:
     """Return which options of those count that exclude one another: one on the command line before the environment's.
 
     All that are given if none or several are on the command line.
     """
     context = click.get_current_context()
-    known = {name: value for name, value in given.items() if value is not None}
+    known = [name for name, value in given.items() if value is not None]
     said = [name for name in known if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-    return {said[0]: known[said[0]]} if len(said) == 1 else known
+    return said if len(said) == 1 else known
 
 
 __all__ = [

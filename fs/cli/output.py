@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import click
 
@@ -16,7 +16,7 @@ from ..errors import Error
 UNDECODED: Final = re.compile("[\\udc80-\\udcff]")
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
     """Print `value` as one JSON document; bytes of names that are not UTF-8 are escapes there (\\udc80 to \\udcff)."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     click.echo(UNDECODED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))

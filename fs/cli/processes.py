@@ -9,10 +9,10 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, NotRequired, TypedDict
 
 from ..logfile import LOG_BYTES_MAX
 
@@ -40,6 +40,17 @@ class Service:
         return self.kind if self.kind in ("mgmtd", "mount") else f"{self.kind} {self.id}"
 
 
+class ServiceState(TypedDict):
+    """What commands print of a service: of a mount that no supervisor started only the first four."""
+
+    kind: str
+    id: str
+    pid: int | None
+    state: str
+    restarts: NotRequired[int]
+    log: NotRequired[str]
+
+
 @dataclass
 class Child:
     """One service and its process."""
@@ -65,7 +76,7 @@ class Child:
         said = LOG_PREFIX.sub("", lines[-1]) if lines else "it says nothing"
         return f"{said} (log: {self.service.log})"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ServiceState:
         return {
             "kind": self.service.kind,
             "id": self.service.id,
@@ -104,8 +115,8 @@ async def start(child: Child) -> None:
 async def keep_running(
     child: Child,
     *,
-    on_end: Callable[[Child, int], Any],
-    on_start: Callable[[Child], Any],
+    on_end: Callable[[Child, int], Awaitable[None]],
+    on_start: Callable[[Child], Awaitable[None]],
     stopping: asyncio.Event,
 ) -> None:
     """Restart the child whenever it ends, until `stopping` is set. Both callbacks are awaited.

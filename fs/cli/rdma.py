@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -81,6 +81,7 @@ def check(
     if usable and listen:
         _listen(_address(listen_address, rdma_peer.PORT), found, usable)
     if usable and where is not None:
+        assert found.verbs is not None, "what can be used was found with it"
         try:
             result = rdma_peer.run_client(where, found.verbs, usable, rounds=rounds, pings=pings)
         except Error as error:
@@ -124,7 +125,7 @@ def _listen(address: tuple[str, int], found: Survey, usable: list[Usable]) -> No
 
 def _document(
     found: Survey, findings: list[Finding], usable: list[Usable], result: rdma_peer.Result | None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     return {
         "usable": [{"port": each.name, "gid_index": each.gid.index, "gid": each.gid.gid} for each in usable],
         "findings": [asdict(each) for each in findings],

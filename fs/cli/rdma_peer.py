@@ -23,7 +23,8 @@ import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from types import ModuleType
+from typing import Final, Protocol, Self, TypedDict, Unpack, cast
 
 from ..errors import CorruptData, Error, InvalidArgument, Timeout, Unavailable
 from .rdma_findings import Usable
@@ -61,6 +62,58 @@ class Result:
     read_mib_s: float
 
 
+class Offer(TypedDict):
+    """A port, as the agreement has it."""
+
+    name: str
+    link: str
+    gid: str
+    mtu: int
+    lid: int
+
+
+class Card(Offer):
+    """What the other end must know of a port's queue pair and memory."""
+
+    qpn: int
+    psn: int
+    address: int
+    rkey: int
+
+
+class Message(TypedDict, total=False):
+    """One line of the agreement. What a peer sent has the names that were asked for; their values are its own."""
+
+    check: int
+    ports: list[Offer]
+    port: int
+    end: Card
+    pings: int
+    ready: bool
+    step: str
+    seed: int
+    good: bool
+    difference: int
+    error: str
+
+
+class QueuePairAttributes(Protocol):
+    """Those of pyverbs that are set here."""
+
+    qp_access_flags: int
+    path_mtu: int
+    max_rd_atomic: int
+    max_dest_rd_atomic: int
+    min_rnr_timer: int
+    rnr_retry: int
+    retry_cnt: int
+    timeout: int
+    dest_qp_num: int
+    rq_psn: int
+    sq_psn: int
+    ah_attr: object
+
+
 class Line:
     """JSON messages, one a line, over TCP."""
 
@@ -74,12 +127,12 @@ class Line:
     def __exit__(self, *_: object) -> None:
         self.file.close()
 
-    def say(self, **message: Any) -> None:
+    def say(self, **message: Unpack[Message]) -> None:
         """Send one message."""
         self.file.write(json.dumps(message).encode() + b"\n")
         self.file.flush()
 
-    def hear(self, *names: str) -> dict[str, Any]:
+    def hear(self, *names: str) -> Message:
         """The next message, which has these names. Raises: Unavailable, with the peer's own words if it sent any."""
         line = self.file.readline(LINE_BYTES)
         if not line:
@@ -92,7 +145,7 @@ class Line:
             raise Unavailable(f"the other end says: {message['error']}")
         if not isinstance(message, dict) or not all(name in message for name in names):
             raise Unavailable("what answers there is no `luciola rdma check` of this version")
-        return message
+        return cast("Message", message)
 
 
 class End:
@@ -122,7 +175,7 @@ class End:
     def __exit__(self, *_: object) -> None:
         self.context.close()
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> Card:
         """Return what the other end must know."""
         return {
             **describe(self.usable),
@@ -132,7 +185,7 @@ class End:
             "rkey": self.memory.rkey,
         }
 
-    def connect(self, theirs: dict[str, Any]) -> None:
+    def connect(self, theirs: Card) -> None:
         """Make the queue pair ready for the other end."""
         verbs, port = self.verbs, self.usable.port
         attributes = self._attributes()
@@ -153,8 +206,8 @@ class End:
         self.pair.to_rts(attributes)
         self.theirs = theirs
 
-    def _attributes(self) -> Any:
-        attributes = self.verbs.qp.QPAttr(port_num=self.usable.port.number)
+    def _attributes(self) -> QueuePairAttributes:
+        attributes: QueuePairAttributes = self.verbs.qp.QPAttr(port_num=self.usable.port.number)
         attributes.qp_access_flags = self.access
         return attributes
 
@@ -169,7 +222,7 @@ class End:
             work.set_wr_rdma(self.theirs["rkey"], self.theirs["address"] + offset)
         self.pair.post_send(work)
 
-    def _piece(self, offset: int, size: int) -> Any:
+    def _piece(self, offset: int, size: int) -> object:
         return self.verbs.wr.SGE(self.memory.buf + offset, size, self.memory.lkey)
 
     def finish(self, count: int) -> None:
@@ -205,7 +258,7 @@ def pattern(seed: int, slot: int) -> bytes:
     return random.Random(seed * SLOTS + slot).randbytes(SLOT_BYTES)  # noqa: S311 - to be repeated, not to be secret
 
 
-def describe(usable: Usable) -> dict[str, Any]:
+def describe(usable: Usable) -> Offer:
     """Return a port, as the agreement has it."""
     port = usable.port
     return {"name": usable.name, "link": port.link, "gid": usable.gid.gid, "mtu": port.mtu, "lid": port.lid}
@@ -216,7 +269,7 @@ def mtu_number(size: int) -> int:
     return max(1, min(5, size.bit_length() - 8))
 
 
-def choose_pair(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> tuple[int, int] | None:
+def choose_pair(ours: Sequence[Offer], theirs: Sequence[Offer]) -> tuple[int, int] | None:
     """Return the closest two ports, as indices; None if none can reach one another."""
     best: tuple[int, int] | None = None
     highest = 0
@@ -228,7 +281,7 @@ def choose_pair(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]
     return best
 
 
-def closeness(a: dict[str, Any], b: dict[str, Any]) -> int:
+def closeness(a: Offer, b: Offer) -> int:
     """How near two ports are, at least 1; 0 if they cannot reach each other."""
     if a["link"] != b["link"]:
         return 0
@@ -240,7 +293,7 @@ def closeness(a: dict[str, Any], b: dict[str, Any]) -> int:
     return 1 + min(bits, 120 if a["gid"].startswith(V4) else 64)
 
 
-def explain(enums: Any, status: int) -> str:
+def explain(enums: ModuleType, status: int) -> str:
     """Return what a failed completion means, and what to look at."""
     meanings = {
         enums.IBV_WC_RETRY_EXC_ERR: "no answer over RDMA, though TCP works: packets are lost on the way; "

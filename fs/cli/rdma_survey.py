@@ -16,7 +16,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from types import ModuleType
+from typing import Final, Protocol
 
 from ..errors import InvalidArgument, Unsupported
 
@@ -107,21 +108,49 @@ class Survey:
     memlock: int | None = None
     # Set where the capability makes that limit void.
     may_lock_all: bool = False
-    verbs: Any = field(default=None, repr=False, compare=False)
+    verbs: "Verbs | None" = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Verbs:
     """The modules of pyverbs that are used."""
 
-    addr: Any
-    cq: Any
-    device: Any
-    enums: Any
-    mr: Any
-    pd: Any
-    qp: Any
-    wr: Any
+    addr: ModuleType
+    cq: ModuleType
+    device: ModuleType
+    enums: ModuleType
+    mr: ModuleType
+    pd: ModuleType
+    qp: ModuleType
+    wr: ModuleType
+
+
+class PortAttributes(Protocol):
+    """What pyverbs says of a port."""
+
+    state: int
+    link_layer: int
+    lid: int
+    active_mtu: int
+    max_mtu: int
+    gid_tbl_len: int
+
+
+class GidEntry(Protocol):
+    """What pyverbs says of an address."""
+
+    port_num: int
+    gid_index: int
+    gid_type: int
+
+    def gid_str(self) -> str: ...
+
+
+class Context(Protocol):
+    """An open device of pyverbs, as far as it is asked here."""
+
+    def query_port(self, number: int) -> PortAttributes: ...
+    def query_gid_table(self, length: int) -> Sequence[GidEntry]: ...
 
 
 def load_verbs() -> Verbs:
@@ -251,7 +280,7 @@ def _device(verbs: Verbs, name: str) -> Device:
         return Device(name, "", {}, problem=str(error))
 
 
-def _port(verbs: Verbs, context: Any, name: str, number: int, *, count: int) -> Port:
+def _port(verbs: Verbs, context: Context, name: str, number: int, *, count: int) -> Port:
     enums = verbs.enums
     try:
         attributes = context.query_port(number)
@@ -279,7 +308,7 @@ def _port(verbs: Verbs, context: Any, name: str, number: int, *, count: int) -> 
 
 
 def _gids(
-    verbs: Verbs, context: Any, name: str, port: int, *, length: int, is_ethernet: bool
+    verbs: Verbs, context: Context, name: str, port: int, *, length: int, is_ethernet: bool
 ) -> tuple[Gid, ...]:
     directory = SYSFS / name / "ports" / str(port) / "gid_attrs" / "ndevs"
     found = []

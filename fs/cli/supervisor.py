@@ -20,7 +20,7 @@ import sys
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypedDict
 
 from ..errors import AlreadyExists, ConfigError, Error, Timeout, Unavailable
 from ..fuse import check_mountpoint, clean_stale_mount, is_mounted, read_records, source_of, stale_mounts
@@ -30,7 +30,7 @@ from . import processes
 from .datadir import DataDir, Shape
 from .health import NAMED_MAX, awaited, describe_trouble
 from .mgmtd_client import MgmtdClient
-from .processes import Child, Service, python
+from .processes import Child, Service, ServiceState, python
 
 log = logging.getLogger(__name__)
 
@@ -322,7 +322,7 @@ class Supervisor:
         self._changed()
 
     def _changed(self) -> None:
-        record = {
+        record: State = {
             "pid": os.getpid(),
             "phase": self.phase,
             "mountpoint": None if self.mountpoint is None else str(self.mountpoint),
@@ -352,10 +352,19 @@ def _failure(child: Child) -> Error | None:
     return None
 
 
-def read_state(data: DataDir) -> dict[str, Any]:
+class State(TypedDict, total=False):
+    """What a supervisor writes of itself for other commands."""
+
+    pid: int
+    phase: str
+    mountpoint: str | None
+    services: list[ServiceState]
+
+
+def read_state(data: DataDir) -> State:
     """Return what the last supervisor of `data` wrote; empty if there was none."""
     try:
-        state: dict[str, Any] = json.loads(data.state.read_text())
+        state: State = json.loads(data.state.read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return state

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from ..errors import InvalidArgument
 from .datadir import running_shape
-from .options import address_option, data_option, prevailing, secret_option
+from .options import Parameters, Result, address_option, data_option, prevailing, secret_option
 
 if TYPE_CHECKING:
     from ..client import FileSystem
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "lu:"
 
 
-def cluster_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def cluster_options(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
     """Add --data, --address and --secret-file to a command; `open_cluster` takes their values."""
     for option in (secret_option(where="--address"), address_option, data_option(required=False)):
         command = option(command)
@@ -35,10 +35,12 @@ def open_cluster(data_path: Path | None, address: str | None, secret_file: Path 
         raise click.UsageError(
             "name the cluster: either --data DIR (or LUCIOLA_DATA), or --address HOST:PORT with --secret-file"
         )
-    if "data_path" in named:
-        running_shape(named["data_path"])
-        return connect(str(named["data_path"]))
-    return connect(named["address"], secret_file=None if secret_file is None else str(secret_file))
+    if named == ["data_path"]:
+        assert data_path is not None, "a named option was given"
+        running_shape(data_path)
+        return connect(str(data_path))
+    assert address is not None, "a named option was given"
+    return connect(address, secret_file=None if secret_file is None else str(secret_file))
 
 
 def cluster_path(text: str) -> str:

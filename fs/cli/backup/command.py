@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -23,6 +23,9 @@ from .run import MOMENT, Backup, Options
 from .source import Source
 from .tree import BackupFiles, Tree
 from .verify import verify as verify_all
+
+if TYPE_CHECKING:
+    from .restore import Report
 
 HOLD_MS: Final = 3000
 HOLD_MS_MAX: Final = 8000  # fs/storage/service.py
@@ -244,19 +247,19 @@ def _restore_all(
     root = data_path.absolute()
     report = asyncio.run(_fill(running_shape(root), root, repository, manifest.number))
     if as_json:
-        print_json(report)
+        print_json(vars(report))
         return
     click.echo(
-        f"restored backup {manifest.number}: {report['files']} files, {report['chunks']} chunks, "
-        f"{format_bytes(report['bytes'])}; {report['replicas']} copies compared"
+        f"restored backup {manifest.number}: {report.files} files, {report.chunks} chunks, "
+        f"{format_bytes(report.bytes)}; {report.replicas} copies compared"
     )
-    if report["again"]:
+    if report.again:
         click.echo(
             "an earlier attempt had broken off; `luciola fsck --repair` removes the chunks that it left"
         )
 
 
-async def _fill(shape: Shape, root: Path, repository: Repository, number: int) -> dict[str, Any]:
+async def _fill(shape: Shape, root: Path, repository: Repository, number: int) -> "Report":
     from .restore import Restore
 
     async with MgmtdClient.connect(shape.cluster) as manager:
@@ -265,7 +268,7 @@ async def _fill(shape: Shape, root: Path, repository: Repository, number: int) -
             report = await Restore(manager, source, repository, number).run(advance=lambda _: None)
         finally:
             source.close()
-    return vars(report)
+    return report
 
 
 def _restore_path(

@@ -23,7 +23,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from ...client.chunks import crc32c
 from ...errors import Busy, CorruptData, InvalidArgument, NotFound
@@ -364,7 +364,7 @@ def _write(path: Path, text: str) -> None:
     sync_directory(path.parent)
 
 
-def describe(manifest: Manifest) -> dict[str, Any]:
+def describe(manifest: Manifest) -> dict[str, object]:
     """For `--json`."""
     return asdict(manifest)
 

@@ -6,6 +6,7 @@ is used by several threads, which take turns.
 
 import contextlib
 import errno
+import io
 import os
 import sqlite3
 import stat as modes
@@ -13,13 +14,16 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from ...errors import IsADirectory, NotADirectory, NotFound
 from ...ids import ROOT_INODE
 from ...wire.pb import meta_pb2 as pb
 from ...wire.pb.meta_pb2 import DIRECTORY, REGULAR, DumpRecord, Inode
 from .repository import PackReader, Place
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 DEPTH_MAX: Final = 16_384  # directories above a name, as meta allows
 KINDS: Final = {
@@ -137,9 +141,12 @@ class Tree:
             names.append(row[1])
         return "/" + os.fsdecode(b"/".join(reversed(names)))
 
-    def _row(self, query: str, *parameters: int | bytes) -> Any:
+    def _row(self, query: str, *parameters: int | bytes) -> sqlite3.Row | None:
         with self._lock:
-            return self._base.execute(query, parameters).fetchone()
+            cursor = self._base.cursor()
+            cursor.row_factory = sqlite3.Row
+            row: sqlite3.Row | None = cursor.execute(query, parameters).fetchone()
+        return row
 
 
 def _kind(record: DumpRecord) -> str:
@@ -196,28 +203,27 @@ class BackupFiles:
         return value
 
 
-class BackupFile:
+class BackupFile(io.RawIOBase):
     """A file in a backup, read from its beginning."""
 
     def __init__(self, inode: Inode, tree: Tree, packs: PackReader) -> None:
+        super().__init__()
         self._inode, self._tree, self._packs = inode, tree, packs
         self._offset = 0
         self._number, self._bytes = -1, b""
 
-    def __enter__(self) -> Self:
-        return self
+    def readable(self) -> bool:
+        return True
 
-    def __exit__(self, *exception: object) -> None:
-        self._bytes = b""
-
-    def readinto(self, buffer: memoryview) -> int:
-        """Fill the buffer; fewer bytes at the end of the file. Raises: CorruptData."""
+    def readinto(self, data: "WriteableBuffer", /) -> int:
+        """Fill `data`; fewer bytes at the end of the file. Raises: CorruptData."""
+        buffer = memoryview(data)
         count = min(len(buffer), self._inode.length - self._offset)
         done = 0
         while done < count:
-            data = self._data(self._offset + done, count - done)
-            buffer[done : done + len(data)] = data
-            done += len(data)
+            found = self._data(self._offset + done, count - done)
+            buffer[done : done + len(found)] = found
+            done += len(found)
         self._offset += count
         return count
 

@@ -13,7 +13,7 @@ from luciola.cli.options import address_option, data_option, prevailing
 @data_option(required=False)
 @address_option
 def named(**given: Any) -> None:
-    click.echo(" ".join(f"{name}={value}" for name, value in sorted(prevailing(**given).items())))
+    click.echo(" ".join(f"{name}={given[name]}" for name in sorted(prevailing(**given))))
 
 
 @pytest.mark.parametrize(
