@@ -71,7 +71,7 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
     try:
         work = case.make()
     except Exception as error:  # noqa: BLE001 (reported, and the next case runs)
-        yield _line(case, "-", error=_told(error))
+        yield _line(case, "-", error=_reason(error))
         return
     best = _torch_best(work)
     first: Tensor | None = None
@@ -89,7 +89,7 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
             first = result if first is None else first
             yield _line(case, layer, **_figures(work, seconds, best), difference=_difference(first, result))
         except Exception as error:  # noqa: BLE001
-            yield _line(case, layer, error=_told(error))
+            yield _line(case, layer, error=_reason(error))
 
 
 def time_s(call: Callable[[], object]) -> float:
@@ -191,5 +191,5 @@ def _difference(x: Tensor, y: Tensor) -> float:
     return 0.0 if scale == 0 else 1 - 2 * float((x * y).sum()) / scale
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:150]

@@ -86,12 +86,12 @@ fn child() {
     std::thread::scope(|scope| {
         for thread in 0..2 {
             let engine = &engine;
-            scope.spawn(move || write_for_ever(engine, (thread * CHUNKS / 2)..((thread + 1) * CHUNKS / 2)));
+            scope.spawn(move || keep_writing(engine, (thread * CHUNKS / 2)..((thread + 1) * CHUNKS / 2)));
         }
     });
 }
 
-fn write_for_ever(engine: &Engine, chunks: std::ops::Range<u32>) {
+fn keep_writing(engine: &Engine, chunks: std::ops::Range<u32>) {
     let mut known: HashMap<u32, (u64, Vec<u8>)> = HashMap::new();
     for chunk in chunks.clone() {
         let state = engine.lookup(key(chunk)).unwrap();

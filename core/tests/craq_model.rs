@@ -502,7 +502,7 @@ fn finds_a_tombstone_forgotten_too_early() {
 }
 
 #[test]
-fn finds_versions_that_begin_anew_below_a_tombstone() {
+fn finds_versions_that_begin_again_below_a_tombstone() {
     let limits = Limits { bug: Bug::BirthRestarts, purges: 2, crashes: 0, ..FORGETTING };
     must_find(limits, &[&["an acknowledged write is not in the history"], WRONG].concat());
 }

@@ -222,7 +222,7 @@ fn a_file_reads_back_like_a_vector() {
 }
 
 #[test]
-fn holes_and_short_chunks_read_as_zeros_and_the_last_byte_held_is_told() {
+fn holes_and_short_chunks_read_as_zeros_and_the_last_byte_held_is_reported() {
     let world = World::new(vec![serving(&[1])]);
     let client = world.client(Transport::Shm);
     world.put(1, 0, b"abc");
@@ -299,7 +299,7 @@ fn a_damaged_copy_is_read_from_another_replica() {
 }
 
 #[test]
-fn what_cannot_be_helped_is_told_at_once() {
+fn what_cannot_be_helped_is_reported_at_once() {
     let world = World::new(vec![serving(&[1, 2])]);
     let client = world.client(Transport::Tcp);
     for (status, kind) in [
@@ -683,7 +683,7 @@ fn a_chain_of_three_forwards_what_it_is_given() {
 
 /// A node on this host that hangs keeps the buffer registered with it; a caller that can do without that reads elsewhere.
 #[test]
-fn a_read_into_lent_memory_is_given_up_if_its_owner_can_do_without() {
+fn a_read_into_registered_memory_is_abandoned_if_its_owner_can_do_without() {
     let world = World::new(vec![serving(&[1, 2])]);
     let client = world.client(Transport::Auto);
     for index in 0..2 {

@@ -300,7 +300,7 @@ fn more_readers_than_threads_all_get_their_bytes() {
 }
 
 #[test]
-fn sparse_files_tell_their_holes() {
+fn sparse_files_report_their_holes() {
     if !can_mount() {
         return;
     }
@@ -436,7 +436,7 @@ fn planted(
 }
 
 #[test]
-fn an_operation_that_panics_costs_its_caller_an_error_and_nobody_else_anything() {
+fn an_operation_that_panics_costs_its_caller_an_error_and_others_nothing() {
     if !can_mount() {
         return;
     }

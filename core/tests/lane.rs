@@ -226,7 +226,7 @@ fn a_server_on_this_host_is_reached_over_its_unix_socket() {
 }
 
 #[test]
-fn a_call_that_loses_its_unix_socket_goes_on() {
+fn a_call_that_loses_its_unix_socket_continues() {
     use Step::*;
     let server = Server::start([]);
     let local = server.locally([Inode(1), Close, WrongId, Inode(2)]);
@@ -410,7 +410,7 @@ fn connections_that_are_idle_for_long_are_closed_and_opened_again() {
 }
 
 #[test]
-fn a_wrong_token_is_told_at_once() {
+fn a_wrong_token_is_reported_at_once() {
     let server = Server::start([]);
     let foreign = Secret::new([1; 32]).mint(&pb::Claims::default());
     let lane = Lane::new(vec![server.address.clone()], foreign, LaneOptions::default());

@@ -263,7 +263,7 @@ fn rustix_is_root() -> bool {
 }
 
 #[test]
-fn one_connection_too_many_is_told_that_the_server_is_busy() {
+fn one_connection_too_many_is_refused_as_busy() {
     let running = Running::with(|options| options.threads_max = 4);
     let mut held: Vec<_> = (0..4).map(|_| connect(&running.tcp())).collect();
     let error = Connection::connect(&running.tcp(), &credential(Role::Client), A_MINUTE).unwrap_err();
@@ -405,7 +405,7 @@ fn an_end() -> rdma::End {
 
 /// No device is needed for that: the answer is no.
 #[test]
-fn a_server_without_rdma_says_so_and_goes_on_over_tcp() {
+fn a_server_without_rdma_says_so_and_continues_over_tcp() {
     let running = Running::start();
     let mut socket = TcpStream::connect(running.server.tcp_address().unwrap()).unwrap();
     socket.set_read_timeout(Some(A_MINUTE)).unwrap();
@@ -792,7 +792,7 @@ fn a_buffer_of_a_timed_out_read_stays_away_until_the_server_is_done() {
 
 /// Rule N1 over two hops: the head's answer waits until the tail, which has the client's memory too, is done.
 #[test]
-fn memory_lent_on_to_a_lost_successor_stays_away_until_that_is_done() {
+fn memory_passed_to_a_lost_successor_stays_away_until_that_is_done() {
     let (_head, tail, pool) = patiently("an update that hangs at the tail", |time| {
         let (head, tail) = (Running::start(), Running::start());
         let next = Pool::new(tail.unix(), credential(Role::Service), 2);
@@ -835,7 +835,7 @@ fn a_region_is_forwarded_along_a_chain_on_one_host() {
 
 /// More regions than a connection has slots, and regions that end.
 #[test]
-fn regions_come_and_go_on_one_connection() {
+fn regions_are_registered_and_dropped_on_one_connection() {
     let running = Running::start();
     let mut connection = connect(&running.unix());
     let mut kept = Vec::new();

@@ -336,7 +336,7 @@ fn wrong_keys_and_places_end_the_connection_that_named_them() {
 
 /// Rule A1: a client that learned a server's key has nothing from it.
 #[test]
-fn a_server_lets_nobody_at_its_memory() {
+fn a_server_lets_no_client_at_its_memory() {
     let fabric = fabric();
     let Pair { mut client, server, fabric: of_server, sockets: [socket, _theirs] } = pair(&fabric);
     let secret = of_server.buffers().take(4096).unwrap();
@@ -530,7 +530,7 @@ fn memory_of_a_gpu_is_refused_with_a_reason() {
 }
 
 #[test]
-fn the_wanted_device_and_gid_are_used_or_the_reason_is_told() {
+fn the_wanted_device_and_gid_are_used_or_the_reason_is_reported() {
     let all = all().ports();
     let name = format!("{}:{}", all[0].device.name(), all[0].number);
     let of = |devices: &str, gid_index| {

@@ -492,7 +492,7 @@ fn control_operations_go_through_the_chain() {
 
 /// A tombstone and its absence are the same, whichever members have forgotten it (R7).
 #[test]
-fn a_forgotten_chunk_is_written_again_whoever_has_forgotten_it() {
+fn a_forgotten_chunk_is_written_again_whichever_replica_has_forgotten_it() {
     let cluster = Cluster::start(3);
     let content = chunk(0).content;
     cluster.write(chunk(9), 0, b"stays", tag(1, 1));

@@ -73,7 +73,7 @@ class Load:
         self.fs.rename(path, f"{path}-moved")
         assert self.fs.read(f"{path}-moved") == data, f"{path}: wrong bytes"
 
-    def go_on(self, rounds: int, limit_s: float = 150.0) -> None:
+    def resume(self, rounds: int, limit_s: float = 150.0) -> None:
         """Returns when so many more rounds have been made."""
         target = self.rounds + rounds
         deadline = time.monotonic() + limit_s
@@ -88,9 +88,9 @@ class Load:
 def test_a_killed_service_is_a_pause(cluster, kind):
     cluster.wait_healthy()
     with Load(cluster, f"/load-{kind}") as load:
-        load.go_on(10)
+        load.resume(10)
         cluster.kill(kind)
-        load.go_on(30)
+        load.resume(30)
     assert load.failures == []
     assert load.longest_s < 60  # what a client tries for
 

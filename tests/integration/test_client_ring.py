@@ -134,14 +134,14 @@ def stopped_storage(shared_cluster: LocalCluster) -> Iterator[Callable[[], None]
     """Storage nodes that do not answer until the result is called."""
     processes = [service["pid"] for service in shared_cluster.services("storage")]
 
-    def go_on() -> None:
+    def resume() -> None:
         for process in processes:
             os.kill(process, signal.SIGCONT)
 
     for process in processes:
         os.kill(process, signal.SIGSTOP)
-    yield go_on
-    go_on()
+    yield resume
+    resume()
     shared_cluster.wait_healthy()
 
 

@@ -74,7 +74,7 @@ def test_set_id_bits_that_another_mount_has_set_end_with_a_write_here(cluster, f
 
 
 @pytest.mark.root
-def test_name_taken_for_free_opens_the_file_that_another_mount_has_made_of_any_group(cluster):
+def test_name_believed_free_opens_the_file_that_another_mount_has_made_of_any_group(cluster):
     top = cluster.mountpoint / "of-groups"
     top.mkdir()
     top.chmod(0o777)

@@ -63,7 +63,7 @@ def test_every_other_case_has_its_figures(gpu, tmp_path):
     assert all(gpu.described(each) for each in figures)
 
 
-def test_a_benchmark_that_cannot_begin_is_told_once(gpu, tmp_path):
+def test_a_benchmark_that_cannot_begin_is_reported_once(gpu, tmp_path):
     script = tmp_path / "benchmark.py"
     script.write_text("import nothing_of_that_name")
     figures = list(gpu.lines_of((sys.executable, str(script)), 60))

@@ -155,7 +155,7 @@ def test_numbers_of_the_file_system_make_sense(area):
     assert about.f_files == 0 or about.f_ffree <= about.f_files
 
 
-def test_inode_numbers_tell_files_apart_and_stay(area):
+def test_inode_numbers_distinguish_files_and_stay(area):
     numbers = set()
     for index in range(100):
         Path(f"f{index}").write_bytes(b"")

@@ -71,7 +71,7 @@ def test_big_directory_lists_every_name_once(area):
     assert set(listed) == names
 
 
-def test_listing_tells_types_and_inodes(area):
+def test_listing_has_types_and_inodes(area):
     Path("file").write_bytes(b"")
     os.mkdir("directory")
     os.symlink("x", "link")

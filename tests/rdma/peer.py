@@ -264,7 +264,7 @@ class Client(Conversation):
         """The server's clock when our patience ends, at the latest: as much has passed there as here."""
         return self.clock_ms + int(1000 * (time.monotonic() - self.heard_at + PATIENCE_S))
 
-    def go_on(self, wire: Wire, *, window: int | None = None) -> int:
+    def resume(self, wire: Wire, *, window: int | None = None) -> int:
         """Continue over the wire; return the status of the server's answer to the offer."""
         (theirs,) = self.call(frames.OFFER, [wire.offer()]).rows
         if theirs[0]:

@@ -29,7 +29,7 @@ QUICK_LIMIT_S: Final = 1500
 # clock, and an emulated machine may be too slow to connect in time.
 NOT_OVER_RDMA: Final = (
     "a_node_in_trouble_is_left_alone_for_a_while",
-    "a_read_into_lent_memory_is_given_up_if_its_owner_can_do_without",
+    "a_read_into_registered_memory_is_abandoned_if_its_owner_can_do_without",
 )
 
 

@@ -128,7 +128,7 @@ def test_a_wrong_gid_index_and_a_wrong_name_are_refused() -> None:
     assert any("there are: rxe0:1, rxe1:1" in each["remedy"] for each in document["findings"])
 
 
-def test_nobody_listening_says_what_to_start() -> None:
+def test_check_without_a_listener_says_what_to_start() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     status, document = check("--peer", f"127.0.0.1:{port}")

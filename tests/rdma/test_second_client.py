@@ -37,7 +37,7 @@ def other(server: Native) -> Iterator[None]:
 def connected(server: Native, *, window: int | None = None, slots: bool = True, **options) -> Client:
     client = Client(("127.0.0.1", server.port))
     wire = Wire("rxe0", remote_access=True, **options)
-    assert client.go_on(wire, window=window) == 0
+    assert client.resume(wire, window=window) == 0
     if slots:
         client.register(0, wire.data.buf, wire.data.rkey, wire.data.length)
     return client
@@ -228,7 +228,7 @@ def test_a_window_that_is_not_there_ends_that_connection(server: Native, other: 
         assert closed_by_server(client)
 
 
-def test_no_common_fabric_goes_on_over_tcp(server: Native, other: None) -> None:
+def test_no_common_fabric_continues_over_tcp(server: Native, other: None) -> None:
     with Client(("127.0.0.1", server.port)) as client:
         offer = (bytes(16), frames.INFINIBAND, 5, 7, 0)
         ((status, *_),) = client.call(frames.OFFER, [offer]).rows
@@ -242,7 +242,7 @@ def test_an_end_without_an_offer_is_malformed(server: Native, other: None) -> No
         assert closed_by_server(client)
 
 
-def test_bytes_over_tcp_after_it_went_on_by_rdma_end_it(server: Native, other: None) -> None:
+def test_bytes_over_tcp_after_the_upgrade_to_rdma_end_it(server: Native, other: None) -> None:
     with connected(server) as client:
         client.connection.sendall(GOOD)
         assert closed_by_server(client)

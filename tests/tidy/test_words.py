@@ -48,6 +48,8 @@ SOURCES = sorted(
 )
 SLASHED = re.compile(r'"(?:[^"\\]|\\.)*"|//.*')
 """A string, or a comment to the end of its line, where comments begin with slashes."""
+NAMED = re.compile(r"\b(?:def|fn) (?!tell\b)(\w+)")
+"""The name of a function; `tell` is a method of files."""
 
 
 def pattern(*tables: dict[str, str]) -> re.Pattern[str]:
@@ -94,6 +96,21 @@ def test_source_uses_the_words_of_the_field(source: Path) -> None:
         for found in FOUND.finditer(line)
         if not found[0].isupper()
     ] == []
+
+
+def names_in(source: str) -> Iterator[str]:
+    """Yield the names of the functions of a source, as words."""
+    return (name.replace("_", " ") for name in NAMED.findall(source))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_named_in_the_words_of_the_field(source: Path) -> None:
+    assert [name for name in names_in(source.read_text()) if FOUND.search(name)] == []
+
+
+def test_word_is_found_in_the_name_of_a_function() -> None:
+    source = "def tell(self):\n    fn who_is_told(file: &File) {}\nasync def goes_on(): file.tell()\n"
+    assert [FOUND.findall(name) for name in names_in(source)] == [["told"], ["goes on"]]
 
 
 def test_word_is_found_in_comments_and_strings_and_not_in_names() -> None:

@@ -286,7 +286,7 @@ mod tests {
 
     /// A changed bit in what is checked of one of the last two batches: nothing was torn.
     #[test]
-    fn damage_is_not_taken_for_a_beginning_of_a_batch() {
+    fn damage_is_no_beginning_of_a_batch() {
         let dir = directory();
         let path = journal(dir.path());
         let &[.., before, last, end] = &bounds(&path)[..] else { panic!("there are batches") };

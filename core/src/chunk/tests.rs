@@ -245,7 +245,7 @@ fn a_dropped_append_is_not_written_over_while_somebody_may_read_it() {
 // Protocol ----------------------------------------------------------------------------------------------------
 
 #[test]
-fn versions_go_on_counting_over_removal() {
+fn versions_keep_counting_over_removal() {
     let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, &noise(2 * PAGE, 1));
@@ -638,7 +638,7 @@ fn a_payload_that_changes_while_it_is_written_is_stored_as_one_of_its_states() {
 struct Pausing<'a> {
     bytes: Vec<u8>,
     arrived: &'a Barrier,
-    go_on: &'a Barrier,
+    resume: &'a Barrier,
     has_paused: bool,
 }
 
@@ -649,7 +649,7 @@ impl Sink for Pausing<'_> {
     fn fill(&mut self, offset: usize, length: usize, call: Fill<'_>) -> io::Result<usize> {
         if !std::mem::replace(&mut self.has_paused, true) {
             self.arrived.wait();
-            self.go_on.wait();
+            self.resume.wait();
         }
         call(&mut self.bytes[offset..offset + length])
     }
@@ -700,11 +700,11 @@ fn pages_are_not_used_again_while_a_reader_holds_them() {
     let engine = open(dir.path());
     let old = noise(20 * PAGE, 1);
     write(&engine, 0, 1, 0, &old);
-    let (arrived, go_on) = (Barrier::new(2), Barrier::new(2));
+    let (arrived, resume) = (Barrier::new(2), Barrier::new(2));
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
             let mut sink =
-                Pausing { bytes: vec![0; 20 * PAGE], arrived: &arrived, go_on: &go_on, has_paused: false };
+                Pausing { bytes: vec![0; 20 * PAGE], arrived: &arrived, resume: &resume, has_paused: false };
             let outcome = engine.read(key(0), 0, &mut sink).unwrap();
             (outcome.stamp, sink.bytes)
         });
@@ -716,7 +716,7 @@ fn pages_are_not_used_again_while_a_reader_holds_them() {
             engine.sync().unwrap();
             write(&engine, index, 1, 0, &noise(20 * PAGE, 3));
         }
-        go_on.wait();
+        resume.wait();
         assert_eq!(reader.join().unwrap(), (stamp(1), old));
     });
     assert_no_leak(&engine);
@@ -763,16 +763,16 @@ fn a_read_does_not_wait_for_a_write_in_progress() {
     let dir = directory();
     let engine = open(dir.path());
     write(&engine, 0, 1, 0, &vec![1; PAGE]);
-    let (arrived, go_on) = (Barrier::new(2), Barrier::new(2));
+    let (arrived, resume) = (Barrier::new(2), Barrier::new(2));
     std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             let op = Op::Write { offset: 0, length: PAGE as u32 };
-            engine.stage(&update(0, 2, op), &Slow(&arrived, &go_on, AtomicBool::new(false)))
+            engine.stage(&update(0, 2, op), &Slow(&arrived, &resume, AtomicBool::new(false)))
         });
         arrived.wait();
         assert_eq!(read(&engine, 0, 0, PAGE).unwrap(), vec![1; PAGE]);
         assert_eq!(engine.lookup(key(0)).unwrap().unwrap().pending, None);
-        go_on.wait();
+        resume.wait();
         writer.join().unwrap().unwrap();
     });
     assert_eq!(read(&engine, 0, 0, PAGE).unwrap(), vec![1; PAGE]);

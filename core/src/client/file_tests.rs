@@ -360,7 +360,7 @@ fn an_open_after_a_close_elsewhere_sees_it_beside_bytes_that_wait_here() {
 }
 
 #[test]
-fn what_was_told_is_not_told_again_over_what_others_wrote_since() {
+fn what_was_synced_is_not_synced_again_over_later_writes_of_others() {
     let cluster = FakeCluster::that_trusts();
     let file = cluster.create(5);
     put(&file, 0, b"aaaaaaaa");
@@ -372,7 +372,7 @@ fn what_was_told_is_not_told_again_over_what_others_wrote_since() {
 }
 
 #[test]
-fn bytes_that_are_being_told_do_not_leave_the_inode_before() {
+fn bytes_whose_sync_is_in_flight_do_not_leave_the_inode_before() {
     let cluster = FakeCluster::that_trusts();
     let file = cluster.create(5);
     put(&file, 0, b"aaaaaaaa");
@@ -425,7 +425,7 @@ fn what_others_wrote_before_the_answer_to_a_truncation_is_seen() {
 }
 
 #[test]
-fn a_length_that_a_file_has_since_it_was_cut_elsewhere_is_told() {
+fn a_length_that_a_file_has_since_it_was_cut_elsewhere_is_synced() {
     let cluster = FakeCluster::that_trusts();
     let file = cluster.create(5);
     put(&file, 0, &pattern(2 * CHUNK_BYTES as usize, 3));
@@ -441,7 +441,7 @@ fn a_length_that_a_file_has_since_it_was_cut_elsewhere_is_told() {
 }
 
 #[test]
-fn a_file_whose_close_failed_tells_nothing_when_it_has_been_opened_anew() {
+fn a_file_whose_close_failed_syncs_nothing_when_opened_again() {
     let cluster = FakeCluster::that_trusts();
     let first = cluster.create(5);
     put(&first, 0, b"lost");
@@ -622,7 +622,7 @@ fn a_file_that_is_emptied_while_it_leaves_its_inode_keeps_only_what_was_written_
 }
 
 #[test]
-fn a_file_that_cannot_leave_its_inode_keeps_its_bytes_there_and_the_writer_is_told() {
+fn a_file_that_cannot_leave_its_inode_keeps_its_bytes_and_the_writer_gets_the_error() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     put(&file, 0, b"small");
@@ -683,7 +683,7 @@ fn a_write_while_its_chunk_is_in_flight_is_seen_and_follows() {
 }
 
 #[test]
-fn a_failed_write_back_is_told_once_to_every_handle() {
+fn a_failed_write_back_is_reported_once_to_every_handle() {
     let cluster = FakeCluster::new();
     let first = cluster.create(5);
     let second = cluster.open(5);
@@ -700,7 +700,7 @@ fn a_failed_write_back_is_told_once_to_every_handle() {
 }
 
 #[test]
-fn a_mistake_in_a_write_back_is_an_error_and_leaves_nobody_waiting() {
+fn a_mistake_in_a_write_back_is_an_error_and_leaves_no_caller_waiting() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     cluster.chunks.panic_at_next_write();
@@ -711,7 +711,7 @@ fn a_mistake_in_a_write_back_is_an_error_and_leaves_nobody_waiting() {
 }
 
 #[test]
-fn a_mistake_while_a_file_leaves_its_inode_is_an_error_and_leaves_nobody_waiting() {
+fn a_mistake_while_a_file_leaves_its_inode_is_an_error_and_leaves_no_caller_waiting() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     put(&file, 0, b"hello");
@@ -761,7 +761,7 @@ fn a_full_disk_fills_no_log() {
 }
 
 #[test]
-fn a_writer_who_never_asks_is_told_by_its_next_write_and_again_by_close() {
+fn a_writer_that_never_syncs_gets_the_error_by_its_next_write_and_again_by_close() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     cluster.chunks.fail_writes(Some(Error::new(Kind::NoSpace, "full")));
@@ -1010,7 +1010,7 @@ fn a_client_that_was_away_while_another_emptied_the_file_loses_no_bytes_silently
 }
 
 #[test]
-fn a_client_that_was_away_for_a_short_time_goes_on() {
+fn a_client_that_was_away_for_a_short_time_continues() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     put(&file, 0, &pattern(100_000, 2));
@@ -1052,7 +1052,7 @@ fn a_close_that_the_metadata_service_does_not_take_is_sent_again() {
 }
 
 #[test]
-fn a_writer_waits_for_room_and_goes_on() {
+fn a_writer_waits_for_room_and_continues() {
     let cluster = FakeCluster::with_buffer(256 << 10);
     let file = cluster.create(5);
     let bytes = pattern(2 << 20, 8);
@@ -1224,7 +1224,7 @@ fn fsync_makes_durable_what_other_clients_have_written_since_the_open() {
 }
 
 #[test]
-fn fsync_makes_durable_what_lies_below_an_earlier_cut() {
+fn fsync_makes_durable_what_is_below_an_earlier_cut() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     put(&file, 0, &pattern(100_000, 2));
@@ -1529,7 +1529,7 @@ fn an_unpacked_file_costs_a_create_a_move_and_one_report() {
 }
 
 #[test]
-fn attributes_of_a_closed_file_are_told_at_once() {
+fn attributes_of_a_closed_file_are_synced_at_once() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     file.flush().unwrap();
@@ -1559,7 +1559,7 @@ fn a_write_after_the_times_were_set_counts() {
 }
 
 #[test]
-fn attributes_that_wait_are_told_before_a_name_moves_and_by_age() {
+fn deferred_attributes_are_flushed_before_a_name_moves_and_by_age() {
     let by_name = |cluster: &FakeCluster| cluster.shared.dirty_files.flush_deferred();
     let by_age = |cluster: &FakeCluster| cluster.shared.dirty_files.write_back_aged();
     for (settle, writes_back) in [(by_name as fn(&FakeCluster), false), (by_age, true)] {
@@ -1613,7 +1613,7 @@ fn own_attributes_do_not_make_a_conflict_of_a_small_file_but_those_of_others_do(
 }
 
 #[test]
-fn after_large_files_in_a_row_the_next_is_made_in_chunks() {
+fn after_consecutive_large_files_the_next_is_made_in_chunks() {
     let cluster = FakeCluster::new();
     let bytes = pattern(2 * INLINE_BYTES as usize, 3);
     for number in 10..14 {

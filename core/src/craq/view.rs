@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn tail_forwards_to_the_syncing_replica_and_that_one_to_nobody() {
+    fn tail_forwards_to_the_syncing_replica_and_that_one_to_none() {
         use TargetState::*;
         let chain = chain(&[Serving, Syncing, Waiting]);
         let tail = View::of(&chain, NodeId(1));
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn last_serving_replica_serves_nobody() {
+    fn last_serving_replica_serves_no_client() {
         let chain = chain(&[TargetState::LastServing]);
         assert_eq!(View::of(&chain, NodeId(1)).place, Place::Out);
     }

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn who_finds_that_nobody_has_begun_to_fetch_asks() {
+    fn reader_fetches_what_no_other_has_begun_to_fetch() {
         let mut world = ReaddirWorld::new(500);
         let held = world.hold_background();
         assert_eq!(world.read_all(0).len(), 500);

@@ -138,7 +138,7 @@ mod tests {
 
     /// All orders of events, for small windows.
     #[test]
-    fn every_message_finds_a_buffer_and_none_waits_for_ever() {
+    fn every_message_finds_a_buffer_and_none_waits_indefinitely() {
         for windows in [[4, 4], [4, 5], [6, 4]] {
             let mut seen = HashSet::new();
             let mut open = vec![CreditWorld::new(windows, 3)];

@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_gives_up_lets_the_next_one_in() {
+    fn a_waiter_that_gives_up_lets_the_next_one_in() {
         let grants = Grants::new(1);
         let held = grants.take(Instant::now()).unwrap();
         assert!(grants.take(Instant::now() + Duration::from_millis(5)).is_none());

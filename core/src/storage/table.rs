@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_that_nobody_has_settled_are_looked_through_seldom_and_settled_ones_in_time() {
+    fn unsettled_requests_are_looked_through_seldom_and_settled_ones_in_time() {
         let mut review = WriterReview::default();
         let mut looked_at = 0;
         for count in 0..=WRITERS_MAX {

@@ -254,7 +254,7 @@ fn a_page_that_cannot_be_read_is_damage_and_not_a_bad_disk() {
 }
 
 #[test]
-fn a_full_disk_refuses_the_write_and_goes_on() {
+fn a_full_disk_refuses_the_write_and_the_server_continues() {
     let alone = Alone::start();
     assert_eq!(alone.write(1).status, Status::Ok);
     alone.server.node.engine.fail_next("write", 1, Errno::NOSPC);

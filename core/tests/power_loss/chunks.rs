@@ -389,7 +389,7 @@ fn check(path: &Path, history: &History, cut: usize, was_opened: bool) -> Result
         }
         found.push(moment);
     }
-    go_on(&engine, &found)
+    resume(&engine, &found)
 }
 
 fn names(moments: &[(usize, Moment)]) -> Vec<&Moment> {
@@ -397,7 +397,7 @@ fn names(moments: &[(usize, Moment)]) -> Vec<&Moment> {
 }
 
 /// The engine works as before: takes an update of every chunk, and leaks nothing.
-fn go_on(engine: &Engine, found: &[Moment]) -> Result<(), String> {
+fn resume(engine: &Engine, found: &[Moment]) -> Result<(), String> {
     for (chunk, moment) in found.iter().enumerate() {
         if let Some(pending) = &moment.pending {
             let version = pending.stamp.version;

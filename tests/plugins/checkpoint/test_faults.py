@@ -27,10 +27,10 @@ def test_a_storage_node_is_killed_while_ranks_save_and_load(checkpoint_ranks: Ra
     )
     job.start()
     try:
-        _go_on(root, job)
+        _resume(root, job)
         cluster.kill("storage")  # at whatever moment of a save or a load it is
         cluster.wait_healthy()
-        _go_on(root, job)
+        _resume(root, job)
     finally:
         end.touch()
         job.join()
@@ -41,7 +41,7 @@ def test_a_storage_node_is_killed_while_ranks_save_and_load(checkpoint_ranks: Ra
     close_locations()
 
 
-def _go_on(root, job):
+def _resume(root, job):
     """Returns when two more rounds have been made."""
     step = _step(root)
     until(lambda: _step(root) > step + 2 or not job.is_alive(), timeout_s=110, what="two rounds")

@@ -26,7 +26,7 @@ def product():
     return call
 
 
-def test_the_profiler_tells_the_time_of_each_kernel_by_its_name(tmp_path):
+def test_the_profiler_reports_the_time_of_each_kernel_by_its_name(tmp_path):
     names = ("elementwise", "nothing of that name") if ON_GPU else ("aten::mm", "nothing of that name")
     trace = tmp_path / "trace.json"
     times = testing.bench_kineto(

@@ -154,12 +154,12 @@ def test_a_forked_process_does_not_see_what_its_parent_reads_later(tmp_path) -> 
     dataset = MapDataset(open_records(tmp_path, cache_bytes=0))
     assert n(dataset.__getitems__([0])) == [0]
     context = multiprocessing.get_context("fork")
-    go_on, results = context.Event(), context.SimpleQueue()
-    child = context.Process(target=lambda: (go_on.wait(60), results.put(n(dataset.__getitems__([0, 1, 2])))))
+    resume, results = context.Event(), context.SimpleQueue()
+    child = context.Process(target=lambda: (resume.wait(60), results.put(n(dataset.__getitems__([0, 1, 2])))))
     child.start()
     for start in range(10, 100, 10):
         assert n(dataset.__getitems__([start])) == [start]
-    go_on.set()
+    resume.set()
     assert results.get() == [0, 1, 2]
     child.join()
     dataset.close()

@@ -84,7 +84,7 @@ def test_decode_and_collate(numbers: MapDataset) -> None:
     decoded.close()
 
 
-def test_several_data_sets_in_a_row_and_as_a_mixture(numbers: MapDataset, tmp_path) -> None:
+def test_several_data_sets_in_sequence_and_as_a_mixture(numbers: MapDataset, tmp_path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     with FFRecordWriter(other / "a.ffr", 10) as writer:

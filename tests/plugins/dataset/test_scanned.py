@@ -17,17 +17,17 @@ from luciola.plugins.dataset.command import dataset as command
 
 
 class CountingFileSystem(LocalFileSystem):
-    """Counts the bytes that are scanned, and waits in the middle of a scan for `go_on`."""
+    """Counts the bytes that are scanned, and waits in the middle of a scan for `resume`."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
-        self.go_on = threading.Event()
+        self.resume = threading.Event()
         self.scans = 0
 
     def progress(self, _count: int) -> None:
         self.scans += 1
         self.begun.set()
-        assert self.go_on.wait(60)
+        assert self.resume.wait(60)
 
 
 def write_tar(path) -> None:
@@ -49,7 +49,7 @@ def test_one_makes_the_index_and_the_others_wait_for_it(tmp_path, monkeypatch) -
     for thread in threads:
         thread.start()
     assert fs.begun.wait(60)
-    fs.go_on.set()
+    fs.resume.set()
     for thread in threads:
         thread.join()
     assert (lengths, fs.scans) == ([5] * 4, 1)

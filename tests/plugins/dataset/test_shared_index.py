@@ -81,14 +81,14 @@ def _first(records, results) -> None:
 def test_one_process_makes_it_and_others_map_it(tmp_path, shared, monkeypatch) -> None:
     write_ffrecord(tmp_path)
     reads: list[str] = []
-    begun, go_on = threading.Event(), threading.Event()
+    begun, resume = threading.Event(), threading.Event()
     original = FFRecords.read_index
 
     def counted(self, file):
         if file.count:
             reads.append(file.path)
             begun.set()
-            assert go_on.wait(60)
+            assert resume.wait(60)
         return original(self, file)
 
     monkeypatch.setattr(FFRecords, "read_index", counted)
@@ -98,7 +98,7 @@ def test_one_process_makes_it_and_others_map_it(tmp_path, shared, monkeypatch) -
     for thread in threads:
         thread.start()
     assert begun.wait(60)
-    go_on.set()
+    resume.set()
     for thread in threads:
         thread.join()
     assert len(reads) == 2, "each file with records once"

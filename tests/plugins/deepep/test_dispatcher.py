@@ -303,12 +303,12 @@ def test_a_rank_waits_for_what_the_other_has_not_done(steps_of_the_other, phase,
             except StopIteration as end:
                 return end.value
 
-    def go_on():
+    def resume():
         answers = [torch.ones(4, 16, dtype=torch.bfloat16)]
         return alone(combining(first, answers, alone(ahead).handle))
 
     with pytest.raises(PeerTimeout, match=f"rank 0, {phase}: timeout: rank 1 did not come"):
-        go_on()
+        resume()
 
 
 def test_nothing_is_computed_from_what_has_not_come(kernel_device):

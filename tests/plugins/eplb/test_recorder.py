@@ -42,7 +42,7 @@ def test_the_average_is_the_weighted_mean_of_the_steps(device):
     assert (loads.steps, loads.windows.shape) == (7, (0, LAYERS, EXPERTS))
 
 
-def test_a_steady_load_is_told_exactly_from_the_first_step_on():
+def test_a_steady_load_is_reported_exactly_from_the_first_step_on():
     recorder = LoadRecorder(1, 2, half_life_steps=1e6)
     for _ in range(3):
         recorder.record_counts(torch.tensor([[5, 1]]))
@@ -71,7 +71,7 @@ def test_ids_may_name_slots():
     ("ids", "table"),
     [([3], None), ([-2], None), ([1 << 40], None), ([2], [0, 1]), ([1], [0, -1]), ([1], [0, 3])],
 )
-def test_ids_beyond_the_experts_are_told_when_loads_are_looked_at(ids, table):
+def test_ids_beyond_the_experts_are_reported_when_loads_are_looked_at(ids, table):
     recorder = LoadRecorder(2, 3)
     table = None if table is None else torch.tensor(table)
     recorder.record(1, torch.tensor([*ids, 0]), expert_of_slot=table)

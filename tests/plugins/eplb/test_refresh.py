@@ -217,12 +217,12 @@ def test_ranks_with_different_plans_change_nothing(store):
         assert "rank 1 has another plan than rank 0" in str(error)
 
 
-def test_a_model_goes_on_while_a_plan_is_made_and_close_gives_it_up(store):
-    go_on, begun = threading.Event(), threading.Event()
+def test_a_model_continues_while_a_plan_is_made_and_close_abandons_it(store):
+    resume, begun = threading.Event(), threading.Event()
 
     def planner(loads, current):
         begun.set()
-        assert go_on.wait(WAIT_S)
+        assert resume.wait(WAIT_S)
         return current.flip(1)
 
     rank = Rank(store, planner=planner)
@@ -230,7 +230,7 @@ def test_a_model_goes_on_while_a_plan_is_made_and_close_gives_it_up(store):
     for _ in range(EVERY + LEAD - 1):
         assert not rank.step(HEAVY)  # and the thread waits
     assert begun.wait(WAIT_S)
-    go_on.set()
+    resume.set()
     rank.refresher.close()
     assert not rank.step(HEAVY)
     rank.require(first)

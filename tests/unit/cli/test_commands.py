@@ -155,7 +155,7 @@ def test_ignored_interrupt_stays_ignored() -> None:
     assert run((sys.executable, "-c", code)).stdout.splitlines()[1:] == ["SIG_IGN"]
 
 
-def test_modules_of_the_working_directory_are_not_taken_for_those_of_a_service(tmp_path: Path) -> None:
+def test_modules_of_the_working_directory_are_not_imported_by_a_service(tmp_path: Path) -> None:
     (tmp_path / "click.py").write_text("raise SystemExit('this is somebody\\'s own file')\n")
     result = run(python("-m", "luciola"), "--version", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")

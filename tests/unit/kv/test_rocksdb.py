@@ -176,7 +176,7 @@ def test_full_disk_is_reported_before_the_log_is_touched(tmp_path, monkeypatch):
 
 
 @pytest.mark.root
-def test_store_on_a_full_disk_is_not_taken_for_a_damaged_one(tmp_path):
+def test_store_on_a_full_disk_is_not_reported_as_damaged(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(tmp_path)], check=True)
     try:
         engine = RocksEngine(tmp_path / "store", create=True)

@@ -221,7 +221,7 @@ class TestClientsThatAreGone:
         self.pass_time(world, 300)
         assert len(world.keys(b"R")) == 10
 
-    def test_are_not_taken_for_gone_after_a_leap_of_the_clock(self):
+    def test_are_not_declared_gone_after_a_leap_of_the_clock(self):
         """A machine that slept: the manager has forgotten everybody too, and hears of them again within seconds."""
         world = World(idempotence_ms=10_000)
         world.members.known = {7}

@@ -275,7 +275,7 @@ class World:
         node = self.dice.choice(list(self.nodes.values()))
         weights = {
             self.crash_once: 4,
-            self.crash_and_tell: 2,
+            self.crash_and_report: 2,
             self.leave: 2,
             self.cut: 2,
             self.heal: 2,
@@ -291,7 +291,7 @@ class World:
         if node.is_up:
             self.crash(node)
 
-    def crash_and_tell(self, node: Node) -> None:
+    def crash_and_report(self, node: Node) -> None:
         """A supervisor reaps it and says so."""
         if not node.is_up:
             return

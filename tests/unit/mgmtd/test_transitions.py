@@ -179,7 +179,7 @@ def waiting_may_serve_alone(members, local, held):
     return ordered([Member(m.target, m.node, SERVING) if m.state is WAITING else m for m in after])
 
 
-def synced_without_being_told(members, local, held):
+def synced_without_a_report(members, local, held):
     syncing = {m.target for m in members if m.state is SYNCING}
     said = {t: UPTODATE if t in syncing and state is ONLINE else state for t, state in local.items()}
     return advance(members, said, held)
@@ -223,7 +223,7 @@ def only_present_ones_are_asked(members, local, held):
     "bug",
     [
         waiting_may_serve_alone,
-        synced_without_being_told,
+        synced_without_a_report,
         last_is_forgotten,
         last_stays_beside_serving,
         two_may_sync,

@@ -147,7 +147,7 @@ def test_client_speaks_for_its_own_user_only():
         identity.user(Caller(uid=0))
 
 
-def test_root_without_trust_is_nobody():
+def test_root_without_trust_is_an_unprivileged_user():
     assert Identity(CLIENT, 0, 0, (0,)).user(Caller(uid=0)) == (65534, 65534, ())
 
 

@@ -81,7 +81,7 @@ impl Worker {
         match schedule::below(20) {
             0..=7 => self.write(handle),
             8..=9 => self.read(handle),
-            10 => self.look_anew(),
+            10 => self.look_again(),
             11..=12 => self.sync(handle),
             13..=14 => {
                 let handle = handles.swap_remove(chosen);
@@ -294,7 +294,7 @@ impl Worker {
     }
 
     /// Opens the file, reads it, and closes it.
-    fn look_anew(&self) {
+    fn look_again(&self) {
         let opened = self.world.tick();
         self.note("looks".to_owned());
         let options = OpenOptions { read: true, ..Default::default() };

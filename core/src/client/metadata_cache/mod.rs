@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_are_kept_only_if_nobody_else_changed_the_file() {
+    fn pages_are_kept_only_if_no_other_client_changed_the_file() {
         let names = names();
         let is_kept = |change| match names.page_cache_at(5, change) {
             None => true,
