@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::meta::{Identity, Meta};
+use super::identity::Identity;
+use super::meta::Meta;
 use crate::error::Result;
 use crate::lock::{Condvar, Mutex};
 use crate::wire::pb;

@@ -9,6 +9,7 @@
 //! - D3 Memory handed in is never touched after a call has *succeeded*. After a timeout a server on this host may
 //!   still touch memory in a shared region; a pooled buffer returns to its pool only when it no longer can (N2).
 
+mod access;
 mod batches;
 mod links;
 mod locks;
@@ -22,44 +23,27 @@ use std::fmt;
 use std::ops::Range;
 use std::slice;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::chunk_slice::{ChunkSlice, chunk_slices, require_range};
 use crate::lock::RwLock;
 
 use crate::buffer::{BufferPool, Placement};
-use crate::cluster::Endpoints;
 use crate::cluster::attempts::Attempts;
-use crate::cluster::backoff::Backoff;
 use crate::cluster::routing::RoutingTable;
 use crate::error::{Error, Kind, Result};
 use crate::log_rate_limit::Warnings;
-use crate::types::{CHUNK_BYTES_MAX, ChainId, ChunkId, ClientId, ContentId, NodeId, Op, Status, Version};
+use crate::types::{CHUNK_BYTES_MAX, ChainId, ChunkId, ContentId, Op, Status, Version};
 use crate::wire::credential::Credential;
 use crate::wire::pb::Layout;
 
-use links::Links;
-use locks::ChunkLocks;
-use sequences::Sequences;
+pub use access::DataOptions;
+use access::{ChainAccess, Peer};
 
-/// Buffers of the client's own, for data in memory that cannot be shared: as many as threads that read and write
-/// such data at once. Memory is used only once they are.
-const BUFFER_BYTES: usize = 1 << 20;
-const BUFFERS: usize = 32;
 /// Stripes remembered; a stripe is a few chain numbers, and computed again when forgotten.
 const STRIPES_MAX: usize = 8192;
 
 static GIVEN_UP: Warnings = Warnings::new();
-
-/// How a data client behaves; `ClientConfig` has the reasons.
-#[derive(Clone, Debug)]
-pub struct DataOptions {
-    pub client: ClientId,
-    pub retry_first: Duration,
-    pub retry_max: Duration,
-    pub connections_per_node: usize,
-    pub endpoints: Endpoints,
-}
 
 /// One read: `into.len()` bytes of `content` from `offset`.
 #[derive(Clone, Debug)]
@@ -81,34 +65,21 @@ pub struct Write {
 
 /// Reads and writes file data. Knows nothing of names, lengths or permissions. Callable from any thread.
 pub struct DataClient {
-    routing: Arc<RoutingTable>,
-    options: DataOptions,
-    links: Links,
-    locks: ChunkLocks,
-    sequences: Sequences,
+    access: ChainAccess,
     stripes: RwLock<HashMap<Layout, Arc<[ChainId]>>>,
-    buffers: BufferPool,
 }
 
 impl DataClient {
     /// A client that finds nodes and chains in `routing`.
     pub fn new(routing: Arc<RoutingTable>, credential: Credential, options: DataOptions) -> Arc<DataClient> {
-        let links = Links::new(credential, options.connections_per_node, options.endpoints.clone());
-        Arc::new(DataClient {
-            routing,
-            options,
-            links,
-            locks: ChunkLocks::default(),
-            sequences: Sequences::default(),
-            stripes: RwLock::default(),
-            buffers: BufferPool::new(BUFFER_BYTES, BUFFERS).expect("address space for the client's buffers"),
-        })
+        let access = ChainAccess::new(routing, credential, options);
+        Arc::new(DataClient { access, stripes: RwLock::default() })
     }
 
     /// Buffers that travel without a copy to nodes on this host: reads and writes whose placements lie in the
     /// region of any [`BufferPool`] or [`Region`](crate::buffer::Region) do. This pool is the client's own.
     pub fn buffers(&self) -> &BufferPool {
-        &self.buffers
+        &self.access.buffers
     }
 
     /// Fills `into` from `offset`. Holes, and everything beyond the last byte written, read as zeros: the caller
@@ -123,7 +94,7 @@ impl DataClient {
     ) -> Result<usize> {
         let mut pieces = Vec::with_capacity(1 + into.len() / (layout.chunk_bytes as usize).max(1));
         self.split_read(0, layout, content, offset, into, deadline, &mut pieces)?;
-        reads::run(self, &mut pieces, deadline);
+        reads::run(&self.access, &mut pieces, deadline);
         self.finish_read(&pieces, deadline)
     }
 
@@ -140,7 +111,7 @@ impl DataClient {
         let mut pieces = Vec::new();
         self.split_write(0, layout, content, offset, payload, deadline, &mut pieces)?;
         // One write touches every chunk once.
-        updates::run(self, &mut pieces, deadline);
+        updates::run(&self.access, &mut pieces, deadline);
         pieces.iter().try_for_each(|piece| self.finish_update(piece, deadline))
     }
 
@@ -153,7 +124,7 @@ impl DataClient {
             let split = self.split_read(request, layout, *content, *offset, into, deadline, &mut pieces);
             results.push(split.map(|()| 0));
         }
-        reads::run(self, &mut pieces, deadline);
+        reads::run(&self.access, &mut pieces, deadline);
         for of_one in pieces.chunk_by(|one, next| one.request == next.request) {
             let result = &mut results[of_one[0].request];
             if result.is_ok() {
@@ -184,7 +155,7 @@ impl DataClient {
             let mut chunks = HashSet::with_capacity(pieces.len());
             let (mut now, later): (Vec<_>, Vec<_>) =
                 pieces.into_iter().partition(|piece| chunks.insert(piece.chunk));
-            updates::run(self, &mut now, deadline);
+            updates::run(&self.access, &mut now, deadline);
             for piece in &now {
                 let result = &mut results[piece.request];
                 if result.is_ok() {
@@ -216,7 +187,7 @@ impl DataClient {
             reads::ChunkRead::new(request, 0, chain, chunk, slice.offset, bytes.slice(request..request + 1))
         };
         let mut pieces: Vec<reads::ChunkRead> = slices.iter().enumerate().map(ask).collect();
-        reads::run(self, &mut pieces, deadline);
+        reads::run(&self.access, &mut pieces, deadline);
         let mut held = Vec::new();
         for (slice, piece) in slices.iter().zip(&pieces) {
             if self.finish_read(slice::from_ref(piece), deadline)? > 0 {
@@ -248,7 +219,7 @@ impl DataClient {
         let chains: BTreeSet<ChainId> =
             (first..first + count).map(|index| stripe[(index % stripe.len() as u64) as usize]).collect();
         let mut attempts = Attempts::new();
-        syncs::run(self, chains, deadline, &mut attempts).map_err(|status| {
+        syncs::run(&self.access, chains, deadline, &mut attempts).map_err(|status| {
             self.error(status, deadline, &attempts, format!("making content {content} durable"))
         })
     }
@@ -270,7 +241,7 @@ impl DataClient {
         let nothing = Placement::from_vec(Vec::new());
         let op = Op::Truncate { length };
         let mut pieces = [updates::ChunkUpdate::new(0, chain, ChunkId { content, index }, op, nothing)];
-        updates::run(self, &mut pieces, deadline);
+        updates::run(&self.access, &mut pieces, deadline);
         self.finish_update(&pieces[0], deadline)
     }
 
@@ -283,7 +254,7 @@ impl DataClient {
         deadline: Instant,
     ) -> Result<(usize, Version)> {
         let mut pieces = [reads::ChunkRead::new(0, 0, chain, chunk, 0, into.clone())];
-        reads::run(self, &mut pieces, deadline);
+        reads::run(&self.access, &mut pieces, deadline);
         Ok((self.finish_read(&pieces, deadline)?, pieces[0].version))
     }
 
@@ -301,14 +272,14 @@ impl DataClient {
         }
         let op = Op::Write { offset: 0, length: payload.len() as u32 };
         let mut pieces = [updates::ChunkUpdate::new(0, chain, chunk, op, payload)];
-        updates::run(self, &mut pieces, deadline);
+        updates::run(&self.access, &mut pieces, deadline);
         self.finish_update(&pieces[0], deadline)
     }
 
     /// Makes everything acknowledged on `chains` durable against power loss on every replica.
     pub fn sync_chains(&self, chains: BTreeSet<ChainId>, deadline: Instant) -> Result<()> {
         let mut attempts = Attempts::new();
-        syncs::run(self, chains, deadline, &mut attempts)
+        syncs::run(&self.access, chains, deadline, &mut attempts)
             .map_err(|status| self.error(status, deadline, &attempts, "making chains durable".into()))
     }
 
@@ -316,7 +287,7 @@ impl DataClient {
         if let Some(stripe) = self.stripes.read().get(layout) {
             return Ok(stripe.clone());
         }
-        let mut routing = self.routing.current();
+        let mut routing = self.access.routing.current();
         loop {
             match routing.stripe(layout) {
                 Ok(stripe) => {
@@ -329,7 +300,7 @@ impl DataClient {
                 }
                 // The table is newer than our routing.
                 Err(error) if error.kind() == Kind::StaleRouting && Instant::now() < deadline => {
-                    routing = self.routing.wait_newer(routing.version, deadline);
+                    routing = self.access.routing.wait_newer(routing.version, deadline);
                 }
                 Err(error) => return Err(error),
             }
@@ -415,31 +386,14 @@ impl DataClient {
             return Error::from(status).context(what);
         }
         let error = Error::timeout(format!("{status} ({attempts})")).context(what);
-        GIVEN_UP.warn(format_args!("client {}: given up: {error}", self.options.client));
+        GIVEN_UP.warn(format_args!("client {}: given up: {error}", self.access.options.client));
         error
-    }
-
-    fn backoff(&self) -> Backoff {
-        Backoff::new(self.options.retry_first, self.options.retry_max)
     }
 }
 
 impl fmt::Debug for DataClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DataClient {{ client: {}, {:?} }}", self.options.client, self.routing)
-    }
-}
-
-/// A node that is asked for something of a chain.
-#[derive(Clone, Copy, Debug)]
-struct Peer {
-    node: NodeId,
-    chain: ChainId,
-}
-
-impl fmt::Display for Peer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "node {} for chain {}", self.node, self.chain)
+        write!(f, "DataClient {{ client: {}, {:?} }}", self.access.options.client, self.access.routing)
     }
 }
 

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use super::meta::Identity;
+use super::identity::Identity;
 use crate::wire::pb;
 
 /// (uid_t)-1: "leave it".

@@ -4,26 +4,43 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use super::open_file::OpenInode;
 use crate::lock::Mutex;
+
+/// An open file, as the lists use it. Errors are counted: fsync and close report them.
+pub trait DirtyFile: Send + Sync {
+    /// Begin to write back everything without waiting.
+    fn start_write_back(self: Arc<Self>);
+
+    /// Begin to write back what was appended, without waiting.
+    fn start_append_write_back(self: Arc<Self>);
+
+    /// Send what was appended to bytes in the inode.
+    fn report_appended(self: Arc<Self>);
+
+    /// Send deferred attributes.
+    fn report_deferred(self: Arc<Self>);
+
+    /// Send what has aged, after write-back was started. False: nothing is left to do, the list need not have the file.
+    fn report_aged(self: Arc<Self>) -> bool;
+}
 
 #[derive(Default)]
 pub struct DirtyFiles {
-    dirty: Mutex<Vec<Weak<OpenInode>>>,
+    dirty: Mutex<Vec<Weak<dyn DirtyFile>>>,
     /// Files with appended bytes that may not wait until they have aged.
-    appended: Mutex<Vec<Weak<OpenInode>>>,
+    appended: Mutex<Vec<Weak<dyn DirtyFile>>>,
     /// Files with deferred attributes.
     deferred_count: AtomicUsize,
 }
 
 impl DirtyFiles {
-    pub fn add(&self, inode: &Arc<OpenInode>) {
-        self.dirty.lock().push(Arc::downgrade(inode));
+    pub fn add(&self, file: Weak<dyn DirtyFile>) {
+        self.dirty.lock().push(file);
     }
 
     /// Add a file to which bytes were appended while this client was its only writer.
-    pub fn add_appended(&self, inode: &Arc<OpenInode>) {
-        self.appended.lock().push(Arc::downgrade(inode));
+    pub fn add_appended(&self, file: Weak<dyn DirtyFile>) {
+        self.appended.lock().push(file);
     }
 
     pub fn has_appended(&self) -> bool {
@@ -43,7 +60,7 @@ impl DirtyFiles {
         self.deferred_count.load(Ordering::Acquire)
     }
 
-    fn all(&self) -> Vec<Arc<OpenInode>> {
+    fn all(&self) -> Vec<Arc<dyn DirtyFile>> {
         self.dirty.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -52,8 +69,8 @@ impl DirtyFiles {
         let files = std::mem::take(&mut *self.appended.lock());
         let files: Vec<_> = files.iter().filter_map(Weak::upgrade).collect();
         // Start all of them first: a report may wait for the metadata service.
-        files.iter().for_each(OpenInode::start_append_write_back);
-        files.iter().for_each(OpenInode::report_appended);
+        files.iter().for_each(|file| file.clone().start_append_write_back());
+        files.into_iter().for_each(|file| file.report_appended());
     }
 
     /// Report all deferred attributes: a name is about to be moved, and its reader is to find them (A2).
@@ -61,17 +78,15 @@ impl DirtyFiles {
         if self.deferred_count() == 0 {
             return;
         }
-        for inode in self.all() {
-            if let Err(error) = inode.flush_deferred() {
-                inode.fail(error.context("attributes"));
-            }
+        for file in self.all() {
+            file.report_deferred();
         }
     }
 
     /// Begin to write back everything: memory is short.
     pub fn flush_for_pressure(&self) {
-        for inode in self.all() {
-            inode.start_write_back();
+        for file in self.all() {
+            file.start_write_back();
         }
     }
 
@@ -79,11 +94,12 @@ impl DirtyFiles {
     pub fn write_back_aged(&self) {
         let files = self.all();
         // Start all of them first: a report may wait for the metadata service.
-        files.iter().for_each(|inode| inode.start_write_back());
-        let mut done: HashSet<_> =
-            files.iter().filter(|inode| !inode.report_aged()).map(Arc::as_ptr).collect();
+        files.iter().for_each(|file| file.clone().start_write_back());
+        let is_done = |file: &&Arc<dyn DirtyFile>| !Arc::clone(file).report_aged();
+        let mut done: HashSet<*const ()> =
+            files.iter().filter(is_done).map(|file| Arc::as_ptr(file).cast()).collect();
         // Remove each once: a file that has been written since is listed a second time.
-        self.dirty.lock().retain(|inode| inode.strong_count() > 0 && !done.remove(&inode.as_ptr()));
+        self.dirty.lock().retain(|file| file.strong_count() > 0 && !done.remove(&file.as_ptr().cast()));
     }
 
     #[cfg(test)]

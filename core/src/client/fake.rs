@@ -17,6 +17,7 @@ use super::chunk_store::ChunkStore;
 use super::data::{Read, Write};
 use super::deferred_setattr::without_set_id;
 use super::meta::{Channel, Meta};
+use super::open_files::OpenFiles;
 use super::shared::Shared;
 use crate::buffer::BufferPool;
 use crate::error::{Error, Kind, Result};
@@ -1003,7 +1004,7 @@ fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::Inode)
 }
 
 /// A client of fakes. Two of one `chunks` and `meta` are two processes.
-pub fn client(chunks: &Arc<FakeChunks>, meta: &Arc<FakeMeta>, write_buffer_bytes: usize) -> Arc<Shared> {
+pub fn client(chunks: &Arc<FakeChunks>, meta: &Arc<FakeMeta>, write_buffer_bytes: usize) -> Arc<OpenFiles> {
     client_that_trusts(chunks, meta, write_buffer_bytes, Duration::ZERO)
 }
 
@@ -1013,19 +1014,19 @@ pub fn client_that_trusts(
     meta: &Arc<FakeMeta>,
     write_buffer_bytes: usize,
     attribute_timeout: Duration,
-) -> Arc<Shared> {
+) -> Arc<OpenFiles> {
     static LAST: AtomicU64 = AtomicU64::new(0);
     let id = ClientId(LAST.fetch_add(1, Ordering::Relaxed) + 1);
     let meta = Meta::new(Channel::Fake(meta.clone()), id, Duration::from_secs(60));
     let pool = BufferPool::new(1 << 20, 16).unwrap();
-    Shared::new(
+    OpenFiles::new(Shared::new(
         meta,
         Box::new(ChunkClient { fake: chunks.clone(), under_way: Mutex::default() }),
         pool,
         write_buffer_bytes,
         4 << 20,
         attribute_timeout,
-    )
+    ))
 }
 
 /// Occupies all shared threads of a client until the sender is dropped.

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::close_batcher::Close;
-use super::meta::{Identity, inode_path};
+use super::identity::Identity;
+use super::meta::inode_path;
 use super::open_file::{DirectWrite, IoMode, OpenInode, WriteOffset, lost, write_direct};
-use super::open_files::Opening;
+use super::open_files::{OpenFiles, Opening};
 use super::readahead::Readahead;
 use super::shared::Shared;
 use crate::buffer::Placement;
@@ -40,7 +41,7 @@ pub struct CreateOptions {
 
 pub struct File {
     inode: Arc<OpenInode>,
-    shared: Arc<Shared>,
+    files: Arc<OpenFiles>,
     identity: Arc<Identity>,
     session: u64,
     options: OpenOptions,
@@ -85,7 +86,7 @@ pub fn write_many(shared: &Shared, writes: &[WriteAt]) -> Vec<Option<Result<()>>
 
 impl File {
     pub fn open(
-        shared: &Arc<Shared>,
+        files: &Arc<OpenFiles>,
         identity: &Arc<Identity>,
         path: pb::Path,
         options: OpenOptions,
@@ -98,24 +99,24 @@ impl File {
             follow: options.follow,
             ..Default::default()
         };
-        let opening = Opening::begin(shared);
+        let opening = Opening::begin(files);
         // A file that other handles here are writing must be alone while it is emptied.
-        let known = if options.truncate && path.path.is_empty() { shared.files.find(path.at) } else { None };
+        let known = if options.truncate && path.path.is_empty() { files.find(path.at) } else { None };
         match known {
             Some(inode) => {
-                let reply = inode.truncate(0, || shared.meta.open(identity, request))?;
-                File::opened(opening, shared, identity, reply, options)
+                let reply = inode.truncate(0, || files.shared().meta.open(identity, request))?;
+                File::opened(opening, files, identity, reply, options)
             }
             None => {
-                let reply = shared.meta.open(identity, request)?;
+                let reply = files.shared().meta.open(identity, request)?;
                 let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
-                File::opened(opening, shared, identity, reply, options)?.empty(change)
+                File::opened(opening, files, identity, reply, options)?.empty(change)
             }
         }
     }
 
     pub fn create(
-        shared: &Arc<Shared>,
+        files: &Arc<OpenFiles>,
         identity: &Arc<Identity>,
         path: pb::Path,
         options: OpenOptions,
@@ -128,15 +129,15 @@ impl File {
             truncate: options.truncate,
             write: options.write,
             read: options.read,
-            in_chunks: options.write && shared.creates_large_files(),
+            in_chunks: options.write && files.shared().creates_large_files(),
             layout: create.layout,
             ..Default::default()
         };
-        let opening = Opening::begin(shared);
-        let reply = shared.meta.create(identity, request)?;
+        let opening = Opening::begin(files);
+        let reply = files.shared().meta.create(identity, request)?;
         let created = reply.created;
         let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
-        let file = File::opened(opening, shared, identity, reply, options)?;
+        let file = File::opened(opening, files, identity, reply, options)?;
         if created && options.write {
             file.inode.on_create();
             return Ok(file);
@@ -149,14 +150,14 @@ impl File {
     fn empty(self: Arc<File>, change: u64) -> Result<Arc<File>> {
         let written = self.inode.is_written_besides(self.session) || self.inode.change() > change;
         if self.options.truncate && written && (self.inode.length() > 0 || !self.inode.is_clean()) {
-            set_length(&self.shared, &self.identity, self.inode.id(), 0, self.session)?;
+            set_length(&self.files, &self.identity, self.inode.id(), 0, self.session)?;
         }
         Ok(self)
     }
 
     fn opened(
         mut opening: Opening,
-        shared: &Arc<Shared>,
+        files: &Arc<OpenFiles>,
         identity: &Arc<Identity>,
         reply: pb::InodeReply,
         options: OpenOptions,
@@ -166,24 +167,27 @@ impl File {
         let id = inode.id;
         let alone_ns = (!inode.others_write).then_some(opening.begun_ns);
         let inode = loop {
-            shared.metadata_cache.learn_opened(inode.clone());
+            files.shared().metadata_cache.learn_opened(inode.clone());
             if let Some(opened) = opening.opened(&inode) {
                 break opened;
             }
             let close_request = || close_request(identity, id, reply.session, options.read);
-            inode =
-                shared.meta.stat_open(identity, id).inspect_err(|_| shared.close_later(close_request()))?;
+            inode = files
+                .shared()
+                .meta
+                .stat_open(identity, id)
+                .inspect_err(|_| files.shared().close_later(close_request()))?;
         };
         if reply.session != 0 {
             inode.add_session(reply.session, identity, alone_ns);
         }
         if options.read {
-            shared.files.hold(inode.id());
+            files.hold(inode.id());
         }
         let (errors, lost_sessions) = (inode.errors(), inode.lost_sessions());
         Ok(Arc::new(File {
             inode,
-            shared: shared.clone(),
+            files: files.clone(),
             identity: identity.clone(),
             session: reply.session,
             options,
@@ -194,6 +198,10 @@ impl File {
             readahead: Readahead::new(),
             closed: AtomicBool::new(false),
         }))
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.files.shared()
     }
 
     pub fn inode(&self) -> &Arc<OpenInode> {
@@ -268,7 +276,7 @@ impl File {
         if self.options.direct {
             return self.inode.read(&self.identity, offset, into, IoMode::Direct);
         }
-        self.readahead.read(&self.shared, &self.inode, &self.identity, offset, into)
+        self.readahead.read(self.shared(), &self.inode, &self.identity, offset, into)
     }
 
     /// Reads with another mode than the file was opened with (fcntl may change O_DIRECT).
@@ -351,7 +359,7 @@ impl File {
 
     pub fn truncate(&self, length: u64) -> Result<pb::Inode> {
         self.check_writable()?;
-        set_length(&self.shared, &self.identity, self.inode.id(), length, self.session)
+        set_length(&self.files, &self.identity, self.inode.id(), length, self.session)
     }
 
     /// Make the file at least `length` bytes long, with zeros; never shorter, whatever others write meanwhile.
@@ -372,7 +380,7 @@ impl File {
             false => Ok(false),
         };
         if !matches!(synced, Ok(true)) {
-            self.shared.close_later(self.last_close(synced.is_err()));
+            self.shared().close_later(self.last_close(synced.is_err()));
         }
         self.end();
         self.report().and(synced.map(drop))
@@ -389,7 +397,7 @@ impl File {
             return;
         }
         let file = self.clone();
-        if !self.shared.background.submit(move || file.finish_dirty()) {
+        if !self.shared().background.submit(move || file.finish_dirty()) {
             self.finish_dirty();
         }
     }
@@ -400,12 +408,12 @@ impl File {
         if let Err(error) = synced {
             self.inode.fail(error.context("close"));
         }
-        self.shared.close_later(self.last_close(failed));
+        self.shared().close_later(self.last_close(failed));
         self.end();
     }
 
     fn finish(&self) {
-        self.shared.close_later(self.last_close(false));
+        self.shared().close_later(self.last_close(false));
         self.end();
     }
 
@@ -423,9 +431,9 @@ impl File {
 
     fn end(&self) {
         if self.options.read {
-            self.shared.files.unhold(self.inode.id());
+            self.files.unhold(self.inode.id());
         }
-        self.shared.files.release(self.inode.id());
+        self.files.release(self.inode.id());
     }
 
     /// Write back, and send the final update with the close itself: one call. True: the close has been sent.
@@ -469,7 +477,7 @@ impl File {
     }
 
     fn close_one(&self, close: Close) -> Result<pb::Inode> {
-        let outcome = self.shared.meta.close(&self.identity, vec![close.one])?.pop();
+        let outcome = self.shared().meta.close(&self.identity, vec![close.one])?.pop();
         let missing =
             || Error::new(Kind::CorruptData, "a close that carried metadata was answered without an inode");
         outcome.expect("one outcome for one close")?.ok_or_else(missing)
@@ -504,7 +512,7 @@ impl Drop for File {
 
 /// Cut or extend a file, which may be open here.
 pub fn set_length(
-    shared: &Arc<Shared>,
+    files: &Arc<OpenFiles>,
     identity: &Identity,
     inode: u64,
     length: u64,
@@ -516,31 +524,31 @@ pub fn set_length(
         session,
         ..Default::default()
     };
-    set_attributes(shared, identity, request)
+    set_attributes(files, identity, request)
 }
 
 /// As `set_attributes`, but of a file that was made here and is not closed yet, what can be deferred is sent with the rest.
 pub fn set_attributes_deferred(
-    shared: &Arc<Shared>,
+    files: &Arc<OpenFiles>,
     identity: &Arc<Identity>,
     request: pb::SetAttrRequest,
 ) -> Result<pb::Inode> {
     let id = request.path.as_ref().map_or(0, |path| path.at);
-    match shared.files.find(id).and_then(|open| open.defer_setattr(identity, &request)) {
+    match files.find(id).and_then(|open| open.defer_setattr(identity, &request)) {
         Some(seen) => Ok(seen),
-        None => set_attributes(shared, identity, request),
+        None => set_attributes(files, identity, request),
     }
 }
 
 /// Change attributes of an inode (by number), which may be open here.
 pub fn set_attributes(
-    shared: &Arc<Shared>,
+    files: &Arc<OpenFiles>,
     identity: &Identity,
     request: pb::SetAttrRequest,
 ) -> Result<pb::Inode> {
     let id = request.path.as_ref().map_or(0, |path| path.at);
     let times = request.mtime_ns.is_some() || request.mtime_now;
-    let open = shared.files.find(id);
+    let open = files.find(id);
     if let Some(open) = &open {
         open.flush_deferred()?;
     }
@@ -548,17 +556,17 @@ pub fn set_attributes(
     let inode = match (&open, length) {
         (Some(open), Some(length)) => {
             let change = || {
-                let inode = shared.meta.set_attr(identity, request)?;
+                let inode = files.shared().meta.set_attr(identity, request)?;
                 Ok(pb::InodeReply { inode: Some(inode), ..Default::default() })
             };
             open.truncate(length, change)?.inode.unwrap_or_default()
         }
-        (Some(open), None) if times => open.set_times(|| shared.meta.set_attr(identity, request))?,
-        _ => shared.meta.set_attr(identity, request)?,
+        (Some(open), None) if times => open.set_times(|| files.shared().meta.set_attr(identity, request))?,
+        _ => files.shared().meta.set_attr(identity, request)?,
     };
-    shared.metadata_cache.learn(inode.clone());
+    files.shared().metadata_cache.learn(inode.clone());
     // It may have been opened meanwhile, or closed.
-    let Some(open) = shared.files.find_changed(&inode) else { return Ok(inode) };
+    let Some(open) = files.find_changed(&inode) else { return Ok(inode) };
     if times && length.is_some() {
         open.forget_mtime();
     }

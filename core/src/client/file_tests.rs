@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::dirty_files::DirtyFile;
 use super::fake::{CHUNK_BYTES, FakeChunks, FakeMeta, INLINE_BYTES, client, client_that_trusts};
 use super::*;
 use crate::buffer::Placement;
@@ -15,6 +16,7 @@ use crate::wire::pb::Method;
 struct FakeCluster {
     chunks: Arc<FakeChunks>,
     meta: Arc<FakeMeta>,
+    files: Arc<OpenFiles>,
     shared: Arc<Shared>,
     identity: Arc<Identity>,
 }
@@ -33,37 +35,41 @@ impl FakeCluster {
     fn with_buffer(bytes: usize) -> FakeCluster {
         let chunks = Arc::new(FakeChunks::default());
         let meta = FakeMeta::new(chunks.clone());
-        let shared = client(&chunks, &meta, bytes);
-        FakeCluster { chunks, meta, shared, identity: Arc::default() }
+        let files = client(&chunks, &meta, bytes);
+        FakeCluster { chunks, meta, shared: files.shared().clone(), files, identity: Arc::default() }
     }
 
     /// As `new`, but what it knows it does not ask for again.
     fn that_trusts() -> FakeCluster {
         let cluster = FakeCluster::new();
-        FakeCluster { shared: cluster.trusting(), ..cluster }
+        cluster.with(cluster.trusting())
     }
 
-    fn trusting(&self) -> Arc<Shared> {
+    fn trusting(&self) -> Arc<OpenFiles> {
         client_that_trusts(&self.chunks, &self.meta, 8 << 20, Duration::from_secs(3600))
     }
 
     /// Another process on the same cluster.
     fn other(&self) -> FakeCluster {
-        let shared = client(&self.chunks, &self.meta, 8 << 20);
-        FakeCluster { chunks: self.chunks.clone(), meta: self.meta.clone(), shared, identity: Arc::default() }
+        self.with(client(&self.chunks, &self.meta, 8 << 20))
+    }
+
+    fn with(&self, files: Arc<OpenFiles>) -> FakeCluster {
+        let (chunks, meta, shared) = (self.chunks.clone(), self.meta.clone(), files.shared().clone());
+        FakeCluster { chunks, meta, files, shared, identity: Arc::default() }
     }
 
     fn create(&self, number: u64) -> Arc<File> {
         let path = name_path(1, format!("f{number}").as_bytes());
-        File::create(&self.shared, &self.identity, path, READ_WRITE, FRESH).unwrap()
+        File::create(&self.files, &self.identity, path, READ_WRITE, FRESH).unwrap()
     }
 
     fn open(&self, number: u64) -> Arc<File> {
-        File::open(&self.shared, &self.identity, inode_path(number), READ_WRITE).unwrap()
+        File::open(&self.files, &self.identity, inode_path(number), READ_WRITE).unwrap()
     }
 
     fn open_with(&self, number: u64, options: OpenOptions) -> Arc<File> {
-        File::open(&self.shared, &self.identity, inode_path(number), options).unwrap()
+        File::open(&self.files, &self.identity, inode_path(number), options).unwrap()
     }
 }
 
@@ -292,7 +298,7 @@ fn a_file_that_was_cut_while_its_open_was_answered_is_cut() {
     let file = cluster.create(5);
     put(&file, 0, b"acknowledged");
     file.close().unwrap();
-    let cut = || drop(set_length(&cluster.shared, &cluster.identity, 5, 3, 0).unwrap());
+    let cut = || drop(set_length(&cluster.files, &cluster.identity, 5, 3, 0).unwrap());
     let file = open_while(&cluster, || cluster.open(5), cut);
     assert_eq!(get(&file, 0, 100), b"ack");
 }
@@ -307,7 +313,7 @@ fn bytes_of_others_that_were_seen_before_the_answer_to_an_own_cut_stay() {
     call_while(
         &cluster,
         Method::MetaSetAttr,
-        || drop(set_length(&cluster.shared, &cluster.identity, 5, 3, 0).unwrap()),
+        || drop(set_length(&cluster.files, &cluster.identity, 5, 3, 0).unwrap()),
         || {
             write_elsewhere(&cluster);
             second = Some(cluster.open(5));
@@ -336,7 +342,7 @@ fn a_file_that_is_emptied_by_name_loses_what_waits_here_too() {
     put(&file, 0, b"gone");
     let truncate = OpenOptions { truncate: true, ..READ_WRITE };
     let again =
-        File::create(&cluster.shared, &cluster.identity, name_path(1, b"f5"), truncate, FRESH).unwrap();
+        File::create(&cluster.files, &cluster.identity, name_path(1, b"f5"), truncate, FRESH).unwrap();
     assert_eq!(get(&again, 0, 100), b"");
     file.close().unwrap();
     assert_eq!(cluster.meta.inode(5).length, 0);
@@ -431,7 +437,7 @@ fn a_length_that_a_file_has_since_it_was_cut_elsewhere_is_synced() {
     put(&file, 0, &pattern(2 * CHUNK_BYTES as usize, 3));
     file.flush().unwrap();
     let theirs = cluster.other();
-    set_length(&theirs.shared, &theirs.identity, 5, 0, 0).unwrap();
+    set_length(&theirs.files, &theirs.identity, 5, 0, 0).unwrap();
     put(&file, 0, b"new");
     file.inode().flush();
     file.refresh().unwrap();
@@ -452,8 +458,8 @@ fn a_file_whose_close_failed_syncs_nothing_when_opened_again() {
     let second = cluster.open(5);
     put(&second, 0, b"kept");
     second.flush().unwrap();
-    inode.start_write_back();
-    inode.report_aged();
+    inode.clone().start_write_back();
+    inode.clone().report_aged();
     assert_eq!(cluster.meta.inode(5).inline_data, b"kept");
     assert_eq!(cluster.shared.dirty_limit.used(), 0);
 }
@@ -465,7 +471,7 @@ fn attributes_that_were_asked_for_before_a_close_show_what_was_written_before() 
     let (asked, _) = cluster.shared.metadata_cache.attributes(5).unwrap();
     put(&file, 0, b"hello");
     file.close().unwrap();
-    assert_eq!(cluster.shared.local_view(&asked).length, 5);
+    assert_eq!(cluster.files.local_view(&asked).length, 5);
 }
 
 #[test]
@@ -504,7 +510,7 @@ fn a_file_that_cannot_be_looked_at_again_is_not_opened_and_its_session_ends() {
     let first = cluster.create(5);
     let failed = open_while(
         &cluster,
-        || File::open(&cluster.shared, &cluster.identity, inode_path(5), READ_WRITE).map(drop),
+        || File::open(&cluster.files, &cluster.identity, inode_path(5), READ_WRITE).map(drop),
         || {
             put(&first, 0, b"acknowledged");
             first.close().unwrap();
@@ -513,7 +519,7 @@ fn a_file_that_cannot_be_looked_at_again_is_not_opened_and_its_session_ends() {
     );
     assert_eq!(failed.unwrap_err().kind(), Kind::Unavailable);
     assert_eq!(cluster.shared.closes.count(), 1);
-    assert!(cluster.shared.files.all().is_empty() && cluster.shared.files.held().is_empty());
+    assert!(cluster.files.all().is_empty() && cluster.files.held().is_empty());
 }
 
 #[test]
@@ -908,9 +914,9 @@ fn length_that_others_have_written_is_shown_to_a_client_that_has_the_file_open()
     let direct = cluster.other().open_with(5, DIRECT);
     put(&direct, 100_000, &[7; 1000]);
     let unchanged = pb::Inode { length: 101_000, others_write: true, ..file.inode().local_view() };
-    assert_eq!(cluster.shared.local_view(&unchanged).length, 101_000);
+    assert_eq!(cluster.files.local_view(&unchanged).length, 101_000);
     let earlier = pb::Inode { length: 99_000, ..unchanged };
-    assert_eq!(cluster.shared.local_view(&earlier).length, 100_000);
+    assert_eq!(cluster.files.local_view(&earlier).length, 100_000);
 }
 
 #[test]
@@ -948,9 +954,9 @@ fn read_of_a_file_that_was_collected_while_it_is_open_fails() {
 
 /// The cluster hears of this client again.
 fn come_back(cluster: &FakeCluster) {
-    let sessions = cluster.shared.files.write_sessions();
+    let sessions = cluster.files.write_sessions();
     let request = pb::HoldRequest { sessions, ..Default::default() };
-    cluster.shared.register_again(&cluster.identity, request).unwrap();
+    cluster.files.register_again(&cluster.identity, request).unwrap();
     cluster.shared.fence.open_until(u64::MAX);
 }
 
@@ -1157,7 +1163,7 @@ fn times_set_by_the_user_are_not_undone_by_an_earlier_write() {
     put(&file, 0, &pattern(10_000, 2));
     let request =
         pb::SetAttrRequest { path: Some(inode_path(5)), mtime_ns: Some(12_345), ..Default::default() };
-    set_attributes(&cluster.shared, &cluster.identity, request).unwrap();
+    set_attributes(&cluster.files, &cluster.identity, request).unwrap();
     file.close().unwrap();
     assert_eq!(cluster.meta.inode(5).mtime_ns, 12_345);
 }
@@ -1358,7 +1364,7 @@ fn a_released_dirty_file_is_written_back_and_its_session_closed() {
     cluster.shared.send_closes();
     assert_eq!(cluster.meta.inode(5).length, 100_000);
     assert_eq!(cluster.meta.count(Method::MetaClose), 1);
-    assert!(cluster.shared.files.all().is_empty() && cluster.shared.files.held().is_empty());
+    assert!(cluster.files.all().is_empty() && cluster.files.held().is_empty());
 }
 
 #[test]
@@ -1368,7 +1374,7 @@ fn sequential_small_reads_are_read_ahead_and_random_ones_are_not() {
     let bytes = pattern(6 << 20, 5);
     put(&file, 0, &bytes);
     file.close().unwrap();
-    let cluster = FakeCluster { shared: cluster.trusting(), ..cluster };
+    let cluster = cluster.with(cluster.trusting());
     let file = cluster.open(5);
     let reads = || cluster.chunks.reads.load(Ordering::Relaxed);
     let read = |offset: usize, length: usize| {
@@ -1514,9 +1520,9 @@ fn an_unpacked_file_costs_a_create_a_move_and_one_report() {
     let file = cluster.create(5);
     let bytes = pattern(2 * INLINE_BYTES as usize, 3);
     put(&file, 0, &bytes);
-    let seen = set_attributes_deferred(&cluster.shared, &cluster.identity, times(77)).unwrap();
+    let seen = set_attributes_deferred(&cluster.files, &cluster.identity, times(77)).unwrap();
     assert_eq!((seen.mtime_ns, seen.length), (77, bytes.len() as u64));
-    set_attributes_deferred(&cluster.shared, &cluster.identity, mode(0o755)).unwrap();
+    set_attributes_deferred(&cluster.files, &cluster.identity, mode(0o755)).unwrap();
     assert_eq!(file.inode().local_view().permissions, 0o755);
     assert_eq!(*cluster.meta.calls.lock(), [Method::MetaCreate], "what is deferred is not sent yet");
     file.flush().unwrap();
@@ -1533,7 +1539,7 @@ fn attributes_of_a_closed_file_are_synced_at_once() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     file.flush().unwrap();
-    set_attributes_deferred(&cluster.shared, &cluster.identity, times(77)).unwrap();
+    set_attributes_deferred(&cluster.files, &cluster.identity, times(77)).unwrap();
     assert_eq!(cluster.meta.inode(5).mtime_ns, 77);
 }
 
@@ -1541,8 +1547,8 @@ fn attributes_of_a_closed_file_are_synced_at_once() {
 fn a_change_that_may_not_wait_comes_after_those_that_do() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
-    set_attributes_deferred(&cluster.shared, &cluster.identity, mode(0o755)).unwrap();
-    set_attributes_deferred(&cluster.shared, &cluster.identity, mode(0o600)).unwrap();
+    set_attributes_deferred(&cluster.files, &cluster.identity, mode(0o755)).unwrap();
+    set_attributes_deferred(&cluster.files, &cluster.identity, mode(0o600)).unwrap();
     assert_eq!(cluster.meta.inode(5).permissions, 0o600);
     file.flush().unwrap();
     assert_eq!(cluster.meta.inode(5).permissions, 0o600);
@@ -1552,7 +1558,7 @@ fn a_change_that_may_not_wait_comes_after_those_that_do() {
 fn a_write_after_the_times_were_set_counts() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
-    set_attributes_deferred(&cluster.shared, &cluster.identity, times(77)).unwrap();
+    set_attributes_deferred(&cluster.files, &cluster.identity, times(77)).unwrap();
     put(&file, 0, b"later");
     file.flush().unwrap();
     assert!(cluster.meta.inode(5).mtime_ns > 77);
@@ -1566,7 +1572,7 @@ fn deferred_attributes_are_flushed_before_a_name_moves_and_by_age() {
         let cluster = FakeCluster::new();
         let file = cluster.create(5);
         put(&file, 0, &pattern(2 * INLINE_BYTES as usize, 3));
-        set_attributes_deferred(&cluster.shared, &cluster.identity, mode(0o755)).unwrap();
+        set_attributes_deferred(&cluster.files, &cluster.identity, mode(0o755)).unwrap();
         settle(&cluster);
         let inode = cluster.meta.inode(5);
         assert_eq!(inode.permissions, 0o755);
@@ -1586,7 +1592,7 @@ fn deferred_attributes_are_flushed_before_a_name_moves_and_by_age() {
 fn an_error_of_attributes_that_waited_reaches_the_close() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
-    set_attributes_deferred(&cluster.shared, &cluster.identity, mode(0o755)).unwrap();
+    set_attributes_deferred(&cluster.files, &cluster.identity, mode(0o755)).unwrap();
     cluster.meta.fail_calls(Some(Error::new(Kind::NoSpace, "full")));
     assert_eq!(file.flush().unwrap_err().kind(), Kind::NoSpace);
     cluster.meta.fail_calls(None);
@@ -1599,7 +1605,7 @@ fn own_attributes_do_not_make_a_conflict_of_a_small_file_but_those_of_others_do(
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
     put(&file, 0, b"hello");
-    set_attributes(&cluster.shared, &cluster.identity, times(77)).unwrap();
+    set_attributes(&cluster.files, &cluster.identity, times(77)).unwrap();
     file.flush().unwrap();
     assert_eq!((cluster.meta.count(Method::MetaSync), cluster.meta.count(Method::MetaStat)), (1, 0));
     let other = cluster.other();
@@ -1607,7 +1613,7 @@ fn own_attributes_do_not_make_a_conflict_of_a_small_file_but_those_of_others_do(
     put(&theirs, 5, b" you");
     put(&file, 0, b"HELLO");
     theirs.flush().unwrap();
-    set_attributes(&cluster.shared, &cluster.identity, times(78)).unwrap();
+    set_attributes(&cluster.files, &cluster.identity, times(78)).unwrap();
     file.flush().unwrap();
     assert_eq!(cluster.meta.inode(5).inline_data, b"HELLO you");
 }
@@ -1647,7 +1653,7 @@ fn writes_of_a_user_are_not_reported_by_age_where_no_set_id_bit_is_known() {
     put(&file, 0, &pattern(100_000, 2));
     file.flush().unwrap();
     let others = cluster.other();
-    set_attributes(&others.shared, &others.identity, mode(0o4755)).unwrap();
+    set_attributes(&others.files, &others.identity, mode(0o4755)).unwrap();
     let reports = || cluster.meta.count(Method::MetaSync);
     let before = reports();
     for byte in 0..3 {
@@ -1668,7 +1674,7 @@ fn known_set_id_bits_end_by_age_and_a_report_that_fails_is_no_error_of_a_write()
     let file = cluster.create(5);
     put(&file, 0, &pattern(100_000, 2));
     file.flush().unwrap();
-    set_attributes(&cluster.shared, &cluster.identity, mode(0o4755)).unwrap();
+    set_attributes(&cluster.files, &cluster.identity, mode(0o4755)).unwrap();
     assert!(file.inode().clear_set_id());
     put(&file, 0, b"new");
     cluster.meta.fail_calls(Some(Error::new(Kind::Unavailable, "being restarted")));

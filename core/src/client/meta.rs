@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use prost::Message;
 
 use super::about::About;
+#[cfg(test)]
+use super::fake::FakeMeta;
+use super::identity::Identity;
 use super::sequences::Sequences;
 use crate::cluster::attempts::Attempts;
 use crate::cluster::rpc::Lane;
@@ -25,28 +28,11 @@ const CONFLICT_MAX: Duration = Duration::from_millis(50);
 
 static GIVEN_UP: Warnings = Warnings::new();
 
-/// On whose behalf a call is made.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Identity {
-    pub uid: u32,
-    pub gid: u32,
-    pub groups: Vec<u32>,
-}
-
-impl Identity {
-    /// Who the token says its bearer is.
-    pub fn of_claims(claims: &[u8]) -> Result<Identity> {
-        let claims =
-            pb::Claims::decode(claims).map_err(|_| Error::invalid("the token's claims make no sense"))?;
-        Ok(Identity { uid: claims.uid, gid: claims.gid, groups: claims.groups })
-    }
-}
-
 /// How calls travel.
 pub enum Channel {
     Lane(Arc<Lane>),
     #[cfg(test)]
-    Fake(Arc<super::fake::FakeMeta>),
+    Fake(Arc<FakeMeta>),
 }
 
 pub struct Meta {

@@ -20,13 +20,14 @@ mod fence;
 mod file;
 #[cfg(test)]
 mod file_tests;
-mod inline_migration;
+mod identity;
 #[cfg(test)]
 mod interleaving_tests;
 mod meta;
 mod metadata_cache;
 mod open_file;
 mod open_files;
+mod options;
 mod readahead;
 mod sequences;
 mod session;
@@ -55,10 +56,13 @@ pub use file::{
     CreateOptions, File, OpenOptions, WriteAt, set_attributes, set_attributes_deferred, set_length,
     write_many,
 };
+pub use identity::Identity;
 use meta::Channel;
-pub use meta::{Identity, Meta, inode_path, name_path};
+pub use meta::{Meta, inode_path, name_path};
 pub use metadata_cache::{LISTED_MAX, MetadataCache, NameLookup};
 pub use open_file::{IoMode, OpenInode, WriteOffset, now_ns};
+pub use open_files::OpenFiles;
+pub use options::Options;
 use session::Session;
 pub use shared::Shared;
 
@@ -68,57 +72,13 @@ const CONNECT_MAX: Duration = Duration::from_secs(20);
 /// Size of a buffer for dirty bytes: the longest piece.
 const POOL_BUFFER_BYTES: usize = dirty::RUN_BYTES as usize;
 
-/// Who connects, and `ClientConfig` of `fs/config.py`, where every number has its reason.
-#[derive(Clone)]
-pub struct Options {
-    /// Lane addresses of the cluster managers, "host:port".
-    pub mgmtd: Vec<String>,
-    /// The token: serialized `Claims` and their key (docs/protocol.md, "Credentials").
-    pub claims: Vec<u8>,
-    pub key: [u8; 32],
-    /// For people: shown in the list of clients.
-    pub description: String,
-    pub kind: NodeKind,
-    pub deadline: Duration,
-    pub retry_first: Duration,
-    pub retry_max: Duration,
-    pub connections_per_node: usize,
-    pub write_buffer_bytes: usize,
-    pub read_ahead_bytes: usize,
-    pub attribute_timeout: Duration,
-    pub transport: Transport,
-    pub rdma: rdma::RdmaOptions,
-}
-
-impl Options {
-    /// The defaults of `ClientConfig`.
-    pub fn new(mgmtd: Vec<String>, claims: Vec<u8>, key: [u8; 32]) -> Options {
-        Options {
-            mgmtd,
-            claims,
-            key,
-            description: String::new(),
-            kind: NodeKind::NodeClient,
-            deadline: Duration::from_secs(60),
-            retry_first: Duration::from_millis(10),
-            retry_max: Duration::from_secs(1),
-            connections_per_node: 16,
-            write_buffer_bytes: 64 << 20,
-            read_ahead_bytes: 8 << 20,
-            attribute_timeout: Duration::from_secs(1),
-            transport: Transport::Auto,
-            rdma: rdma::RdmaOptions::default(),
-        }
-    }
-}
-
 /// One client process's view of a cluster. `mount::MountedFs` makes it a `fuse::FileSystem`.
 pub struct Client {
     id: ClientId,
     options: Options,
     endpoints: Endpoints,
     identity: Arc<Identity>,
-    shared: Arc<Shared>,
+    files: Arc<OpenFiles>,
     data: Arc<DataClient>,
     session: Arc<Session>,
     closed: AtomicBool,
@@ -168,10 +128,11 @@ impl Client {
             options.read_ahead_bytes,
             options.attribute_timeout,
         );
+        let files = OpenFiles::new(shared);
         let session = Session::start(
             id,
             &options,
-            shared.clone(),
+            files.clone(),
             identity.clone(),
             routing,
             mgmtd,
@@ -183,7 +144,7 @@ impl Client {
             options,
             endpoints,
             identity,
-            shared,
+            files,
             data,
             session,
             closed: AtomicBool::new(false),
@@ -210,7 +171,7 @@ impl Client {
 
     /// The metadata service, for calls that concern no open file.
     pub fn meta(&self) -> &Meta {
-        &self.shared.meta
+        &self.shared().meta
     }
 
     /// The chunks of all files, for who knows their names.
@@ -218,8 +179,13 @@ impl Client {
         &self.data
     }
 
+    /// What is open.
+    pub fn files(&self) -> &Arc<OpenFiles> {
+        &self.files
+    }
+
     pub fn shared(&self) -> &Arc<Shared> {
-        &self.shared
+        self.files.shared()
     }
 
     /// Name of the cluster, as its manager reports it.
@@ -228,7 +194,7 @@ impl Client {
     }
 
     pub fn open(&self, identity: &Arc<Identity>, path: pb::Path, options: OpenOptions) -> Result<Arc<File>> {
-        File::open(&self.shared, identity, path, options)
+        File::open(&self.files, identity, path, options)
     }
 
     pub fn create(
@@ -238,22 +204,22 @@ impl Client {
         options: OpenOptions,
         create: CreateOptions,
     ) -> Result<Arc<File>> {
-        File::create(&self.shared, identity, path, options, create)
+        File::create(&self.files, identity, path, options, create)
     }
 
     /// Return attributes, with what was written here and is not synced yet.
     pub fn stat(&self, identity: &Identity, path: pb::Path, follow: bool) -> Result<pb::Inode> {
-        self.shared.meta.stat_exactly(identity, path, follow).map(|inode| self.local_view(&inode))
+        self.shared().meta.stat_exactly(identity, path, follow).map(|inode| self.local_view(&inode))
     }
 
     /// Return attributes as the metadata service described them, with what was written here and is not synced yet.
     pub fn local_view(&self, inode: &pb::Inode) -> pb::Inode {
-        self.shared.local_view(inode)
+        self.files.local_view(inode)
     }
 
     /// Write back and sync everything written through this client so far.
     pub fn flush(&self) -> Result<()> {
-        let results: Vec<_> = self.shared.files.all().iter().map(|inode| inode.sync()).collect();
+        let results: Vec<_> = self.files.all().iter().map(|inode| inode.sync()).collect();
         results.into_iter().collect()
     }
 
@@ -264,9 +230,9 @@ impl Client {
         }
         let flushed = self.flush();
         self.session.stop();
-        self.shared.background.stop();
-        self.shared.send_closes();
-        self.shared.workers.stop();
+        self.shared().background.stop();
+        self.shared().send_closes();
+        self.shared().workers.stop();
         self.session.leave();
         flushed
     }

@@ -7,9 +7,11 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use super::identity::Identity;
 use super::open_file::OpenInode;
 use super::shared::Shared;
 use crate::clock;
+use crate::error::Result;
 use crate::lock::Mutex;
 use crate::wire::pb;
 
@@ -74,14 +76,23 @@ impl Table {
     }
 }
 
-#[derive(Default)]
+/// The open files of one client, above what they share.
 pub struct OpenFiles {
+    shared: Arc<Shared>,
     table: Mutex<Table>,
     /// Handles that are open for reading, by inode.
     read_holds: Mutex<HashMap<u64, usize>>,
 }
 
 impl OpenFiles {
+    pub fn new(shared: Arc<Shared>) -> Arc<OpenFiles> {
+        Arc::new(OpenFiles { shared, table: Mutex::default(), read_holds: Mutex::default() })
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Return the open file with that inode number, if this process has it open.
     pub fn find(&self, inode: u64) -> Option<Arc<OpenInode>> {
         self.table.lock().open.get(&inode).map(|opened| opened.inode.clone())
@@ -139,9 +150,61 @@ impl OpenFiles {
         self.all().iter().flat_map(|inode| inode.write_sessions()).collect()
     }
 
+    /// Return attributes that the metadata service has sent, with what was written here and not synced yet.
+    pub fn local_view(&self, inode: &pb::Inode) -> pb::Inode {
+        match self.find(inode.id) {
+            Some(open) => open.overlay_local(inode),
+            // It may have been closed since that was asked.
+            None => self
+                .shared
+                .metadata_cache
+                .newest(inode)
+                .map_or_else(|| inode.clone(), |known| pb::Inode::clone(&known)),
+        }
+    }
+
+    /// Fail the files of write sessions that the metadata service does not know any more.
+    pub fn lose_sessions(&self, lost: &[pb::WriteSession]) {
+        for lost in lost {
+            if let Some(inode) = self.find(lost.inode) {
+                inode.lose_session(lost.session);
+            }
+        }
+    }
+
+    /// Report what is open, as `request` says, to a service that may have forgotten this client: write sessions that
+    /// were lost fail, and what is known of open files is asked for again.
+    pub fn register_again(&self, identity: &Identity, request: pb::HoldRequest) -> Result<()> {
+        let lost = self.shared.meta.hold(identity, request)?;
+        self.lose_sessions(&lost);
+        self.all().iter().for_each(|inode| inode.distrust());
+        Ok(())
+    }
+
+    /// Describe what a client should not keep when all files are closed and all is synced; empty if there is none.
+    #[cfg(test)]
+    pub fn leftovers(&self) -> String {
+        let mut left = Vec::new();
+        let mut expect_none = |what: &str, count: usize| {
+            if count != 0 {
+                left.push(format!("{count} {what}"));
+            }
+        };
+        expect_none("bytes of the dirty limit", self.shared.dirty_limit.used());
+        expect_none("files with deferred attributes", self.shared.dirty_files.deferred_count());
+        expect_none("closes", self.shared.closes.count());
+        expect_none("held inodes", self.held().len());
+        expect_none("files with dirty bytes", self.shared.dirty_files.count());
+        let (open, opening, closed) = self.counts();
+        expect_none("open files", open);
+        expect_none("opens", opening);
+        expect_none("changes", closed);
+        left.join(", ")
+    }
+
     /// Count open files, opens under way, and closed files that these must know of.
     #[cfg(test)]
-    pub fn counts(&self) -> (usize, usize, usize) {
+    fn counts(&self) -> (usize, usize, usize) {
         let table = self.table.lock();
         (table.open.len(), table.opening.len(), table.left.len())
     }
@@ -149,7 +212,7 @@ impl OpenFiles {
 
 /// The metadata service is being asked to open a file, until this is dropped.
 pub struct Opening<'a> {
-    shared: &'a Arc<Shared>,
+    files: &'a OpenFiles,
     number: u64,
     /// By `clock`.
     pub begun_ns: u64,
@@ -157,15 +220,15 @@ pub struct Opening<'a> {
 
 impl Opening<'_> {
     /// Begin before the metadata service is asked to open a file.
-    pub fn begin(shared: &Arc<Shared>) -> Opening<'_> {
-        let number = shared.files.table.lock().begin_opening();
-        Opening { shared, number, begun_ns: clock::now_ns() }
+    pub fn begin(files: &OpenFiles) -> Opening<'_> {
+        let number = files.table.lock().begin_opening();
+        Opening { files, number, begun_ns: clock::now_ns() }
     }
 
     /// Add a handle of the file that the metadata service described. `None`: this client has changed it since; ask
     /// again.
     pub fn opened(&mut self, inode: &pb::Inode) -> Option<Arc<OpenInode>> {
-        let mut table = self.shared.files.table.lock();
+        let mut table = self.files.table.lock();
         if let Some(known) = table.open.get_mut(&inode.id) {
             known.handles += 1;
             let known = known.inode.clone();
@@ -178,7 +241,7 @@ impl Opening<'_> {
             table.end_opening(std::mem::replace(&mut self.number, again));
             return None;
         }
-        let new = OpenInode::new(self.shared.clone(), inode.clone());
+        let new = OpenInode::new(self.files.shared.clone(), inode.clone());
         table.open.insert(inode.id, Opened { inode: new.clone(), handles: 1 });
         Some(new)
     }
@@ -186,6 +249,6 @@ impl Opening<'_> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        self.shared.files.table.lock().end_opening(self.number);
+        self.files.table.lock().end_opening(self.number);
     }
 }

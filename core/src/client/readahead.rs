@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 
-use super::meta::Identity;
+use super::identity::Identity;
 use super::open_file::{IoMode, OpenInode};
 use super::shared::Shared;
 use crate::buffer::Placement;

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::lock::Mutex;
 
-use super::Options;
 use super::close_batcher::CLOSES_MAX;
-use super::meta::Identity;
+use super::identity::Identity;
 use super::open_file::WRITE_BACK;
+use super::open_files::OpenFiles;
+use super::options::Options;
 use super::shared::Shared;
 use super::workers::Workers;
 use crate::clock;
@@ -87,6 +88,7 @@ impl Drop for Running {
 pub struct Session {
     id: ClientId,
     request: pb::ExtendClientRequest,
+    files: Arc<OpenFiles>,
     shared: Arc<Shared>,
     identity: Arc<Identity>,
     routing: Arc<RoutingTable>,
@@ -114,7 +116,7 @@ impl Session {
     pub fn start(
         id: ClientId,
         options: &Options,
-        shared: Arc<Shared>,
+        files: Arc<OpenFiles>,
         identity: Arc<Identity>,
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
@@ -132,7 +134,7 @@ impl Session {
             leaving: false,
             pid: std::process::id(),
         };
-        let session = Session::new(id, request, shared, identity, routing, mgmtd, meta_lane);
+        let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane);
         session.extend_by(deadline)?;
         *session.known.lock() = session.metas();
         session.start_clock()?;
@@ -142,7 +144,7 @@ impl Session {
     fn new(
         id: ClientId,
         request: pb::ExtendClientRequest,
-        shared: Arc<Shared>,
+        files: Arc<OpenFiles>,
         identity: Arc<Identity>,
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
@@ -151,7 +153,8 @@ impl Session {
         Arc::new(Session {
             id,
             request,
-            shared,
+            shared: files.shared().clone(),
+            files,
             identity,
             routing,
             mgmtd,
@@ -254,12 +257,12 @@ impl Session {
             "client {}: session lapsed: mgmtd was not reached in time; registering open files again",
             self.id
         );
-        self.shared.register_again(&self.identity, self.open_files(0))
+        self.files.register_again(&self.identity, self.open_files(0))
     }
 
     /// All that is open, for the metadata service of that incarnation.
     fn open_files(&self, incarnation: u64) -> pb::HoldRequest {
-        let mut inodes = self.shared.files.held();
+        let mut inodes = self.files.held();
         if inodes.len() > HOLDS_MAX {
             log::warn!(
                 "client {}: {} files are open for reading; re-registering only {HOLDS_MAX}, others may fail with ESTALE",
@@ -268,18 +271,13 @@ impl Session {
             );
             inodes.truncate(HOLDS_MAX);
         }
-        pb::HoldRequest {
-            inodes,
-            incarnation,
-            sessions: self.shared.files.write_sessions(),
-            ..Default::default()
-        }
+        pb::HoldRequest { inodes, incarnation, sessions: self.files.write_sessions(), ..Default::default() }
     }
 
     /// Ends sessions at the metadata service that this client does not know, and the other way round: a session that
     /// is unknown twice is lost.
     fn compare_sessions(&self) {
-        let sessions = self.shared.files.write_sessions();
+        let sessions = self.files.write_sessions();
         let request = pb::HoldRequest { keep_holds: true, sessions, ..Default::default() };
         match self.shared.meta.hold(&self.identity, request) {
             Ok(unknown) => {
@@ -287,7 +285,7 @@ impl Session {
                 let lost: Vec<_> = unknown.iter().filter(|one| suspected.contains(one)).copied().collect();
                 *suspected = unknown;
                 drop(suspected);
-                self.shared.lose_sessions(&lost);
+                self.files.lose_sessions(&lost);
             }
             Err(error) => log::warn!(
                 "client {}: comparing write sessions failed: {error}; retried in a minute",
@@ -367,22 +365,22 @@ mod tests {
     use crate::cluster::rpc::LaneOptions;
     use crate::wire::credential::Credential;
 
-    fn session(shared: &Arc<Shared>, listener: &TcpListener) -> Arc<Session> {
+    fn session(files: &Arc<OpenFiles>, listener: &TcpListener) -> Arc<Session> {
         let address = listener.local_addr().unwrap();
         let credential = Credential::new(Vec::new(), [1; 32]).unwrap();
         let lane = |addresses| Lane::new(addresses, credential.clone(), LaneOptions::default());
         let (mgmtd, meta) = (lane(vec![address.to_string()]), lane(Vec::new()));
         let routing = RoutingTable::fixed(Routing::default());
         let request = pb::ExtendClientRequest::default();
-        Session::new(ClientId(1), request, shared.clone(), Arc::default(), routing, mgmtd, meta)
+        Session::new(ClientId(1), request, files.clone(), Arc::default(), routing, mgmtd, meta)
     }
 
     #[test]
     fn appended_bytes_are_written_back_before_they_have_aged_and_others_append_after_them() {
         let chunks = Arc::default();
         let metas = FakeMeta::new(Arc::clone(&chunks));
-        let shared = fake::client(&chunks, &metas, 1 << 20);
-        let session = session(&shared, &TcpListener::bind("127.0.0.1:0").unwrap());
+        let files = fake::client(&chunks, &metas, 1 << 20);
+        let session = session(&files, &TcpListener::bind("127.0.0.1:0").unwrap());
         // What has aged is never written back.
         session.aging.0.store(true, Ordering::Relaxed);
         session.start_clock().unwrap();
@@ -391,7 +389,7 @@ mod tests {
         for (number, length) in [(5, 20), (6, 100_000)] {
             let create = CreateOptions { permissions: 0o644, exclusive: true, layout: None };
             let path = name_path(1, format!("f{number}").as_bytes());
-            let file = File::create(&shared, &identity, path, options, create).unwrap();
+            let file = File::create(&files, &identity, path, options, create).unwrap();
             let line = Placement::from_vec(vec![1; length]);
             assert_eq!(file.write(WriteOffset::Append, &line, false).unwrap(), 0);
             let held =
@@ -415,11 +413,11 @@ mod tests {
     #[test]
     fn session_is_extended_while_all_shared_threads_wait() {
         let chunks = Arc::default();
-        let shared = fake::client(&chunks, &FakeMeta::new(Arc::clone(&chunks)), 1 << 20);
+        let files = fake::client(&chunks, &FakeMeta::new(Arc::clone(&chunks)), 1 << 20);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let session = session(&shared, &listener);
+        let session = session(&files, &listener);
         session.interval_ms.store(1, Ordering::Relaxed);
-        let held = fake::hold_background(&shared);
+        let held = fake::hold_background(files.shared());
         session.start_clock().unwrap();
         let (report, reached) = crossbeam_channel::bounded(1);
         thread::spawn(move || report.send(listener.accept().is_ok()));

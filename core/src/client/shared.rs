@@ -1,22 +1,18 @@
-//! What all files of one client share: the services, memory, threads, caches, and the tables of files.
+//! What all files of one client share: the services, memory, threads, caches, and the lists of dirty files.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::chunk_store::ChunkStore;
 use super::close_batcher::{Close, CloseBatcher};
-use super::dirty_files::DirtyFiles;
+use super::dirty_files::{DirtyFile, DirtyFiles};
 use super::dirty_limit::DirtyLimit;
 use super::fence::Fence;
-use super::meta::{Identity, Meta};
+use super::meta::Meta;
 use super::metadata_cache::MetadataCache;
-use super::open_file::OpenInode;
-use super::open_files::OpenFiles;
 use super::workers::Workers;
 use crate::buffer::BufferPool;
-use crate::error::Result;
-use crate::wire::pb;
 
 /// After so many large files one after another the next is created in chunks: a mistake costs a round trip to a storage
 /// node instead of one to the metadata service.
@@ -38,7 +34,6 @@ pub struct Shared {
     /// Everything else that should not hold up its caller.
     pub background: Workers,
     pub metadata_cache: MetadataCache,
-    pub files: OpenFiles,
     pub dirty_files: DirtyFiles,
     pub closes: CloseBatcher,
     pub attribute_timeout: Duration,
@@ -65,7 +60,6 @@ impl Shared {
             workers: Workers::new("luciola-write", WORKERS_MAX),
             background: Workers::new("luciola-task", BACKGROUND_MAX),
             metadata_cache: MetadataCache::new(attribute_timeout),
-            files: OpenFiles::default(),
             dirty_files: DirtyFiles::default(),
             closes: CloseBatcher::default(),
             attribute_timeout,
@@ -74,21 +68,9 @@ impl Shared {
         })
     }
 
-    /// Return attributes that the metadata service has sent, with what was written here and not synced yet.
-    pub fn local_view(&self, inode: &pb::Inode) -> pb::Inode {
-        match self.files.find(inode.id) {
-            Some(open) => open.overlay_local(inode),
-            // It may have been closed since that was asked.
-            None => self
-                .metadata_cache
-                .newest(inode)
-                .map_or_else(|| inode.clone(), |known| pb::Inode::clone(&known)),
-        }
-    }
-
     /// List a file to which bytes were appended while this client was its only writer, and wake the clock thread.
-    pub fn list_appended(&self, inode: &Arc<OpenInode>) {
-        self.dirty_files.add_appended(inode);
+    pub fn list_appended(&self, file: Weak<dyn DirtyFile>) {
+        self.dirty_files.add_appended(file);
         self.closes.wake();
     }
 
@@ -119,44 +101,5 @@ impl Shared {
     /// Wait at most `most` for closes or appended bytes. Return whether there are closes.
     pub fn wait_for_closes(&self, most: Duration) -> bool {
         self.closes.wait(most, || self.dirty_files.has_appended())
-    }
-
-    /// Fail the files of write sessions that the metadata service does not know any more.
-    pub fn lose_sessions(&self, lost: &[pb::WriteSession]) {
-        for lost in lost {
-            if let Some(inode) = self.files.find(lost.inode) {
-                inode.lose_session(lost.session);
-            }
-        }
-    }
-
-    /// Report what is open, as `request` says, to a service that may have forgotten this client: write sessions that
-    /// were lost fail, and what is known of open files is asked for again.
-    pub fn register_again(&self, identity: &Identity, request: pb::HoldRequest) -> Result<()> {
-        let lost = self.meta.hold(identity, request)?;
-        self.lose_sessions(&lost);
-        self.files.all().iter().for_each(|inode| inode.distrust());
-        Ok(())
-    }
-
-    /// Describe what a client should not keep when all files are closed and all is synced; empty if there is none.
-    #[cfg(test)]
-    pub fn leftovers(&self) -> String {
-        let mut left = Vec::new();
-        let mut expect_none = |what: &str, count: usize| {
-            if count != 0 {
-                left.push(format!("{count} {what}"));
-            }
-        };
-        expect_none("bytes of the dirty limit", self.dirty_limit.used());
-        expect_none("files with deferred attributes", self.dirty_files.deferred_count());
-        expect_none("closes", self.closes.count());
-        expect_none("held inodes", self.files.held().len());
-        expect_none("files with dirty bytes", self.dirty_files.count());
-        let (open, opening, closed) = self.files.counts();
-        expect_none("open files", open);
-        expect_none("opens", opening);
-        expect_none("changes", closed);
-        left.join(", ")
     }
 }

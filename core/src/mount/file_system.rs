@@ -272,7 +272,7 @@ impl MountedFs {
 
     /// Return what the kernel is shown: with what was written here and is not synced yet.
     fn local_view(&self, inode: &pb::Inode) -> Attributes {
-        attributes(&self.client.shared().local_view(inode))
+        attributes(&self.client.local_view(inode))
     }
 
     /// Free space of the cluster, at most `FREE_BYTES_AGE` old.
@@ -422,7 +422,7 @@ impl FileSystem for MountedFs {
         let known = self.client.meta().stat(&self.root, inode_path(inode), false).map_err(errno)?;
         let known = names.learn_at(known, asked);
         // Without a name it waits for its removal, unless it is open.
-        if known.link_count == 0 && self.client.shared().files.find(inode).is_none() {
+        if known.link_count == 0 && self.client.files().find(inode).is_none() {
             return Err(Errno::NOENT);
         }
         Ok(self.entry(&known, names.ttl().saturating_sub(asked.elapsed())))
@@ -474,10 +474,10 @@ impl FileSystem for MountedFs {
             Some(SetTime::Now) => request.mtime_now = true,
             None => {}
         }
-        let shared = self.client.shared();
+        let files = self.client.files();
         let inode = match self.consistency {
-            Consistency::CloseToOpen => set_attributes_deferred(shared, &self.root, request),
-            Consistency::Strict => set_attributes(shared, &self.root, request),
+            Consistency::CloseToOpen => set_attributes_deferred(files, &self.root, request),
+            Consistency::Strict => set_attributes(files, &self.root, request),
         };
         let inode = inode.map_err(stale)?;
         Ok(AttributeReply {

@@ -239,7 +239,8 @@ mod tests {
             let chunks = Arc::default();
             let meta = FakeMeta::new(Arc::clone(&chunks));
             meta.make(1000..1000 + files);
-            let shared = fake::client_that_trusts(&chunks, &meta, 1 << 20, Duration::from_secs(3600));
+            let files = fake::client_that_trusts(&chunks, &meta, 1 << 20, Duration::from_secs(3600));
+            let shared = files.shared().clone();
             ReaddirWorld { meta, shared, identity: Arc::default(), directory: Directory::new(ROOT) }
         }
 

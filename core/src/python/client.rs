@@ -348,7 +348,7 @@ impl PyClient {
                 mtime_now: times_now,
                 ..Default::default()
             };
-            set_attributes(client.shared(), client.identity(), request)
+            set_attributes(client.files(), client.identity(), request)
         })?;
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::client::fake::{CHUNK_BYTES, FakeChunks, FakeMeta, client};
-use crate::client::{CreateOptions, Identity, OpenOptions, inode_path, name_path};
+use crate::client::{CreateOptions, Identity, OpenFiles, OpenOptions, inode_path, name_path};
 use crate::error::Kind;
 
 const CHUNK: u64 = CHUNK_BYTES as u64;
@@ -16,6 +16,7 @@ const READ_WRITE: OpenOptions =
 struct RingWorld {
     chunks: Arc<FakeChunks>,
     meta: Arc<FakeMeta>,
+    files: Arc<OpenFiles>,
     shared: Arc<Shared>,
 }
 
@@ -23,15 +24,15 @@ impl RingWorld {
     fn new() -> RingWorld {
         let chunks = Arc::new(FakeChunks::default());
         let meta = FakeMeta::new(chunks.clone());
-        let shared = client(&chunks, &meta, 8 << 20);
-        RingWorld { chunks, meta, shared }
+        let files = client(&chunks, &meta, 8 << 20);
+        RingWorld { chunks, meta, shared: files.shared().clone(), files }
     }
 
     /// A file of zeros in chunks.
     fn file_of_chunks(&self, number: u64, count: u64) -> Arc<File> {
         let create = CreateOptions { permissions: 0o644, exclusive: false, layout: None };
         let path = name_path(1, format!("f{number}").as_bytes());
-        let file = File::create(&self.shared, &Arc::<Identity>::default(), path, READ_WRITE, create).unwrap();
+        let file = File::create(&self.files, &Arc::<Identity>::default(), path, READ_WRITE, create).unwrap();
         let zeros = Placement::from_vec(vec![0; (count * CHUNK) as usize]);
         file.write(WriteOffset::At(0), &zeros, false).unwrap();
         file.fsync(false).unwrap();
@@ -260,7 +261,7 @@ fn small_files_and_appends_are_written_through_a_ring_too() {
     let world = RingWorld::new();
     let create = CreateOptions { permissions: 0o644, exclusive: false, layout: None };
     let identity = Arc::<Identity>::default();
-    let small = File::create(&world.shared, &identity, name_path(1, b"f6"), READ_WRITE, create).unwrap();
+    let small = File::create(&world.files, &identity, name_path(1, b"f6"), READ_WRITE, create).unwrap();
     let ring = world.ring(4);
     submit(&ring, (0..4).map(|n| write(&small, n * 10, vec![n as u8; 10])).collect());
     drain_all_good(&ring, 4, 10);
@@ -268,20 +269,20 @@ fn small_files_and_appends_are_written_through_a_ring_too() {
     assert_eq!(world.meta.inode(6).inline_data.len(), 40);
     world.file_of_chunks(5, 1);
     let options = OpenOptions { append: true, ..READ_WRITE };
-    let appender = File::open(&world.shared, &identity, inode_path(5), options).unwrap();
+    let appender = File::open(&world.files, &identity, inode_path(5), options).unwrap();
     submit(&ring, (0..4).map(|n| write(&appender, n, vec![8; 10])).collect());
     drain_all_good(&ring, 4, 10);
     assert_eq!(world.content(5)[CHUNK as usize..], [8; 40]);
     // Longer than what is sent at once: others may append too, but not into it.
     let long = 9 << 20;
-    let other = File::open(&world.shared, &identity, inode_path(5), options).unwrap();
+    let other = File::open(&world.files, &identity, inode_path(5), options).unwrap();
     submit(&ring, vec![write(&appender, 0, vec![3; long]), write(&other, 1, vec![4; long])]);
     drain_all_good(&ring, 2, long);
     let appended = world.content(5).split_off(CHUNK as usize + 40);
     assert_eq!(appended.len(), 2 * long);
     assert!(appended.chunks(long).all(|one| one.iter().all(|byte| *byte == one[0])), "not interleaved");
     let reader =
-        File::open(&world.shared, &identity, inode_path(5), OpenOptions { write: false, ..READ_WRITE });
+        File::open(&world.files, &identity, inode_path(5), OpenOptions { write: false, ..READ_WRITE });
     let reader = reader.unwrap();
     submit(&ring, vec![write(&reader, 0, vec![1; 10])]);
     assert_eq!(drain(&ring).remove(0).result.unwrap_err().kind(), Kind::InvalidArgument);

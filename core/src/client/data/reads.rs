@@ -2,13 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use super::DataClient;
-use super::Peer;
+use super::access::{ChainAccess, Peer};
 use super::batches::{Batch, BatchOps, Exchange, carry_out, with_room};
 use crate::buffer::Placement;
 use crate::cancel::is_cancelled;
 use crate::cluster::attempts::{Attempts, Reached};
-use crate::cluster::backoff::Backoff;
 use crate::cluster::routing::Routing;
 use crate::net::Connection;
 use crate::types::{
@@ -107,12 +105,12 @@ impl ChunkRead {
 }
 
 /// Reads all `pieces`; afterwards each has an outcome.
-pub(super) fn run(client: &DataClient, pieces: &mut [ChunkRead], deadline: Instant) {
-    let mut backoff = client.backoff();
+pub(super) fn run(access: &ChainAccess, pieces: &mut [ChunkRead], deadline: Instant) {
+    let mut backoff = access.backoff();
     loop {
-        let routing = client.routing.current();
-        let batches = batches(client, &routing, pieces, deadline);
-        carry_out(batches, &mut ReadExchange { client, routing: &routing, pieces });
+        let routing = access.routing.current();
+        let batches = batches(access, &routing, pieces, deadline);
+        carry_out(batches, &mut ReadExchange { access, routing: &routing, pieces });
         if pieces.iter().all(|piece| piece.outcome.is_some()) {
             return;
         }
@@ -120,7 +118,7 @@ pub(super) fn run(client: &DataClient, pieces: &mut [ChunkRead], deadline: Insta
         if !is_over && pieces.iter().any(|piece| piece.outcome.is_none() && !piece.exhausted) {
             continue;
         }
-        if is_over || !pause(client, &routing, &mut backoff, deadline) {
+        if is_over || !access.pause(&routing, &mut backoff, deadline) {
             for piece in pieces.iter_mut().filter(|piece| piece.outcome.is_none()) {
                 piece.outcome = Some(Err(piece.last));
             }
@@ -130,24 +128,8 @@ pub(super) fn run(client: &DataClient, pieces: &mut [ChunkRead], deadline: Insta
     }
 }
 
-/// Waits for newer routing or a little while; false once the deadline has passed.
-pub(super) fn pause(
-    client: &DataClient,
-    routing: &Routing,
-    backoff: &mut Backoff,
-    deadline: Instant,
-) -> bool {
-    let Some(time) = backoff.pause(deadline) else {
-        return false;
-    };
-    if client.routing.wait_newer(routing.version, Instant::now() + time).version > routing.version {
-        *backoff = client.backoff();
-    }
-    true
-}
-
 fn batches(
-    client: &DataClient,
+    access: &ChainAccess,
     routing: &Routing,
     pieces: &mut [ChunkRead],
     deadline: Instant,
@@ -157,12 +139,12 @@ fn batches(
         if piece.outcome.is_some() || piece.exhausted {
             continue;
         }
-        let Some((node, chain_version)) = choose(client, routing, piece) else {
+        let Some((node, chain_version)) = choose(access, routing, piece) else {
             piece.exhausted = true;
             continue;
         };
         let open = || {
-            let link = client.links.get(routing, node)?;
+            let link = access.links.get(routing, node)?;
             Some((link, deadline.min(Instant::now() + ATTEMPT_TIMEOUT)))
         };
         let length = piece.into.len();
@@ -186,23 +168,23 @@ fn batches(
             offset: piece.offset,
             length: length as u32,
         };
-        let place = if local { bounced(client, &piece.into) } else { piece.into.clone() };
+        let place = if local { bounced(access, &piece.into) } else { piece.into.clone() };
         batch.work.add(index, op, place);
     }
     batches
 }
 
-fn bounced(client: &DataClient, into: &Placement) -> Placement {
+fn bounced(access: &ChainAccess, into: &Placement) -> Placement {
     let len = into.len();
-    if into.is_shared() || len < BOUNCE_BYTES_MIN || len > client.buffers.buffer_bytes() {
+    if into.is_shared() || len < BOUNCE_BYTES_MIN || len > access.buffers.buffer_bytes() {
         return into.clone();
     }
-    client.buffers.try_take().map_or_else(|| into.clone(), |buffer| buffer.slice(0..len).expendable())
+    access.buffers.try_take().map_or_else(|| into.clone(), |buffer| buffer.slice(0..len).expendable())
 }
 
 /// The replica that `piece` is read from now; `None` if all that could answer have been tried. Then the piece
 /// fails for good if every copy is damaged.
-fn choose(client: &DataClient, routing: &Routing, piece: &mut ChunkRead) -> Option<(NodeId, ChainVersion)> {
+fn choose(access: &ChainAccess, routing: &Routing, piece: &mut ChunkRead) -> Option<(NodeId, ChainVersion)> {
     let chain = routing.chains.get(&piece.chain)?;
     if piece.to_tail {
         let tail = chain.tail().filter(|tail| !piece.avoided.contains(&tail.node))?;
@@ -219,7 +201,7 @@ fn choose(client: &DataClient, routing: &Routing, piece: &mut ChunkRead) -> Opti
     }
     // One chunk is always read from the same replica while all is well: its page cache has it.
     let first = spread(piece.chunk) % count;
-    let rank = |member: &ChainMember| match client.links.get(routing, member.node) {
+    let rank = |member: &ChainMember| match access.links.get(routing, member.node) {
         Some(link) if !link.is_suspect() => usize::from(!link.is_local()),
         _ => 2,
     };
@@ -236,7 +218,7 @@ fn spread(chunk: ChunkId) -> usize {
 }
 
 struct ReadExchange<'a> {
-    client: &'a DataClient,
+    access: &'a ChainAccess,
     routing: &'a Routing,
     pieces: &'a mut [ChunkRead],
 }
@@ -258,7 +240,7 @@ impl Exchange<BatchOps<ReadOp>> for ReadExchange<'_> {
         let Batch { node, deadline, work, .. } = batch;
         let mut results = Vec::with_capacity(work.ops.len());
         connection.receive_reads(&work.ops, &work.places, *deadline, &mut results)?;
-        let newer = || self.client.routing.current().version > self.routing.version;
+        let newer = || self.access.routing.current().version > self.routing.version;
         let all_good = results.iter().all(|result| result.status == Status::Ok);
         let newer = !all_good && newer();
         for ((index, place), result) in work.pieces.iter().zip(&work.places).zip(&results) {

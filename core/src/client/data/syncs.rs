@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use super::access::{ChainAccess, Peer};
 use super::batches::{Batch, Exchange, carry_out};
-use super::reads::pause;
-use super::{DataClient, Peer};
 use crate::cancel::hold;
 use crate::cluster::attempts::{Attempts, Reached};
 use crate::cluster::routing::Routing;
@@ -14,22 +13,22 @@ use crate::types::{BATCH_OPS_MAX, ChainId, ChainVersion, Status};
 
 /// Returns when all serving members of `chains` have made durable what they have committed.
 pub(super) fn run(
-    client: &DataClient,
+    access: &ChainAccess,
     mut chains: BTreeSet<ChainId>,
     deadline: Instant,
     attempts: &mut Attempts<Peer>,
 ) -> Result<(), Status> {
     let _held = hold();
-    let mut backoff = client.backoff();
+    let mut backoff = access.backoff();
     loop {
-        let routing = client.routing.current();
+        let routing = access.routing.current();
         let mut exchange = SyncExchange { failed: BTreeSet::new(), last: Status::NotServing, attempts };
-        carry_out(batches(client, &routing, &chains, &mut exchange, deadline), &mut exchange);
+        carry_out(batches(access, &routing, &chains, &mut exchange, deadline), &mut exchange);
         chains = exchange.failed;
         if chains.is_empty() {
             return Ok(());
         }
-        if !exchange.last.is_retryable() || !pause(client, &routing, &mut backoff, deadline) {
+        if !exchange.last.is_retryable() || !access.pause(&routing, &mut backoff, deadline) {
             return Err(exchange.last);
         }
     }
@@ -40,7 +39,7 @@ type SyncedChain = (ChainId, ChainVersion);
 
 /// One batch per head; chains that cannot be asked now are noted as failed.
 fn batches(
-    client: &DataClient,
+    access: &ChainAccess,
     routing: &Routing,
     chains: &BTreeSet<ChainId>,
     exchange: &mut SyncExchange<'_>,
@@ -50,7 +49,7 @@ fn batches(
     for id in chains {
         let chain = routing.chains.get(id);
         let head = chain.and_then(|chain| Some((chain.head()?.node, (*id, chain.version))));
-        let link = head.and_then(|(node, _)| client.links.get(routing, node));
+        let link = head.and_then(|(node, _)| access.links.get(routing, node));
         let (Some((node, wanted)), Some(link)) = (head, link) else {
             exchange.failed.insert(*id);
             continue;

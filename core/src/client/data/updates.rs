@@ -2,10 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::DataClient;
-use super::Peer;
+use super::access::{ChainAccess, Peer};
 use super::batches::{Batch, BatchOps, Exchange, carry_out, with_room};
-use super::reads::pause;
 use crate::buffer::Placement;
 use crate::cancel::hold;
 use crate::cluster::attempts::{Attempts, Reached};
@@ -86,23 +84,23 @@ impl ChunkUpdate {
 
 /// Carries out all `pieces`, which touch different chunks; afterwards each has an outcome. Without an answer by
 /// `deadline` an update may or may not have happened; that it will happen later is excluded.
-pub(super) fn run(client: &DataClient, pieces: &mut [ChunkUpdate], deadline: Instant) {
+pub(super) fn run(access: &ChainAccess, pieces: &mut [ChunkUpdate], deadline: Instant) {
     let _held = hold();
     // So long the chunk remembers that it has executed the request.
     let deadline = deadline.min(Instant::now() + UPDATE_LIFE_MAX);
     let chunks = pieces.iter().map(|piece| piece.chunk).collect();
-    let Some(_guard) = client.locks.lock(chunks, deadline) else {
+    let Some(_guard) = access.locks.lock(chunks, deadline) else {
         pieces.iter_mut().for_each(|piece| piece.outcome = Some(Err(Status::Timeout)));
         return;
     };
     // Under the lock, so that the sequence grows for each chunk.
-    let begun = client.sequences.begin(pieces.len(), deadline);
+    let begun = access.sequences.begin(pieces.len(), deadline);
     for (piece, sequence) in pieces.iter_mut().zip(begun.numbers.clone()) {
-        piece.tag = RequestTag { client: client.options.client, sequence };
+        piece.tag = RequestTag { client: access.options.client, sequence };
     }
-    attempt_all(client, pieces, deadline);
+    attempt_all(access, pieces, deadline);
     wait_until_void(pieces);
-    pieces.iter().for_each(|piece| client.sequences.end(piece.tag.sequence, piece.open_until));
+    pieces.iter().for_each(|piece| access.sequences.end(piece.tag.sequence, piece.open_until));
 }
 
 /// An attempt without an answer may be under way still. If the update was acknowledged, its chunk knows the tag and
@@ -114,19 +112,19 @@ fn wait_until_void(pieces: &[ChunkUpdate]) {
     }
 }
 
-fn attempt_all(client: &DataClient, pieces: &mut [ChunkUpdate], deadline: Instant) {
-    let mut backoff = client.backoff();
+fn attempt_all(access: &ChainAccess, pieces: &mut [ChunkUpdate], deadline: Instant) {
+    let mut backoff = access.backoff();
     loop {
-        let routing = client.routing.current();
-        let batches = batches(client, &routing, pieces, deadline);
-        carry_out(batches, &mut UpdateExchange { client, routing: &routing, pieces });
+        let routing = access.routing.current();
+        let batches = batches(access, &routing, pieces, deadline);
+        carry_out(batches, &mut UpdateExchange { access, routing: &routing, pieces });
         if pieces.iter().all(|piece| piece.outcome.is_some()) {
             return;
         }
         if pieces.iter().any(|piece| piece.outcome.is_none() && !piece.exhausted) {
             continue;
         }
-        if !pause(client, &routing, &mut backoff, deadline) {
+        if !access.pause(&routing, &mut backoff, deadline) {
             for piece in pieces.iter_mut().filter(|piece| piece.outcome.is_none()) {
                 piece.outcome = Some(Err(piece.last));
             }
@@ -137,14 +135,14 @@ fn attempt_all(client: &DataClient, pieces: &mut [ChunkUpdate], deadline: Instan
 }
 
 fn batches(
-    client: &DataClient,
+    access: &ChainAccess,
     routing: &Routing,
     pieces: &mut [ChunkUpdate],
     deadline: Instant,
 ) -> Vec<Batch<BatchOps<UpdateOp>>> {
     let attempt_deadline = deadline.min(Instant::now() + ATTEMPT_TIMEOUT);
     let mut batches: Vec<Batch<BatchOps<UpdateOp>>> = Vec::new();
-    let settled = client.sequences.settled_before();
+    let settled = access.sequences.settled_before();
     for (index, piece) in pieces.iter_mut().enumerate() {
         if piece.outcome.is_some() || piece.exhausted {
             continue;
@@ -153,7 +151,7 @@ fn batches(
             piece.exhausted = true;
             continue;
         };
-        let open = || Some((client.links.get(routing, node)?, attempt_deadline));
+        let open = || Some((access.links.get(routing, node)?, attempt_deadline));
         let Some(batch) = with_room(&mut batches, node, piece.payload.len(), BATCH_BYTES, open) else {
             piece.exhausted = true;
             continue;
@@ -172,7 +170,7 @@ fn batches(
         };
         piece.attempts.begin(Peer { node, chain: piece.chain });
         let local = batch.link.is_local();
-        let place = if local { bounced(client, &piece.payload) } else { piece.payload.clone() };
+        let place = if local { bounced(access, &piece.payload) } else { piece.payload.clone() };
         batch.work.add(index, op, place);
     }
     batches
@@ -183,12 +181,12 @@ fn head(routing: &Routing, chain: ChainId) -> Option<(NodeId, ChainVersion)> {
     Some((chain.head()?.node, chain.version))
 }
 
-fn bounced(client: &DataClient, payload: &Placement) -> Placement {
+fn bounced(access: &ChainAccess, payload: &Placement) -> Placement {
     let len = payload.len();
-    if payload.is_shared() || len < BOUNCE_BYTES_MIN || len > client.buffers.buffer_bytes() {
+    if payload.is_shared() || len < BOUNCE_BYTES_MIN || len > access.buffers.buffer_bytes() {
         return payload.clone();
     }
-    let Some(buffer) = client.buffers.try_take() else {
+    let Some(buffer) = access.buffers.try_take() else {
         return payload.clone();
     };
     payload.copy_into(&buffer);
@@ -196,7 +194,7 @@ fn bounced(client: &DataClient, payload: &Placement) -> Placement {
 }
 
 struct UpdateExchange<'a> {
-    client: &'a DataClient,
+    access: &'a ChainAccess,
     routing: &'a Routing,
     pieces: &'a mut [ChunkUpdate],
 }
@@ -221,7 +219,7 @@ impl Exchange<BatchOps<UpdateOp>> for UpdateExchange<'_> {
         let mut results = Vec::with_capacity(batch.work.ops.len());
         connection.receive_updates(batch.deadline, &mut results)?;
         let all_good = results.iter().all(|result| result.status == Status::Ok);
-        let newer = !all_good && self.client.routing.current().version > self.routing.version;
+        let newer = !all_good && self.access.routing.current().version > self.routing.version;
         for (index, result) in batch.work.pieces.iter().zip(&results) {
             self.pieces[*index].answered(result, newer);
         }

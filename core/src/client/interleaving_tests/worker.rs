@@ -8,9 +8,9 @@ use super::world::{FILE, World};
 use crate::buffer::Placement;
 use crate::client::meta::inode_path;
 use crate::client::open_file::WriteOffset;
-use crate::client::shared::Shared;
 use crate::client::{
-    File, IoMode, OpenOptions, WriteAt, set_attributes, set_attributes_deferred, set_length, write_many,
+    File, IoMode, OpenFiles, OpenOptions, WriteAt, set_attributes, set_attributes_deferred, set_length,
+    write_many,
 };
 use crate::error::{Kind, Result};
 use crate::schedule;
@@ -42,7 +42,7 @@ impl Worker {
         Worker { world, thread, client, appended: 0 }
     }
 
-    fn shared(&self) -> &Arc<Shared> {
+    fn files(&self) -> &Arc<OpenFiles> {
         &self.world.clients[self.client]
     }
 
@@ -93,7 +93,7 @@ impl Worker {
             18 => self.extend(handle),
             _ => {
                 self.note("presses".to_owned());
-                self.shared().dirty_files.flush_for_pressure();
+                self.files().shared().dirty_files.flush_for_pressure();
             }
         }
     }
@@ -124,7 +124,7 @@ impl Worker {
         self.note(format!("opens {options:?} by name: {by_name}"));
         let file = match by_name {
             true => self.world.create(self.client, options),
-            false => File::open(self.shared(), &self.world.identity, inode_path(FILE), options),
+            false => File::open(self.files(), &self.world.identity, inode_path(FILE), options),
         };
         let file = self.outcome("open", file)?;
         self.world.exists.store(true, Ordering::Relaxed);
@@ -226,7 +226,7 @@ impl Worker {
             writes.push(WriteAt { file: handle.file.clone(), offset, payload });
             begun.push((number, version));
         }
-        let outcomes = write_many(self.shared(), &writes);
+        let outcomes = write_many(self.files().shared(), &writes);
         for ((write, (number, version)), outcome) in writes.iter().zip(begun).zip(outcomes) {
             let alone = || {
                 let place = WriteOffset::At(write.offset);
@@ -298,7 +298,7 @@ impl Worker {
         let opened = self.world.tick();
         self.note("looks".to_owned());
         let options = OpenOptions { read: true, ..Default::default() };
-        let file = File::open(self.shared(), &self.world.identity, inode_path(FILE), options);
+        let file = File::open(self.files(), &self.world.identity, inode_path(FILE), options);
         let Some(file) = self.outcome("open", file) else { return };
         let number = self.world.tick();
         let handle = Handle { file, number, opened, failed: 0 };
@@ -367,7 +367,7 @@ impl Worker {
 
     fn look_at_attributes(&self) {
         let begin = self.world.tick();
-        let shared = self.shared();
+        let (files, shared) = (self.files(), self.files().shared());
         let known = match shared.metadata_cache.attributes(FILE) {
             Some((known, _)) => pb::Inode::clone(&known),
             None => {
@@ -377,7 +377,7 @@ impl Worker {
                 }
             }
         };
-        let seen = shared.local_view(&known);
+        let seen = files.local_view(&known);
         let end = self.world.tick();
         self.note(format!("has seen length {} since {begin}", seen.length));
         // What other clients have done need not show yet.
@@ -401,7 +401,7 @@ impl Worker {
         self.note(format!("cuts at {length}"));
         let result = match schedule::one_in(2) {
             true => handle.file.truncate(length),
-            false => set_length(self.shared(), &self.world.identity, FILE, length, 0),
+            false => set_length(self.files(), &self.world.identity, FILE, length, 0),
         };
         if self.outcome("cut", result).is_some() {
             self.end_cut(cut);
@@ -432,10 +432,10 @@ impl Worker {
         self.note(format!("sets permissions {permissions:o}"));
         let path = Some(inode_path(FILE));
         let request = pb::SetAttrRequest { path, permissions: Some(permissions), ..Default::default() };
-        let (shared, identity) = (self.shared(), &self.world.identity);
+        let (files, identity) = (self.files(), &self.world.identity);
         let result = match schedule::one_in(2) {
-            true => set_attributes_deferred(shared, identity, request),
-            false => set_attributes(shared, identity, request),
+            true => set_attributes_deferred(files, identity, request),
+            false => set_attributes(files, identity, request),
         };
         if self.outcome("set attributes", result).is_some() {
             let mut model = self.world.model.lock();

@@ -8,9 +8,9 @@ use super::model::{Look, Mode, Model, SLOT_BYTES, Slot};
 use super::worker::{Handle, Worker};
 use crate::buffer::Placement;
 use crate::client::fake::{FakeChunks, FakeMeta, FaultPlan, Kept, client_that_trusts};
-use crate::client::meta::{Identity, inode_path, name_path};
-use crate::client::shared::Shared;
-use crate::client::{CreateOptions, File, OpenOptions, set_attributes};
+use crate::client::{
+    CreateOptions, File, Identity, OpenFiles, OpenOptions, inode_path, name_path, set_attributes,
+};
 use crate::schedule::{self, Random};
 use crate::wire::pb;
 
@@ -84,7 +84,7 @@ pub struct World {
     pub plan: Plan,
     pub meta: Arc<FakeMeta>,
     pub chunks: Arc<FakeChunks>,
-    pub clients: Vec<Arc<Shared>>,
+    pub clients: Vec<Arc<OpenFiles>>,
     pub identity: Arc<Identity>,
     pub model: Kept<Model>,
     pub exists: AtomicBool,
@@ -163,8 +163,8 @@ impl World {
             if self.is_over.load(Ordering::Relaxed) {
                 return;
             }
-            self.clients[client].dirty_files.write_back_aged();
-            self.clients[client].send_closes();
+            self.clients[client].shared().dirty_files.write_back_aged();
+            self.clients[client].shared().send_closes();
         }
     }
 
@@ -182,11 +182,12 @@ impl World {
     /// All that is left of the client is what it must keep.
     fn check_client(&self, number: usize) {
         let client = &self.clients[number];
-        client.dirty_files.write_back_aged();
-        client.dirty_files.write_back_aged();
+        let shared = client.shared();
+        shared.dirty_files.write_back_aged();
+        shared.dirty_files.write_back_aged();
         // Those that are lost are sent again.
-        while client.closes.count() > 0 {
-            client.send_closes();
+        while shared.closes.count() > 0 {
+            shared.send_closes();
         }
         let left = client.leftovers();
         if !left.is_empty() {
@@ -197,7 +198,7 @@ impl World {
         if self.plan.is_faulty || !self.exists.load(Ordering::Relaxed) {
             return;
         }
-        if let Some((known, _)) = client.metadata_cache.attributes(FILE) {
+        if let Some((known, _)) = shared.metadata_cache.attributes(FILE) {
             let length = client.local_view(&known).length;
             let checked = self.model.lock().check_length(length, &look);
             self.require(checked);

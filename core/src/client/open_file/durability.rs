@@ -17,8 +17,7 @@
 
 use std::ops::Range;
 
-use super::machine::{Effects, Event, Machine};
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::wire::pb;
 
 /// Every chain of the stripe: how far others have written is not known.
@@ -29,14 +28,14 @@ pub(super) struct Durability {
     /// Counts what was sent to the metadata service, or changed there, without asking for durability, and how much of
     /// that was followed by something durable.
     pub(super) undurable: u64,
-    durable: u64,
+    pub(super) durable: u64,
     /// Bytes that the chains have acknowledged to any client and that may not be on their disks yet.
     pub(super) volatile: Option<Range<u64>>,
     /// A sync of chains is under way.
-    is_syncing: bool,
+    pub(super) is_syncing: bool,
     /// How many have failed, and the last reason.
-    failure_count: u64,
-    failure: Option<Error>,
+    pub(super) failure_count: u64,
+    pub(super) failure: Option<Error>,
 }
 
 impl Durability {
@@ -94,70 +93,4 @@ fn volatile_at_open(inode: &pb::Inode) -> Option<Range<u64>> {
 pub(super) struct Stored {
     pub(super) layout: pb::Layout,
     pub(super) content: u64,
-}
-
-impl Machine {
-    pub(super) fn stored(&self) -> Stored {
-        Stored { layout: self.layout, content: self.inode.content }
-    }
-
-    /// Return what would be stored if the metadata service need store nothing more for the bytes to be found after the
-    /// loss of power: its record of the write session survives, so the content stays, and the length is found on the
-    /// chains.
-    pub(super) fn recoverable(&self) -> Option<Stored> {
-        let is_durable = self.durability.durable == self.durability.undurable;
-        let is_chunked = self.bytes.inline().is_none() && !self.sessions.is_empty();
-        (is_durable && self.size_is_synced() && is_chunked).then(|| self.stored())
-    }
-
-    /// Return how many syncs of chains have failed, and the last reason.
-    pub(super) fn sync_failures(&self) -> (u64, Option<Error>) {
-        (self.durability.failure_count, self.durability.failure.clone())
-    }
-}
-
-/// Begin to sync the chains.
-pub(super) struct BeginChainSync;
-
-pub(super) enum ChainSync {
-    /// Another one is under way (V3).
-    Wait,
-    Nothing,
-    Sync(Stored, Range<u64>),
-}
-
-impl Event for BeginChainSync {
-    type Outcome = ChainSync;
-
-    fn apply(self, machine: &mut Machine, _: &mut Effects) -> ChainSync {
-        if machine.durability.is_syncing {
-            return ChainSync::Wait;
-        }
-        let Some(range) = machine.durability.volatile.take() else { return ChainSync::Nothing };
-        machine.durability.is_syncing = true;
-        ChainSync::Sync(machine.stored(), range)
-    }
-}
-
-pub(super) struct ChainSyncEnded<'a> {
-    pub(super) content: u64,
-    pub(super) range: Range<u64>,
-    pub(super) result: &'a Result<()>,
-}
-
-impl Event for ChainSyncEnded<'_> {
-    type Outcome = ();
-
-    fn apply(self, machine: &mut Machine, effects: &mut Effects) {
-        assert!(machine.durability.is_syncing, "V3: a sync of chains ends once");
-        machine.durability.is_syncing = false;
-        if let Err(error) = self.result {
-            if machine.inode.content == self.content {
-                machine.durability.add_volatile(self.range);
-            }
-            machine.durability.failure_count += 1;
-            machine.durability.failure = Some(error.clone());
-        }
-        effects.wake = true;
-    }
 }

@@ -16,7 +16,7 @@ use std::collections::{HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use super::machine::Bug;
+use super::bug::Bug;
 use world::{Action, Limits, World};
 
 /// A world with more states is too large to be explored by each run of the tests.

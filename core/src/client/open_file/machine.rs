@@ -1,17 +1,17 @@
 //! The state of one open file and its transitions.
 //!
-//! Each event is a type with an outcome of its own; its transition stands with the part of the state that it changes
-//! (`write_back`, `metadata`, `access`, `sessions`, `durability`). `step` applies one and asserts the invariants.
+//! Each event is a type with an outcome of its own; `transitions` has them all. `step` applies one.
 
 use std::time::{Duration, Instant};
 
 use super::access::Access;
-use super::driver::AppendTrust;
-use super::durability::Durability;
-use super::inline::Bytes;
+use super::append_trust::AppendTrust;
+use super::bug::Bug;
+use super::durability::{Durability, Stored};
+use super::inline::{Bytes, Inline};
 use super::metadata::Metadata;
 use super::sessions::Sessions;
-use super::write_back::WriteBack;
+use super::write_back::{SPILLED, WriteBack};
 use crate::buffer::BufferPool;
 use crate::client::deferred_setattr::DeferredSetattr;
 use crate::error::Error;
@@ -45,42 +45,6 @@ pub(super) struct Effects {
     pub(super) created_file_closed: Option<(u64, u32)>,
     /// Errors that were counted.
     pub(super) failures: Vec<Error>,
-}
-
-/// Mistakes that `exploration` plants to see that it finds them. Production code says `Bug::None`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(not(test), allow(dead_code))]
-pub(super) enum Bug {
-    #[default]
-    None,
-    /// A chunk is chosen for write-back while it is in flight.
-    SecondInFlight,
-    /// The length is sent with bytes that no chain has acknowledged.
-    ReportUnacknowledged,
-    /// Dirty chunks are written under the content of a file in its inode.
-    WriteBackInline,
-    /// A conflict takes the other client's bytes for the whole file.
-    RebaseDropsEdits,
-    /// What was written during a sync counts as sent with it.
-    SyncClearsNewer,
-    /// The length acknowledged before a truncation elsewhere is kept after it.
-    KeepAcknowledged,
-    /// A reply that is older than what is known replaces it.
-    TakeStaleReply,
-    /// Bytes that are being sent as inline data become dirty chunks.
-    SpillWhileSyncing,
-    /// Bytes in the inode are dropped when the file has become chunked meanwhile.
-    MigrationDropsEdits,
-    /// No waiter is woken when a batch has ended.
-    NoWakeAfterBatch,
-    /// Memory of a batch is not given back.
-    LeakBatch,
-    /// A batch that failed counts no error.
-    ForgetError,
-    /// Exclusive access is granted while a batch is in flight.
-    EnterWhileInFlight,
-    /// Writes are taken in while access is exclusive.
-    WriteWhileExclusive,
 }
 
 #[cfg_attr(test, derive(Clone))]
@@ -189,6 +153,83 @@ impl Machine {
     /// Whether the metadata service described the inode less than `age` before `now`.
     pub(super) fn is_younger_than(&self, age: Duration, now: Instant) -> bool {
         self.described.is_some_and(|described| now.saturating_duration_since(described) < age)
+    }
+}
+
+// What the state says.
+impl Machine {
+    /// Whether all that is known of the file's bytes is in the inode, so that a small write may go there.
+    pub(super) fn is_all_inline(&self) -> bool {
+        self.bytes.inline().is_some() && self.write_back.is_empty()
+    }
+
+    /// Whether bytes in the inode were written here and are not synced yet.
+    pub(super) fn is_edited(&self) -> bool {
+        self.bytes.inline().is_some_and(Inline::is_edited)
+    }
+
+    /// Whether bytes that were in the inode wait to be written back, and so are in no update of metadata.
+    pub(super) fn has_spilled(&self) -> bool {
+        self.write_back.waits_until(SPILLED)
+    }
+
+    /// Return the end of what waits here for the chains or the metadata service.
+    pub(super) fn waiting_end(&self) -> u64 {
+        let inline = self.bytes.inline().filter(|inline| inline.is_edited());
+        let inline = inline.map_or(0, |inline| inline.bytes.len() as u64);
+        self.write_back.end(self.layout.chunk_bytes).max(inline)
+    }
+
+    /// Return the end of what was written here: acknowledged by the chains, or waiting.
+    pub(super) fn written_end(&self) -> u64 {
+        let unverified = self.unverified_size.map_or(0, |hint| hint.length);
+        self.acknowledged.max(unverified).max(self.waiting_end())
+    }
+
+    /// Return where the file ends: as the metadata service reported, as chains have acknowledged here, and with what
+    /// waits.
+    pub(super) fn known_end(&self) -> u64 {
+        self.inode.length.max(self.written_end())
+    }
+
+    /// Return the largest length that chunk indices can express.
+    pub(super) fn length_max(&self) -> u64 {
+        u64::from(self.layout.chunk_bytes.max(1)) * u64::from(u32::MAX)
+    }
+
+    /// Whether everything written here is acknowledged and synced.
+    pub(super) fn is_clean(&self) -> bool {
+        self.write_back.is_empty() && self.is_synced()
+    }
+
+    /// Whether the metadata service has been sent all that it must know.
+    pub(super) fn is_synced(&self) -> bool {
+        self.metadata.is_synced() && self.deferred.is_none() && !self.is_edited()
+    }
+
+    pub(super) fn size_is_synced(&self) -> bool {
+        self.acknowledged <= self.inode.length
+            && self.unverified_size.is_none()
+            && !self.is_edited()
+            && !self.has_spilled()
+    }
+
+    pub(super) fn stored(&self) -> Stored {
+        Stored { layout: self.layout, content: self.inode.content }
+    }
+
+    /// Return what would be stored if the metadata service need store nothing more for the bytes to be found after the
+    /// loss of power: its record of the write session survives, so the content stays, and the length is found on the
+    /// chains.
+    pub(super) fn recoverable(&self) -> Option<Stored> {
+        let is_durable = self.durability.durable == self.durability.undurable;
+        let is_chunked = self.bytes.inline().is_none() && !self.sessions.is_empty();
+        (is_durable && self.size_is_synced() && is_chunked).then(|| self.stored())
+    }
+
+    /// Return how many syncs of chains have failed, and the last reason.
+    pub(super) fn sync_failures(&self) -> (u64, Option<Error>) {
+        (self.durability.failure_count, self.durability.failure.clone())
     }
 }
 

@@ -1,8 +1,10 @@
 //! What this process knows of one open file, however many handles it has: the newest bytes and the newest length.
 //!
-//! - `machine` is pure: `step(event)` changes the state and returns what is to be done (`Effects`). No lock, I/O, thread
-//!   or clock. Its parts: `inline` (bytes in the inode), `write_back` (dirty chunks and those in flight), `metadata` (what
-//!   the metadata service is to be sent), `access` (truncation), `sessions`, `durability` (fsync), `view` (what readers see).
+//! - The state, in parts: `inline` (bytes in the inode), `write_back` (dirty chunks and those in flight), `metadata` (what
+//!   the metadata service is to be sent), `access` (truncation), `sessions`, `append_trust`, `durability` (fsync).
+//! - `machine` has them all, and is pure: `step(event)` changes the state and returns what is to be done (`Effects`). No
+//!   lock, I/O, thread or clock. `view` is what readers see of it, `server_inode` how it follows the metadata service.
+//! - `transitions` has the events, one type each.
 //! - `driver` holds the lock, waits, runs threads and calls services, and carries out the effects.
 //! - `exploration` runs the machine in small worlds through every order of the events that it names.
 //!
@@ -14,9 +16,11 @@
 //! - I4 While access is exclusive nothing is in flight, the file is not leaving its inode, and no write is taken in.
 //! - I5 The first error of a write-back is reported to every handle that was open then, at its next fsync and close.
 //! - I6 While the bytes are in the inode, nothing of them is written to chunks: a file with dirty chunks leaves its inode
-//!   first (`inline_migration`).
+//!   first (`driver::inline_migration`).
 
 mod access;
+mod append_trust;
+mod bug;
 mod driver;
 mod durability;
 #[cfg(test)]
@@ -24,25 +28,14 @@ mod exploration;
 mod inline;
 mod machine;
 mod metadata;
+mod mode;
+mod server_inode;
 mod sessions;
+mod transitions;
 mod view;
 mod write_back;
 
-pub(super) use driver::WRITE_BACK;
-pub use driver::{DirectWrite, OpenInode, lost, now_ns, write_direct};
-
-/// Where a write goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteOffset {
-    At(u64),
-    Append,
-}
-
-/// How a write or read treats this client's buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IoMode {
-    /// Bytes may wait here.
-    Buffered,
-    /// Acknowledged by the chains before the call returns; reads see what others wrote.
-    Direct,
-}
+pub use append_trust::WRITE_BACK;
+pub use driver::{DirectWrite, OpenInode, now_ns, write_direct};
+pub use mode::{IoMode, WriteOffset};
+pub use sessions::lost;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::IoMode;
 use super::machine::Machine;
+use super::mode::IoMode;
 use crate::buffer::Placement;
 use crate::client::chunk_slice::chunk_slices;
 use crate::client::data::Read;

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use super::super::metadata::{ClearSetId, Created, DeferSetattr, DeferredSynced, FirstClose, KeepSetId};
+use super::super::transitions::attributes::{
+    ClearSetId, Created, DeferSetattr, DeferredSynced, FirstClose, KeepSetId,
+};
 use super::{OpenInode, now_ns};
-use crate::client::meta::{Identity, inode_path};
+use crate::client::identity::Identity;
+use crate::client::meta::inode_path;
 use crate::error::Result;
 use crate::wire::pb;
 

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::super::write_back::{Batch, BatchEnded, BeginDirect, DirectSlice, StartHelpers};
+use super::super::transitions::direct::{BeginDirect, DirectSlice};
+use super::super::transitions::write_back::{Batch, BatchEnded, StartHelpers};
 use super::writing::write_all;
 use super::{OpenInode, now_ns};
 use crate::buffer::Placement;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::access::{Drain, Enter, Entered, Leave};
 use super::super::machine::Machine;
-use super::super::metadata::ForgetMtime;
+use super::super::transitions::attributes::ForgetMtime;
+use super::super::transitions::exclusive::{Drain, Enter, Entered, Leave};
 use super::OpenInode;
 use crate::error::Result;
 use crate::lock::MutexGuard;

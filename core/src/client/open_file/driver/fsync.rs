@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::durability::{BeginChainSync, ChainSync, ChainSyncEnded, Stored, WHOLE_FILE};
+use super::super::durability::{Stored, WHOLE_FILE};
+use super::super::transitions::fsync::{BeginChainSync, ChainSync, ChainSyncEnded};
 use super::{OpenInode, mistake};
-use crate::client::meta::Identity;
+use crate::client::identity::Identity;
 use crate::error::Result;
 use crate::lock::MutexGuard;
 use crate::types::ContentId;

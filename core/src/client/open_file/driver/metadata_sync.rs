@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use super::super::durability::Stored;
 use super::super::machine::Effects;
-use super::super::metadata::{BeginFinalSync, BeginSync, Merge, MetadataUpdate, Sync, SyncEnded, SyncFailed};
+use super::super::transitions::metadata_sync::{
+    BeginFinalSync, BeginSync, Merge, MetadataUpdate, Sync, SyncEnded, SyncFailed,
+};
 use super::super::write_back::SPILLED;
 use super::{OpenInode, now_ns};
-use crate::client::meta::Identity;
+use crate::client::identity::Identity;
 use crate::error::{Error, Kind, Result};
 use crate::wire::pb;
 

@@ -8,33 +8,36 @@
 mod appending;
 mod attributes;
 mod direct;
+mod dirty_file;
 mod exclusive;
 mod fsync;
+mod inline_migration;
 mod metadata_sync;
 mod punch_hole;
 mod reading;
 mod writing;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 
 use super::access::Access;
+use super::append_trust::AppendTrust;
 use super::machine::{Effects, Event, Failed, Machine};
-use super::metadata::{Described, OwnChange};
-use super::sessions::{AddSession, Closing, Discard, Distrust, DropSession, LoseSession};
-use super::write_back::HelperEnded;
-use crate::client::meta::Identity;
+use super::transitions::metadata_sync::{Described, OwnChange};
+use super::transitions::sessions::{AddSession, Closing, Discard, Distrust, DropSession, LoseSession};
+use super::transitions::write_back::HelperEnded;
+use crate::client::dirty_files::DirtyFile;
+use crate::client::identity::Identity;
 use crate::client::shared::Shared;
+use crate::clock;
 use crate::error::{Error, Kind, Result};
 use crate::lock::{Condvar, Mutex, MutexGuard};
 use crate::log_rate_limit::Warnings;
 use crate::wire::pb;
 
-pub(super) use appending::AppendTrust;
-pub(in crate::client) use appending::WRITE_BACK;
 pub use direct::{DirectWrite, write_direct};
 
 /// A disk that is full fails every write-back of every file.
@@ -53,12 +56,6 @@ pub struct OpenInode {
 
 pub fn now_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
-}
-
-/// Error of a handle whose write session has ended without it.
-pub fn lost() -> Error {
-    let reason = "the cluster did not hear this client for its session timeout and ended its write session; open the file again";
-    Error::new(Kind::NotFound, reason).with_errno(Errno::STALE)
 }
 
 /// Error of an operation that panicked.
@@ -98,15 +95,21 @@ impl OpenInode {
         self.step(&mut self.machine.lock(), event)
     }
 
+    /// Return the file as the client's lists keep it.
+    fn listed(self: &Arc<Self>) -> Weak<dyn DirtyFile> {
+        let file: Weak<OpenInode> = Arc::downgrade(self);
+        file
+    }
+
     fn carry_out(self: &Arc<Self>, machine: &mut Machine, effects: Effects) {
         if effects.memory != 0 {
             self.shared.dirty_limit.adjust(0, effects.memory);
         }
         if effects.list_dirty {
-            self.shared.dirty_files.add(self);
+            self.shared.dirty_files.add(self.listed());
         }
         if effects.list_appended {
-            self.shared.list_appended(self);
+            self.shared.list_appended(self.listed());
         }
         if let Some((from, to)) = effects.pages_follow {
             self.shared.metadata_cache.page_cache_follows(self.id, from, to);
@@ -213,7 +216,7 @@ impl OpenInode {
 impl OpenInode {
     /// `alone_ns`: no other client had the file open for writing at some moment after that.
     pub fn add_session(self: &Arc<Self>, session: u64, identity: &Arc<Identity>, alone_ns: Option<u64>) {
-        let append_trust = AppendTrust::opened(alone_ns);
+        let append_trust = AppendTrust::opened(clock::now_ns(), alone_ns);
         self.apply(AddSession { session, identity: identity.clone(), append_trust });
     }
 

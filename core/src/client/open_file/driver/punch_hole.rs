@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::super::{IoMode, WriteOffset};
+use super::super::mode::{IoMode, WriteOffset};
 use super::OpenInode;
 use crate::buffer::Placement;
 use crate::error::Result;

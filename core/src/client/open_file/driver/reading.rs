@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::IoMode;
+use super::super::mode::IoMode;
 use super::super::view::ReadPlan;
 use super::OpenInode;
 use crate::buffer::Placement;
 use crate::client::data::Read;
-use crate::client::meta::Identity;
+use crate::client::identity::Identity;
 use crate::error::{Kind, Result};
 
 impl OpenInode {

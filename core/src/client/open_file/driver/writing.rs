@@ -7,27 +7,24 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::super::machine::Machine;
-use super::super::metadata::{Age, Aged};
-use super::super::write_back::{
-    BatchEnded, FenceFailed, HelperEnded, ListAppended, Migration, MigrationEnded, StartHelpers, TakeTask,
-    TakeWrite, Taken, Want, WriteBackTask,
+use super::super::mode::{IoMode, WriteOffset};
+use super::super::transitions::appending::ListAppended;
+use super::super::transitions::write_back::{
+    BatchEnded, FenceFailed, HelperEnded, Migrated, Migration, MigrationEnded, StartHelpers, TakeTask, Want,
+    WriteBackTask,
 };
-use super::super::{IoMode, WriteOffset};
+use super::super::transitions::writing::{TakeWrite, Taken};
 use super::appending::Writers;
+use super::inline_migration::InlineMigration;
 use super::{OpenInode, mistake, now_ns};
 use crate::buffer::Placement;
 use crate::client::data::Write;
-use crate::client::inline_migration::{InlineMigration, Migrated};
 use crate::client::shared::Shared;
 use crate::error::{Error, Result};
 use crate::lock::MutexGuard;
-use crate::log_rate_limit::Warnings;
 
 /// Most bytes taken in at once.
 const WRITE_BYTES_MAX: usize = 4 << 20;
-
-/// A metadata service that is away fails the syncs of every file.
-static UNREPORTED: Warnings = Warnings::new();
 
 impl OpenInode {
     /// Write `payload`; `keep`: its memory may be kept and changed. Return the offset it went to.
@@ -109,11 +106,6 @@ impl OpenInode {
         self.shared.dirty_limit.reserve(bytes, self.shared.meta.deadline())
     }
 
-    /// Begin to write back everything without waiting.
-    pub fn start_write_back(self: &Arc<Self>) {
-        self.apply(Want { until: u64::MAX, others: 0 });
-    }
-
     /// Write back until nothing wanted is left, as a thread of the pool.
     pub(super) fn run_helper(self: Arc<Self>) {
         let mut machine = self.machine.lock();
@@ -174,35 +166,6 @@ impl OpenInode {
     pub fn flush(self: &Arc<Self>) {
         let writes = self.writes();
         self.flush_until(writes);
-    }
-
-    /// Send what has aged, after write-back was started. False: nothing is left to do, the client's list of dirty files
-    /// need not have the file.
-    pub fn report_aged(self: &Arc<Self>) -> bool {
-        match self.apply(Age) {
-            Aged::DeferredAttributes => {
-                if let Err(error) = self.flush_deferred() {
-                    self.fail(error.context("attributes"));
-                }
-            }
-            Aged::InlineBytes => {
-                if let Err(error) = self.sync_metadata() {
-                    self.fail(error.context("write-back"));
-                }
-            }
-            Aged::SetIdBits => {
-                // No bytes are at stake, and the next sync has it again.
-                if let Err(error) = self.sync_metadata() {
-                    let id = self.id;
-                    UNREPORTED.warn(format_args!(
-                        "inode {id}: clearing set-id bits failed: {error}; the next sync retries"
-                    ));
-                }
-            }
-            Aged::WriteBack => {}
-            Aged::Nothing => return false,
-        }
-        true
     }
 }
 

@@ -3,18 +3,22 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::super::access::{Access, Drain, Enter, Entered, Leave};
-use super::super::driver::AppendTrust;
-use super::super::machine::{Bug, Effects, Event, Machine};
-use super::super::metadata::{BeginSync, Described, Merge, MetadataUpdate, Sync, SyncEnded, SyncFailed};
-use super::super::sessions::AddSession;
-use super::super::write_back::{
-    Batch, BatchEnded, Migration, MigrationEnded, TakeTask, TakeWrite, Taken, Want, WriteBackTask,
+use super::super::access::Access;
+use super::super::append_trust::AppendTrust;
+use super::super::bug::Bug;
+use super::super::machine::{Effects, Event, Machine};
+use super::super::transitions::exclusive::{Drain, Enter, Entered, Leave};
+use super::super::transitions::metadata_sync::{
+    BeginSync, Described, Merge, MetadataUpdate, Sync, SyncEnded, SyncFailed,
 };
+use super::super::transitions::sessions::AddSession;
+use super::super::transitions::write_back::{
+    Batch, BatchEnded, Migrated, Migration, MigrationEnded, TakeTask, Want, WriteBackTask,
+};
+use super::super::transitions::writing::{TakeWrite, Taken};
 use crate::buffer::{BufferPool, Placement};
 use crate::client::data::Write;
 use crate::client::fake::{FakeChunks, FakeMeta};
-use crate::client::inline_migration::Migrated;
 use crate::client::meta::{inode_path, name_path};
 use crate::error::{Error, Kind, Result};
 use crate::wire::pb::{self, Method};

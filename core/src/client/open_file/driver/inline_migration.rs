@@ -9,10 +9,11 @@
 
 use std::time::Instant;
 
-use super::data::Write;
-use super::meta::Identity;
-use super::shared::Shared;
+use super::super::transitions::write_back::Migrated;
 use crate::buffer::Placement;
+use crate::client::data::Write;
+use crate::client::identity::Identity;
+use crate::client::shared::Shared;
 use crate::error::{Kind, Result};
 use crate::types::ContentId;
 use crate::wire::pb;
@@ -24,13 +25,6 @@ pub struct InlineMigration<'a> {
     pub inode: u64,
     pub session: u64,
     pub layout: pb::Layout,
-}
-
-/// The file is in chunks.
-pub struct Migrated {
-    pub inode: pb::Inode,
-    /// By this client's doing.
-    pub ours: bool,
 }
 
 impl InlineMigration<'_> {
