@@ -22,6 +22,7 @@ from .target import cluster_options, cluster_path, open_cluster
 
 if TYPE_CHECKING:
     from ..client import FileSystem
+    from ..client.location import AnyFileSystem
 
 CAT_BYTES: Final = 4 * MIB
 KINDS: Final = {
@@ -239,36 +240,57 @@ def stat(
 @click.command()
 @cluster_options
 @click.option("-p", "--parents", is_flag=True, help="Make missing parents; an existing directory is fine.")
-@click.option("-m", "--mode", default="755", show_default=True, help="Permissions, octal.")
+@click.option(
+    "-m", "--mode", help="Permissions, octal, whatever the umask is; by default 777 less the umask."
+)
 @click.argument("paths", nargs=-1, required=True)
 def mkdir(
     data_path: Path | None,
     address: str | None,
     secret_file: Path | None,
     parents: bool,
-    mode: str,
+    mode: str | None,
     paths: tuple[str, ...],
 ) -> None:
-    """Make directories.
+    """Make directories, as mkdir(1): -m is for those that are named and new, not for their parents.
 
     \b
     Example:
       luciola mkdir --data /var/lib/luciola -p /datasets/images
     """
-    try:
-        permissions = int(mode, 8)
-    except ValueError:
-        raise click.BadParameter(
-            f"{mode!r} is not an octal number such as 755", param_hint="--mode"
-        ) from None
-    if not 0 <= permissions <= 0o7777:
-        raise click.BadParameter(f"{mode} is larger than 7777", param_hint="--mode")
+    permissions = None if mode is None else _permissions(mode)
     with open_cluster(data_path, address, secret_file) as fs:
         for text in paths:
-            if parents:
-                fs.makedirs(cluster_path(text), mode=permissions, exist_ok=True)
-            else:
-                fs.mkdir(cluster_path(text), mode=permissions)
+            make_directory(fs, cluster_path(text), permissions, parents=parents)
+
+
+def _permissions(text: str) -> int:
+    try:
+        permissions = int(text, 8)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not an octal number such as 755", param_hint="--mode"
+        ) from None
+    if not 0 <= permissions <= 0o7777:
+        raise click.BadParameter(f"{text} is larger than 7777", param_hint="--mode")
+    return permissions
+
+
+def make_directory(fs: "AnyFileSystem", path: str, permissions: int | None, *, parents: bool) -> None:
+    """Make a directory with exactly these permissions, or with 777 less the umask.
+
+    `parents`: those that are missing are made, less the umask; the directory may exist, and stays as it is.
+    """
+    if parents:
+        fs.makedirs(os.path.dirname(path.rstrip("/")) or "/", exist_ok=True)
+    try:
+        fs.mkdir(path, 0o777 if permissions is None else permissions)
+    except FileExistsError:
+        if parents and fs.isdir(path):
+            return
+        raise
+    if permissions is not None:
+        fs.chmod(path, permissions)
 
 
 @click.command()
@@ -326,4 +348,4 @@ def _usage(fs: "FileSystem", path: str, found: list[Usage], *, seen: set[int]) -
     return size, count
 
 
-__all__ = ["cat", "du", "ls", "mkdir", "rm", "stat"]
+__all__ = ["cat", "du", "ls", "make_directory", "mkdir", "rm", "stat"]
