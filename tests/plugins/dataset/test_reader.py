@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import resource
 import threading
 import zlib
 from types import SimpleNamespace
@@ -237,6 +238,23 @@ def test_open_files_are_bounded(tmp_path) -> None:
         assert len(reader._open) <= limit
     assert reader.read([0]).arrays()[0].tobytes() == b"00000", "opened again"
     reader.close()
+
+
+def test_local_files_leave_half_of_the_descriptors_to_the_program(tmp_path) -> None:
+    count, descriptors = 160, 256
+    for number in range(count):
+        write_file(tmp_path / f"{number:05}.ffr", [b"%05d" % number])
+    records = open_records(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, hard))
+    try:
+        reader = BatchReader([records])
+        for start in range(0, count, 40):
+            reader.read(np.arange(start, start + 40))
+        assert len(reader._open) == descriptors // 2
+        reader.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_several_threads_share_a_reader(reader: BatchReader) -> None:
