@@ -16,8 +16,8 @@ use crate::types::{
 };
 use crate::wire::pb::claims::Role;
 
-/// How often a read looks again at a chunk that changes while it is being looked at.
-const LOOKS_MAX: usize = 8;
+/// How often a read of a chunk that changes meanwhile is attempted.
+const READ_ATTEMPTS: usize = 8;
 
 impl Service for Node {
     fn read(&self, ops: &[ReadOp], into: &[Placement], deadline: Instant, out: &mut Vec<ReadResult>) {
@@ -128,7 +128,7 @@ impl Node {
     fn read_one(&self, op: &ReadOp, into: &Placement, deadline: Instant) -> Result<ReadOutcome, Status> {
         let key = ChunkKey { chain: op.chain, chunk: op.chunk };
         let into = into.slice(0..(op.length as usize).min(into.len()));
-        for _ in 0..LOOKS_MAX {
+        for _ in 0..READ_ATTEMPTS {
             // The lease and the chain version first, then the state (S4).
             self.check_read(op)?;
             match self.engine.read(key, op.offset, &mut &into) {
