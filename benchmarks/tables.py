@@ -1,11 +1,13 @@
-"""Write the tables of measured figures into README.md and docs/performance.md, from the records of benchmarks/run.py.
+"""Write the tables of measured figures into README.md and docs/performance.md, from the records of benchmarks/run.py
+and turns.py.
 
 usage: python benchmarks/tables.py [--check]
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. `--check` writes nothing, and fails where a page holds
 something else. A record is a file of `run.py` that was kept under a name (`RESULTS`): with the values of each round
 (`figures`), or, where only these were kept, with medians and the range of the ratios to JuiceFS within a round
-(`medians`, `ratios`).
+(`medians`, `ratios`). Of two versions it has the ratios of the rounds: median, lowest and highest (`ratios`; what
+`turns.py --record` writes), or the figures of `run.py --before`; and the commit of the other one, by hand (`before`).
 """
 
 import argparse
@@ -15,13 +17,19 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BASE = "juicefs"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
 TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+Spread: TypeAlias = tuple[float, float, float]
+"""Median, lowest and highest of the ratios of rounds."""
 
 
 @dataclass(frozen=True)
@@ -57,33 +65,25 @@ def _range(values: Sequence[float], base: Sequence[float]) -> tuple[float, float
 def medians_and_ratios() -> str:
     """Return one and two copies beside JuiceFS, with the range of the ratios."""
     record = Record.load(RESULTS / "juicefs.json")
-    systems = {"one copy": "luciola", "two copies": "luciola 2 copies", "JuiceFS": "juicefs"}
-    rows = []
-    for label, works in JUICEFS_ROWS.items():
-        cells = []
-        for system in systems.values():
-            values = [f"{record.medians[system][work]:,.0f}" for work in works]
-            if system != BASE:
-                ranges = [record.ratios[system][work] for work in works]
-                values = [f"{v} ({_short(*r)})" for v, r in zip(values, ranges, strict=True)]
-            cells.append(" / ".join(values))
-        rows.append((label, *cells))
-    return _table(("work", *systems), rows)
+
+    def cell(system: str, work: str) -> str:
+        ratio = "" if system == BASE else f" ({_short(*record.ratios[system][work])})"
+        return f"{record.medians[system][work]:,.0f}{ratio}"
+
+    return _beside_juicefs(JUICEFS_ROWS, cell)
 
 
 def medians_in_short() -> str:
     """Return the rows of `medians_and_ratios` that a visitor looks for, medians alone."""
     record = Record.load(RESULTS / "juicefs.json")
-    systems = {"one copy": "luciola", "two copies": "luciola 2 copies", "JuiceFS": "juicefs"}
+    return _beside_juicefs(SHORT_ROWS, lambda system, work: f"{record.medians[system][work]:,.0f}")
+
+
+def _beside_juicefs(works_of: Mapping[str, Sequence[str]], cell: Callable[[str, str], str]) -> str:
+    systems = {"one copy": "luciola", "two copies": "luciola 2 copies", "JuiceFS": BASE}
     rows = [
-        (
-            label,
-            *(
-                " / ".join(f"{record.medians[system][work]:,.0f}" for work in works)
-                for system in systems.values()
-            ),
-        )
-        for label, works in SHORT_ROWS.items()
+        (label, *(" / ".join(cell(system, work) for work in works) for system in systems.values()))
+        for label, works in works_of.items()
     ]
     return _table(("work", *systems), rows)
 
@@ -97,6 +97,49 @@ def peers() -> str:
         for work in record.medians["luciola"]
     ]
     return _table(("work", *systems), rows)
+
+
+def copies_before(name: str) -> str:
+    """Return the ratios of one and two copies to an earlier version, from a run of both."""
+    before, ratios = ratios_to_before(RESULTS / name)
+    columns = {"one copy": ratios["luciola"], "two copies": ratios["luciola 2 copies"]}
+    rows = [(work, *(_spread(column[work]) for column in columns.values())) for work in ratios["luciola"]]
+    return _table((f"ratio to {before}", *columns), rows)
+
+
+def turns_before() -> str:
+    """Return the ratios of each job of `turns.py` to an earlier version, in both orders, and their geometric mean."""
+    before, ratios = ratios_to_before(RESULTS / "trust-data.json")
+    rows = []
+    for work, first in ratios["first"].items():
+        second = ratios["second"][work]
+        mean = statistics.geometric_mean((first[0], second[0]))
+        rows.append((work, _spread(first), _spread(second), f"{mean:.2f}"))
+    return _table((f"ratio to {before}", "this one first", "the other first", "mean"), rows)
+
+
+def ratios_to_before(path: Path) -> tuple[str, Mapping[str, Mapping[str, Spread]]]:
+    """Return the earlier version of a record of two, and the ratios to it by column and work."""
+    fields = json.loads(path.read_text())
+    kept: dict[str, dict[str, Spread]] = fields.get("ratios", {})
+    figures: dict[str, dict[str, list[float]]] = fields.get("figures", {})
+    for system in figures.keys() & {"luciola", "luciola 2 copies"}:
+        before = figures[system.replace("luciola", "before")]
+        kept[system] = {
+            work: spread([now / then for now, then in zip(values, before[work], strict=True)])
+            for work, values in figures[system].items()
+        }
+    return fields["before"], kept
+
+
+def spread(ratios: Sequence[float]) -> Spread:
+    """Return the median of the rounds' ratios, the lowest and the highest."""
+    return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def _spread(ratio: Spread) -> str:
+    median, low, high = ratio
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _short(low: float, high: float) -> str:
@@ -145,6 +188,9 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "juicefs": medians_and_ratios,
     "juicefs-short": medians_in_short,
     "peers": peers,
+    "trust-names": partial(copies_before, "trust-names.json"),
+    "trust-small-files": partial(copies_before, "trust-small-files.json"),
+    "trust-data": turns_before,
 }
 
 

@@ -1,6 +1,7 @@
 """One fio job on this version of Luciola and on another in turn: ratios, processor time and sleeps of an operation.
 
 usage: python benchmarks/turns.py randread 4k 1 --before PYTHON [--rounds 10] [--seconds 1] [--directory DIR] [--swap]
+                                  [--record FILE]
 
 Both clusters are up, one copy each, with data of their own. On a RAM disk (`--directory /dev/shm`, the default) what is
 compared is the path of an operation, not the disk's writing back, and rounds differ by a few per cent only. All runs at
@@ -9,6 +10,7 @@ reads of much data with `--swap`.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -19,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peers import luciola
+from tables import spread
 from workload import fio
 
 ROLES = ("mount", "storage")
@@ -46,6 +49,7 @@ def main() -> None:
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--swap", action="store_true", help="start the other version first")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="add the ratios to this JSON file")
     options = parser.parse_args()
     os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # all that is started from here inherits it
     versions = {"now": sys.executable, "before": options.before}
@@ -63,6 +67,9 @@ def main() -> None:
             for name in versions if number % 2 else reversed(versions):
                 measured[name].append(measure(files[name], options))
     show(measured)
+    if options.record is not None:
+        job = f"{options.pattern} {options.block.upper()} x{options.jobs} direct"
+        record(options.record, "second" if options.swap else "first", job, ratios_of(measured))
 
 
 def measure(path: Path, options: argparse.Namespace) -> Round:
@@ -121,10 +128,19 @@ def show(measured: dict[str, list[Round]]) -> None:
             cells.append(f"{statistics.median(one.processor_us[role] for one in rounds):.1f}")
             cells.append(f"{statistics.median(one.sleeps[role] for one in rounds):.2f}")
         print(f"| {name} | {' | '.join(cells)} |")
-    ratios = sorted(
-        now.iops / before.iops for now, before in zip(measured["now"], measured["before"], strict=True)
-    )
-    print(f"\nnow / before: {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    median, low, high = spread(ratios_of(measured))
+    print(f"\nnow / before: {median:.2f} ({low:.2f} to {high:.2f})")
+
+
+def ratios_of(measured: dict[str, list[Round]]) -> list[float]:
+    return [now.iops / before.iops for now, before in zip(measured["now"], measured["before"], strict=True)]
+
+
+def record(path: Path, order: str, job: str, ratios: list[float]) -> None:
+    """Put a job's ratios, with this version started `first` or `second`, into a record for `tables.py`."""
+    fields = json.loads(path.read_text()) if path.exists() else {"ratios": {}}
+    fields["ratios"].setdefault(order, {})[job] = spread(ratios)
+    path.write_text(json.dumps(fields, indent=1) + "\n")
 
 
 if __name__ == "__main__":

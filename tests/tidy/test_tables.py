@@ -1,8 +1,11 @@
 """README.md and docs/performance.md show the figures of benchmarks/results, and no others."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
@@ -36,3 +39,27 @@ def test_medians_and_ratios_are_those_of_the_rounds(tmp_path: Path) -> None:
     record = tables.Record.load(run)
     assert record.medians == {"luciola": {"w": 30}, "juicefs": {"w": 10}}
     assert record.ratios == {"luciola": {"w": (0.5, 5.0)}}
+
+
+def test_ratios_to_an_earlier_version_are_those_within_a_round(tmp_path: Path) -> None:
+    run = tmp_path / "run.json"
+    run.write_text(
+        json.dumps(
+            {"before": "abc", "figures": {"luciola": {"w": [30, 10, 50]}, "before": {"w": [20, 20, 10]}}}
+        )
+    )
+    assert tables.ratios_to_before(run) == ("abc", {"luciola": {"w": (1.5, 0.5, 5)}})
+
+
+def test_jobs_in_turn_are_added_to_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    turns = importlib.import_module("turns")
+    path = tmp_path / "turns.json"
+    for order, ratios in (("first", [1.0, 0.9, 1.2]), ("second", [1.1]), ("first", [1.0, 3.0])):
+        turns.record(path, order, "read 1M x1 direct", ratios)
+    assert json.loads(path.read_text()) == {
+        "ratios": {
+            "first": {"read 1M x1 direct": [2.0, 1.0, 3.0]},
+            "second": {"read 1M x1 direct": [1.1, 1.1, 1.1]},
+        }
+    }
