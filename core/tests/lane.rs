@@ -493,11 +493,6 @@ fn routing_follows_the_cluster_manager() {
     let (mgmtd, address) = Mgmtd::start();
     let table = RoutingTable::start(lane(&[&address]), soon()).unwrap();
     assert_eq!(table.current().version, 1);
-    let heard = Arc::new(AtomicU64::new(0));
-    table.on_change({
-        let heard = heard.clone();
-        move |routing| heard.store(routing.version, Ordering::SeqCst)
-    });
     for version in [2, 3, 7] {
         mgmtd.publish(version);
         let seen = table.wait_newer(version - 1, soon());
@@ -509,11 +504,6 @@ fn routing_follows_the_cluster_manager() {
     mgmtd.publish(9);
     assert_eq!(table.wait_newer(8, soon()).version, 9);
     assert!(mgmtd.polls.load(Ordering::SeqCst) < 20, "one poll a change, not a busy loop");
-    let deadline = soon();
-    while heard.load(Ordering::SeqCst) != 9 && Instant::now() < deadline {
-        std::thread::yield_now();
-    }
-    assert_eq!(heard.load(Ordering::SeqCst), 9);
 }
 
 #[test]

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::Region;
 use super::region::Mapping;
+use super::{ALIGNMENT, Region};
 
 /// Most pieces in one vectored call (IOV_MAX).
 const PIECES_MAX: usize = 1024;
@@ -67,6 +67,7 @@ impl Placement {
     pub fn private(len: usize) -> io::Result<Placement> {
         let mapping = Mapping::anonymous(len)?;
         let start = mapping.start();
+        assert!(start.addr().get().is_multiple_of(ALIGNMENT), "a mapping begins with a page");
         Ok(Placement {
             start,
             len,
@@ -123,6 +124,7 @@ impl Placement {
     /// `start .. start + len` must be readable (and writable if `writable`) until `keep` is dropped, and no
     /// reference to it may be held while the placement is used.
     pub unsafe fn from_raw(start: NonNull<u8>, len: usize, writable: bool, keep: Keep) -> Placement {
+        assert!(len <= isize::MAX as usize, "no memory is longer");
         Placement { start, len, region: None, keep: Some(keep), writable, expendable: false }
     }
 
@@ -256,6 +258,7 @@ impl Placement {
                 Err(error) => return Err(error.into()),
             }
         }
+        assert!(filled <= self.len, "the kernel fills no more than there is room for");
         Ok(filled)
     }
 
@@ -356,6 +359,7 @@ fn fill(
             Err(error) => return Err(error.into()),
         }
     }
+    assert!(filled <= total, "the kernel fills no more than there is room for");
     Ok(filled)
 }
 

@@ -43,6 +43,7 @@ impl BufferPool {
         let buffer_bytes = page_align(buffer_bytes);
         let total = buffer_bytes.checked_mul(count).ok_or(io::ErrorKind::InvalidInput)?;
         let region = create(total)?;
+        assert!(total <= region.len(), "every buffer is in the region");
         let free = Mutex::new((0..count as u32).rev().collect());
         let shared = PoolShared { region, buffer_bytes, count, free, returned: Condvar::new() };
         Ok(BufferPool { shared: Arc::new(shared) })

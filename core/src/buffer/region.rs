@@ -11,10 +11,12 @@ use crate::lock::Mutex;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 
-use super::page_align;
+use super::{ALIGNMENT, page_align};
 
 /// Largest region that is created or that a peer may hand us. Address space is cheap, mistakes are not.
 pub const REGION_BYTES_MAX: usize = 4 << 30;
+const _: () =
+    assert!(REGION_BYTES_MAX / ALIGNMENT <= u32::MAX as usize, "a pool numbers its buffers in 32 bits");
 
 /// Names a region between processes. Random, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,7 +87,7 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: the range is exactly what mmap gave us, and by B1 no reference to it is left.
         let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
-        debug_assert!(unmapped.is_ok(), "unmapping our own range cannot fail");
+        assert!(unmapped.is_ok(), "unmapping our own range cannot fail");
     }
 }
 
@@ -131,6 +133,7 @@ impl Region {
         })?;
         rustix::fs::ftruncate(&fd, len as u64)?;
         rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        assert!(len.is_multiple_of(ALIGNMENT) && len >= bytes, "a region has whole pages");
         let mapping = Mapping::shared(fd.as_fd(), len)?;
         mapping.advise_huge_pages();
         let attachments = Mutex::default();
@@ -139,7 +142,7 @@ impl Region {
 
     /// Map a region that a peer sent. Errors: `InvalidData` if it could shrink, or is not as long as said.
     pub fn map_peer(fd: OwnedFd, id: RegionId, len: usize) -> io::Result<Arc<Region>> {
-        if len == 0 || len > REGION_BYTES_MAX || !len.is_multiple_of(super::ALIGNMENT) {
+        if len == 0 || len > REGION_BYTES_MAX || !len.is_multiple_of(ALIGNMENT) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a region of that length is not allowed"));
         }
         // Fails for everything that is not a memfd (or another file that can be sealed).

@@ -85,7 +85,7 @@ pub struct FakeChunks {
     /// Error of writes to one place.
     fault_at: Kept<Option<(u64, Error)>>,
     faults: Kept<FaultPlan>,
-    /// The next write panics.
+    /// The next batch panics.
     mistaken: AtomicBool,
     held: Mutex<bool>,
     /// Whether syncs wait before they end, and how many do.
@@ -123,8 +123,12 @@ impl FakeChunks {
         *self.fault_at.lock() = Some((offset, error));
     }
 
-    pub fn panic_at_next_write(&self) {
+    pub fn panic_at_next_batch(&self) {
         self.mistaken.store(true, Ordering::Relaxed);
+    }
+
+    fn fail_if_mistaken(&self) {
+        assert!(!self.mistaken.swap(false, Ordering::Relaxed), "a mistake, on purpose");
     }
 
     /// Writes wait until they are let go.
@@ -281,11 +285,12 @@ impl ChunkStore for ChunkClient {
     }
 
     fn read_many(&self, reads: &[Read]) -> Vec<Result<()>> {
+        self.fake.fail_if_mistaken();
         reads.iter().map(|read| self.read(read)).collect()
     }
 
     fn write_many(&self, writes: &[Write]) -> Vec<Result<()>> {
-        assert!(!self.fake.mistaken.swap(false, Ordering::Relaxed), "a mistake, on purpose");
+        self.fake.fail_if_mistaken();
         let chunks = FakeChunks::chunks_of(writes);
         for chunk in &chunks {
             let mut under_way = self.under_way.lock();

@@ -709,7 +709,7 @@ fn a_failed_write_back_is_reported_once_to_every_handle() {
 fn a_mistake_in_a_write_back_is_an_error_and_leaves_no_caller_waiting() {
     let cluster = FakeCluster::new();
     let file = cluster.create(5);
-    cluster.chunks.panic_at_next_write();
+    cluster.chunks.panic_at_next_batch();
     put(&file, 0, &pattern(100_000, 0));
     assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::Other);
     put(&file, 0, &pattern(100_000, 0));
@@ -722,7 +722,7 @@ fn a_mistake_while_a_file_leaves_its_inode_is_an_error_and_leaves_no_caller_wait
     let file = cluster.create(5);
     put(&file, 0, b"hello");
     file.flush().unwrap();
-    cluster.chunks.panic_at_next_write();
+    cluster.chunks.panic_at_next_batch();
     put(&file, 5, &pattern(5000, 0));
     assert_eq!(file.fsync(false).unwrap_err().kind(), Kind::Other);
     put(&file, 5, &pattern(5000, 0));

@@ -32,7 +32,7 @@ impl<P> Attempts<P> {
     /// One more begins.
     pub fn begin(&mut self, peer: P) {
         self.outstanding = self.may_arrive();
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
         self.peer = Some(peer);
         self.reached = Reached::Unsent;
     }

@@ -18,7 +18,7 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(first: Duration, max: Duration) -> Backoff {
-        Backoff { next: first, max, suspension: Suspension::since_now() }
+        Backoff { next: first.min(max), max, suspension: Suspension::since_now() }
     }
 
     /// How long to wait now, never beyond `deadline`; `None` once that has passed.
@@ -26,6 +26,7 @@ impl Backoff {
         let left = deadline.saturating_duration_since(Instant::now() + self.suspension.length());
         let pause = self.next.mul_f64(1.0 - random_fraction() / 2.0);
         self.next = (self.next * 2).min(self.max);
+        assert!(pause <= self.max, "pauses are bounded");
         (!left.is_zero()).then_some(pause.min(left))
     }
 }

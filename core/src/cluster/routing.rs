@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -189,8 +190,6 @@ pub fn own_boot_id() -> &'static str {
     })
 }
 
-type Hook = Box<dyn Fn(&Arc<Routing>) + Send + Sync>;
-
 /// Keeps routing current: one thread holds a long poll at mgmtd. Ends on drop.
 pub struct RoutingTable {
     shared: Arc<TableShared>,
@@ -201,7 +200,6 @@ struct TableShared {
     changed: Condvar,
     /// Wakes the thread out of a pause.
     hurry: Condvar,
-    hooks: Mutex<Vec<Hook>>,
 }
 
 struct TableState {
@@ -216,19 +214,17 @@ impl RoutingTable {
         let first = poll(&mgmtd, &Routing::default(), Duration::ZERO, deadline)?;
         let table = RoutingTable::fixed(first);
         let shared = table.shared.clone();
-        thread::Builder::new().name("luciola-routing".into()).spawn(move || shared.follow(&mgmtd))?;
+        let next = move |current: &Routing| {
+            poll(&mgmtd, current, POLL_WAIT, Instant::now() + POLL_WAIT + POLL_GRACE)
+        };
+        thread::Builder::new().name("luciola-routing".into()).spawn(move || shared.follow(next))?;
         Ok(table)
     }
 
     /// A table that changes only by [`RoutingTable::replace`], for tests and tools.
     pub fn fixed(routing: Routing) -> Arc<RoutingTable> {
         let state = TableState { current: Arc::new(routing), hurried: false, stopped: false };
-        let shared = TableShared {
-            state: Mutex::new(state),
-            changed: Condvar::new(),
-            hurry: Condvar::new(),
-            hooks: Mutex::default(),
-        };
+        let shared = TableShared { state: Mutex::new(state), changed: Condvar::new(), hurry: Condvar::new() };
         Arc::new(RoutingTable { shared: Arc::new(shared) })
     }
 
@@ -255,11 +251,6 @@ impl RoutingTable {
         state.current.clone()
     }
 
-    /// Call `hook` with every new routing, from the routing thread.
-    pub fn on_change(&self, hook: impl Fn(&Arc<Routing>) + Send + Sync + 'static) {
-        self.shared.hooks.lock().push(Box::new(hook));
-    }
-
     /// End the thread, at the latest when its poll is answered. Callers that wait for a newer version are woken.
     pub fn stop(&self) {
         self.shared.state.lock().stopped = true;
@@ -282,13 +273,16 @@ impl fmt::Debug for RoutingTable {
 
 impl TableShared {
     fn publish(&self, routing: Routing) {
-        let routing = Arc::new(routing);
-        self.state.lock().current = routing.clone();
+        let mut state = self.state.lock();
+        assert!(routing.version >= state.current.version, "routing never goes back");
+        state.current = Arc::new(routing);
+        drop(state);
         self.changed.notify_all();
-        self.hooks.lock().iter().for_each(|hook| hook(&routing));
     }
 
-    fn follow(&self, mgmtd: &Lane) {
+    /// Publish what `next` brings, until the table is stopped. A panic in there is a failed poll: without this thread every
+    /// request would stay with old routing.
+    fn follow(&self, next: impl Fn(&Routing) -> Result<Routing>) {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         loop {
             let (current, stopped) = {
@@ -298,14 +292,15 @@ impl TableShared {
             if stopped {
                 return;
             }
-            let deadline = Instant::now() + POLL_WAIT + POLL_GRACE;
-            match poll(mgmtd, &current, POLL_WAIT, deadline) {
-                Ok(next) => {
-                    backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-                    if next != *current {
-                        self.publish(next);
-                    }
+            let polled = catch_unwind(AssertUnwindSafe(|| {
+                let next = next(&current)?;
+                if next != *current {
+                    self.publish(next);
                 }
+                Ok(())
+            }));
+            match polled.unwrap_or_else(|_| Err(Error::new(Kind::Other, "the poll panicked"))) {
+                Ok(()) => backoff = Backoff::new(RETRY_FIRST, RETRY_MAX),
                 Err(error) => {
                     log::warn!("polling mgmtd for routing failed: {error}; retrying");
                     self.pause(backoff.pause(Instant::now() + RETRY_MAX).unwrap_or(RETRY_MAX));
@@ -333,6 +328,8 @@ fn poll(mgmtd: &Lane, current: &Routing, wait: Duration, deadline: Instant) -> R
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn routing(delta: bool, version: u64) -> pb::Routing {
@@ -468,5 +465,23 @@ mod tests {
             assert_eq!(waiter.join().unwrap(), 2);
         });
         assert_eq!(table.wait_newer(9, Instant::now()).version, 2);
+    }
+
+    #[test]
+    fn after_a_poll_that_panics_routing_is_followed_further() {
+        let table = RoutingTable::fixed(Routing { version: 1, ..Routing::default() });
+        let panicked = AtomicBool::new(false);
+        let shared = table.shared.clone();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                shared.follow(|current| {
+                    assert!(panicked.swap(true, Ordering::Relaxed), "a mistake, on purpose");
+                    Ok(Routing { version: 2, ..current.clone() })
+                });
+            });
+            let newer = table.wait_newer(1, Instant::now() + Duration::from_secs(60));
+            table.stop();
+            assert_eq!(newer.version, 2);
+        });
     }
 }

@@ -26,6 +26,7 @@ use crate::wire::pb::{self, Method};
 
 /// Longest that connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const _: () = assert!(PAYLOAD_BYTES_MAX <= u32::MAX as usize, "a header says how long a message is");
 
 /// How a lane retries.
 #[derive(Clone, Debug)]
@@ -69,6 +70,15 @@ struct LaneState {
     open: usize,
 }
 
+impl LaneState {
+    /// So many connections are gone.
+    fn closed(&mut self, count: usize) {
+        assert!(self.open >= self.idle.len() + count, "open connections are counted");
+        assert!(self.preferred < self.addresses.len().max(1), "one of the addresses is preferred");
+        self.open -= count;
+    }
+}
+
 struct IdleConnection {
     address: String,
     stream: Stream,
@@ -107,8 +117,7 @@ impl Lane {
         let LaneState { idle, addresses, .. } = &mut *state;
         idle.retain(|each| addresses.contains(&each.address));
         let closed = before - state.idle.len();
-        assert!(state.open >= closed, "idle connections are counted");
-        state.open -= closed;
+        state.closed(closed);
     }
 
     /// Call `method`. The same bytes are sent again, with growing pauses, after a lost connection and after
@@ -222,8 +231,7 @@ impl Lane {
                     attempts.begin(address.clone());
                     return Ok((address, stream));
                 }
-                assert!(state.open > 0, "an idle connection is counted");
-                state.open -= 1;
+                state.closed(1);
             }
             if state.open < self.options.connections_max {
                 state.open += 1;
@@ -275,8 +283,8 @@ impl Lane {
         let mut state = self.state.lock();
         let is_due = |each: &&IdleConnection| each.since.elapsed() >= self.options.idle_max;
         let count = state.idle.iter().take_while(is_due).count();
-        state.open -= count;
         let closed: Vec<IdleConnection> = state.idle.drain(..count).collect();
+        state.closed(count);
         drop(state);
         drop(closed);
         self.freed.notify_all();
@@ -293,9 +301,9 @@ impl Lane {
                 state.preferred = place;
                 state.idle.push(IdleConnection { address, stream, since: Instant::now() });
             }
-            (Some(_), None) => state.open -= 1,
+            (Some(_), None) => state.closed(1),
             (None, place) => {
-                state.open -= 1;
+                state.closed(1);
                 if place == Some(state.preferred) {
                     state.preferred = (state.preferred + 1) % state.addresses.len();
                 }
@@ -321,6 +329,7 @@ fn exchange(
     deadline: Instant,
     attempts: &mut Attempts<String>,
 ) -> io::Result<(LaneHeader, Vec<u8>)> {
+    assert!(request.len() <= PAYLOAD_BYTES_MAX, "callers refuse what is too long");
     let (method, length) = (method as u16, request.len() as u32);
     let header = LaneHeader { length, method, reply: false, error: false, id };
     stream.send(&[&header.encode(), request].concat(), &[], None, deadline)?;

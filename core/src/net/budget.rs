@@ -25,6 +25,7 @@ impl Budget {
                 return None;
             }
         }
+        assert!(*free <= self.total, "bytes are given back once");
         *free -= bytes;
         Some(Share { budget: self.clone(), bytes })
     }

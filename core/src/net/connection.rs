@@ -31,6 +31,10 @@ const DEADLINE_MARGIN: Duration = Duration::from_millis(50);
 /// Longest that a handshake may take, on both sides.
 pub(super) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const _: () = assert!(DEADLINE_MARGIN.as_millis() < HANDSHAKE_TIMEOUT.as_millis());
+const _: () = assert!(
+    upgrade::FIRST_PING_TIMEOUT.as_millis() < HANDSHAKE_TIMEOUT.as_millis(),
+    "there is time for a first ping over RDMA"
+);
 
 /// An authenticated connection to a storage server. One batch at a time.
 ///
@@ -146,6 +150,7 @@ impl Connection {
         let registered =
             places.iter().zip(&locations).filter(|(_, location)| **location != PayloadLocation::Inline);
         let registered = registered.map(|(placement, _)| placement.clone()).collect();
+        assert!(places.is_empty() || places.len() == locations.len(), "a location per placement");
         self.in_flight = Some(InFlightBatch {
             kind,
             id: envelope.id,
@@ -196,6 +201,7 @@ impl Connection {
             return Err(Failure(Status::Timeout));
         }
         let sent = left - (left / 4).min(DEADLINE_MARGIN);
+        assert!(sent <= left, "a server answers before its client gives up");
         self.next_id = self.next_id.wrapping_add(1);
         let deadline_ms = u32::try_from(sent.as_millis()).unwrap_or(u32::MAX).max(1);
         Ok(Envelope { id: self.next_id, deadline_ms, clock_ms: 0 })
@@ -215,6 +221,7 @@ impl Connection {
                 cleanup::quarantine(socket, registered, remains);
             }
         }
+        assert!(!self.is_usable(), "a failed request ends its connection");
         failure.0
     }
 }

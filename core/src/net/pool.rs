@@ -76,7 +76,7 @@ impl Pool {
         }
         (state.open < self.connections_max).then(|| {
             state.open += 1;
-            assert!(state.idle.is_empty() && state.open <= self.connections_max);
+            assert!(state.idle.is_empty(), "no more are opened while some are idle");
             Pooled { pool: self, connection: None }
         })
     }
@@ -161,6 +161,10 @@ impl Drop for Pooled<'_> {
             Some(connection) if connection.is_usable() => state.idle.push((connection, now)),
             _ => state.open -= 1,
         }
+        assert!(
+            state.idle.len() <= state.open && state.open <= self.pool.connections_max,
+            "connections are bounded"
+        );
         // The least recently used is the first; at most one goes at a time, so this costs nothing.
         let stale = match state.idle.first() {
             Some((_, since)) if now.duration_since(*since) > IDLE_MAX => {

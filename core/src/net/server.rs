@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,9 +95,20 @@ struct Connections {
     next: u64,
 }
 
+impl Connections {
+    fn check(&self, threads_max: usize) {
+        assert!(self.sockets.len() <= threads_max, "connections are bounded");
+        assert!(
+            self.unauthenticated + self.clients <= self.sockets.len(),
+            "each connection is counted as one thing"
+        );
+    }
+}
+
 impl Server {
     /// Bind and begin to serve. Errors: `AddrInUse` if a live server holds the socket file or the port.
     pub fn start(options: ServerOptions, service: Arc<dyn Service>) -> io::Result<Server> {
+        assert!(options.threads_max > 0 && options.payload_bytes_max > 0, "a server can serve something");
         let tcp = options.tcp.map(TcpListener::bind).transpose()?;
         let tcp_address = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let (unix, socket_file) = match &options.unix {
@@ -213,8 +225,10 @@ impl ServerInner {
         while !self.stopping.load(Ordering::SeqCst) {
             let mut polled = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
             let _ = rustix::event::poll(&mut polled, None);
-            match accept() {
-                Ok(stream) => self.admit(stream),
+            // Whatever is wrong with one connection, the next ones are accepted.
+            let accepted = catch_unwind(AssertUnwindSafe(|| accept().map(|stream| self.admit(stream))));
+            match accepted.unwrap_or_else(|_| Err(io::Error::other("it panicked"))) {
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {
                     log::warn!("accepting a connection failed: {error}; retrying");
@@ -254,7 +268,7 @@ impl ServerInner {
         connections.unauthenticated += 1;
         let before = connections.sockets.insert(number, socket);
         assert!(before.is_none(), "connections have numbers of their own");
-        assert!(connections.unauthenticated <= connections.sockets.len());
+        connections.check(self.threads_max);
         Some(Admission { inner: self.clone(), number, holder: Holder::Unauthenticated })
     }
 }
@@ -310,6 +324,7 @@ impl Admission {
         assert!(connections.unauthenticated > 0, "it was counted when it was accepted");
         connections.unauthenticated -= 1;
         connections.clients += usize::from(!is_node);
+        connections.check(self.inner.threads_max);
         self.holder = if is_node { Holder::Node } else { Holder::Client };
         true
     }
@@ -322,6 +337,7 @@ impl Drop for Admission {
         assert!(removed.is_some(), "a connection ends once");
         connections.unauthenticated -= usize::from(self.holder == Holder::Unauthenticated);
         connections.clients -= usize::from(self.holder == Holder::Client);
+        connections.check(self.inner.threads_max);
         self.inner.ended.notify_all();
     }
 }
@@ -387,5 +403,52 @@ fn remove_if_dead(path: &Path) -> io::Result<()> {
             let message = format!("a server listens at {}", path.display());
             Err(io::Error::new(io::ErrorKind::AddrInUse, message))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpStream;
+
+    use super::*;
+    use crate::types::{ChainId, ChainVersion, ReadOp, ReadResult, Status, UpdateOp, UpdateResult};
+    use crate::{buffer::Placement, net::Sender};
+
+    struct Nothing;
+
+    impl Service for Nothing {
+        fn read(&self, _: &[ReadOp], _: &[Placement], _: Instant, _: &mut Vec<ReadResult>) {}
+        fn update(
+            &self,
+            _: Sender<'_>,
+            _: &[UpdateOp],
+            _: &[Placement],
+            _: Instant,
+            _: &mut Vec<UpdateResult>,
+        ) {
+        }
+        fn sync(&self, _: Sender<'_>, _: &[(ChainId, ChainVersion)], _: Instant, _: &mut Vec<Status>) {}
+    }
+
+    #[test]
+    fn after_a_panic_the_next_connection_is_accepted() {
+        let server = Server::start(ServerOptions::new(Secret::new([1; 32])), Arc::new(Nothing)).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut is_first = true;
+        let accept_all = move |inner: &Arc<ServerInner>| {
+            inner.accept_all(&listener, || {
+                let (stream, _) = listener.accept()?;
+                assert!(!std::mem::take(&mut is_first), "a mistake, on purpose");
+                Stream::from_tcp(stream)
+            });
+        };
+        server.listen("luciola-test", accept_all).unwrap();
+        let mut bytes = [0; 8];
+        assert_eq!(TcpStream::connect(address).unwrap().read(&mut bytes).unwrap(), 0, "closed");
+        assert_ne!(TcpStream::connect(address).unwrap().read(&mut bytes).unwrap(), 0, "greeted");
+        server.stop();
     }
 }

@@ -38,6 +38,9 @@ const PASSED_MAX: usize = 2;
 /// Longest deadline that a request may ask for.
 const DEADLINE_MAX: Duration = Duration::from_secs(600);
 const _: () = assert!(STALL_TIMEOUT.as_secs() < DEADLINE_MAX.as_secs());
+const _: () =
+    assert!(DEADLINE_MAX.as_millis() <= i32::MAX as u128 / 2, "a deadline is named on a clock that wraps");
+const _: () = assert!(PASSED_MAX < REGIONS_MAX, "descriptors wait for registrations");
 
 /// What all connections of a server share.
 pub(super) struct Common {
@@ -99,9 +102,7 @@ impl ServerSession {
                 return Err(invalid(Malformed("a reply where a request belongs")));
             }
             let frame_bytes = HEADER_BYTES + header.table_bytes();
-            if !self.receive(frame_bytes, false)? {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            self.receive(frame_bytes, false)?;
             let taken = self.frame_reader.take(frame_bytes);
             let table = &taken[HEADER_BYTES..];
             if self.has_expired() {

@@ -31,6 +31,7 @@ use crate::rdma::{Link, Remains};
 /// Sockets block at most this long in one call; longer deadlines are several calls. So a socket's timeout is
 /// set once, not once per request.
 const TICK: Duration = Duration::from_secs(1);
+const _: () = assert!(cancel::SLICE.as_millis() < TICK.as_millis(), "who is watched looks more often");
 /// Longest path of a Unix socket that the kernel takes, with its final zero.
 const SUN_PATH_BYTES: usize = 108;
 

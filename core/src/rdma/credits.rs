@@ -4,6 +4,8 @@
 //! - C2 Neither end waits indefinitely: one buffer is kept for a message that only returns buffers, and an end that owes
 //!   half its window must send one.
 
+use crate::wire::rdma::WINDOW_MIN;
+
 /// What one end knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Credits {
@@ -25,7 +27,7 @@ pub struct TooMany;
 impl Credits {
     pub fn new(window: u16, window_of_peer: u16) -> Credits {
         assert!(
-            window >= 4 && window_of_peer >= 4,
+            window >= WINDOW_MIN && window_of_peer >= WINDOW_MIN,
             "with less, ends would return buffers to each other without end"
         );
         Credits { free: window_of_peer, free_max: window_of_peer, owed: 0, window }
@@ -43,7 +45,11 @@ impl Credits {
 
     /// A message goes out; it returns that many buffers.
     pub fn send(&mut self) -> u16 {
-        assert!(self.free >= 1, "the sender has checked `may_send`");
+        assert!(self.free >= 1, "C1: the sender has checked `may_send`");
+        assert!(
+            self.owed <= self.window && self.free <= self.free_max,
+            "no end has more buffers than its window"
+        );
         self.free -= 1;
         std::mem::take(&mut self.owed)
     }
@@ -62,7 +68,7 @@ impl Credits {
     /// The buffer of a message is posted again.
     pub fn repost(&mut self) {
         self.owed += 1;
-        debug_assert!(self.owed <= self.window, "an end has no more buffers than its window");
+        assert!(self.owed <= self.window, "an end has no more buffers than its window");
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::gid::{GidEntry, GidType, choose_gid};
+use super::unused::Unused;
 use super::verbs::{self, DeviceAttributes, Library, PortAttributes};
 use crate::buffer::Region;
 use crate::wire::rdma::{LinkLayer, Offer};
@@ -76,37 +77,14 @@ unsafe impl Send for Device {}
 // SAFETY: as above.
 unsafe impl Sync for Device {}
 
-/// A device or a port that is there and not used, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unused {
-    pub name: String,
-    pub reason: String,
-}
-
-/// What there is on this machine.
-#[derive(Clone, Debug, Default)]
-pub struct Found {
-    pub ports: Vec<Port>,
-    pub unused: Vec<Unused>,
-}
-
-/// The devices of this machine that are wanted.
-pub struct OpenedDevices {
-    pub devices: Vec<Arc<Device>>,
-    pub unused: Vec<Unused>,
-}
-
-/// Open all devices that `wanted` lets through ("mlx5_0", "mlx5_0:1"; empty: all). Errors: why there can be none.
-pub fn open(wanted: &[String]) -> Result<OpenedDevices, String> {
-    let library = Library::get()?;
-    let mut unused = Vec::new();
-    let devices = open_all(library, wanted, &mut unused)?;
-    Ok(OpenedDevices { devices, unused })
-}
-
-/// The ports of these devices as they are now.
-pub fn ports(devices: &[Arc<Device>], wanted: &[String], gid_index: Option<u8>) -> Found {
-    let mut found = Found::default();
+/// The ports of these devices as they are now. Those that cannot be used are added to `unused`.
+pub fn ports(
+    devices: &[Arc<Device>],
+    wanted: &[String],
+    gid_index: Option<u8>,
+    unused: &mut Vec<Unused>,
+) -> Vec<Port> {
+    let mut ports = Vec::new();
     for device in devices {
         for number in 1..=device.port_count() {
             let name = format!("{}:{number}", device.name);
@@ -114,19 +92,18 @@ pub fn ports(devices: &[Arc<Device>], wanted: &[String], gid_index: Option<u8>) 
                 continue;
             }
             match port(device, number, gid_index) {
-                Ok(port) => found.ports.push(port),
-                Err(reason) => found.unused.push(Unused { name, reason }),
+                Ok(port) => ports.push(port),
+                Err(reason) => unused.push(Unused { name, reason }),
             }
         }
     }
-    found
+    ports
 }
 
-fn open_all(
-    library: &'static Library,
-    wanted: &[String],
-    unused: &mut Vec<Unused>,
-) -> Result<Vec<Arc<Device>>, String> {
+/// Open all devices that `wanted` lets through ("mlx5_0", "mlx5_0:1"; empty: all). Those that cannot be opened are added to
+/// `unused`. Errors: why there can be none.
+pub fn open(wanted: &[String], unused: &mut Vec<Unused>) -> Result<Vec<Arc<Device>>, String> {
+    let library = Library::get()?;
     let mut count: c_int = 0;
     // SAFETY: `count` outlives the call.
     let list = unsafe { (library.get_device_list)(&mut count) };

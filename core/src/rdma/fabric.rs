@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use crate::lock::Mutex;
 
-use super::device::{Found, OpenedDevices, Port, open, ports};
+use super::device::{Device, Port, open, ports};
 use super::gid::choose_pair;
 use super::grants::Grants;
 use super::memory::Buffers;
+use super::unused::Unused;
 use crate::wire::rdma::{Offer, PORTS_MAX};
 
 /// Ports are looked at again when one is needed and this has passed: cables and addresses change.
@@ -21,6 +22,14 @@ const PORTS_LIFE: Duration = Duration::from_secs(10);
 /// A peer that could not be reached is tried again after this, and then after twice as long each time.
 const RETRY_FIRST: Duration = Duration::from_secs(10);
 const RETRY_MAX: Duration = Duration::from_secs(600);
+const _: () = assert!(RETRY_FIRST.as_secs() <= RETRY_MAX.as_secs());
+
+/// What there is on this machine.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    pub ports: Vec<Port>,
+    pub unused: Vec<Unused>,
+}
 
 /// What a user may say about it; `ClientConfig` and `StorageConfig` have the reasons.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -76,6 +85,12 @@ impl RdmaCounters {
     }
 }
 
+/// The devices that are wanted, and those that could not be opened.
+struct OpenedDevices {
+    devices: Vec<Arc<Device>>,
+    unused: Vec<Unused>,
+}
+
 /// Shared by all connections of a client, or of a node. Devices are opened when first asked for.
 pub struct Fabric {
     options: RdmaOptions,
@@ -110,7 +125,10 @@ impl Fabric {
     }
 
     fn devices(&self) -> Result<&OpenedDevices, String> {
-        let opened = || open(&self.options.devices);
+        let opened = || {
+            let mut unused = Vec::new();
+            open(&self.options.devices, &mut unused).map(|devices| OpenedDevices { devices, unused })
+        };
         self.devices.get_or_init(opened).as_ref().map_err(Clone::clone)
     }
 
@@ -123,8 +141,8 @@ impl Fabric {
         {
             return Ok(found.clone());
         }
-        let mut found = ports(devices, &self.options.devices, self.options.gid_index);
-        found.unused.extend_from_slice(unused);
+        let mut found = Found { ports: Vec::new(), unused: unused.clone() };
+        found.ports = ports(devices, &self.options.devices, self.options.gid_index, &mut found.unused);
         *known = Some((Instant::now(), found.clone()));
         Ok(found)
     }

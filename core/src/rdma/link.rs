@@ -16,9 +16,11 @@ use rustix::net::RecvFlags;
 use super::credits::Credits;
 use super::device::{Port, Registration};
 use super::fabric::{Fabric, RdmaCounters};
+use super::memory::SIZES;
 use super::queue::{Completion, POST_MAX, QueuePair, Request, Size, WorkKind};
 use crate::buffer::Placement;
-use crate::wire::rdma::{End, Offer, RemoteMemory};
+use crate::wire::frame::{HEADER_BYTES, TABLE_BYTES_MAX};
+use crate::wire::rdma::{End, Offer, RemoteMemory, WINDOW_MAX, WINDOW_MIN};
 
 /// Bytes of one message: most frames fit one.
 pub const MESSAGE_BYTES: usize = 4096;
@@ -37,6 +39,14 @@ const READS_MAX: u8 = 16;
 /// Distinguishes receives from sends in the ids of requests.
 const RECEIVE: u64 = 1 << 63;
 const _: () = assert!(MESSAGE_BYTES <= PIECE_BYTES_MAX && SEND_SLOTS <= WINDOW as usize);
+const _: () = assert!(WINDOW_MIN <= WINDOW && WINDOW <= WINDOW_MAX, "peers take such a window");
+const _: () = assert!(
+    (HEADER_BYTES + TABLE_BYTES_MAX).div_ceil(MESSAGE_BYTES) < WINDOW as usize,
+    "the largest frame, and one message that returns buffers"
+);
+const _: () =
+    assert!((WINDOW as usize + SEND_SLOTS) * MESSAGE_BYTES <= SIZES[0], "messages fit the smallest buffer");
+const _: () = assert!(SIGNAL_EVERY <= POST_MAX && POST_MAX <= TRANSFERS_MAX);
 
 /// Bytes here and there that a transfer moves.
 #[derive(Clone, Debug)]
@@ -87,6 +97,7 @@ impl Half {
             reads: limits.reads_answered.min(READS_MAX),
             asks: false,
         };
+        assert!(end.qpn >> 24 == 0 && end.psn >> 24 == 0, "numbers of 24 bits");
         let message_bytes = port.message_bytes.min(PIECE_BYTES_MAX);
         Ok(Half { fabric: fabric.clone(), queue, messages, keys, end, sends, message_bytes })
     }
@@ -179,10 +190,13 @@ impl Link {
 
     fn room(&self) -> usize {
         assert!(self.done <= self.asked, "only what was posted is done");
-        self.sends - (self.asked - self.done) as usize
+        let under_way = (self.asked - self.done) as usize;
+        assert!(under_way <= self.sends, "the send queue is never overrun");
+        self.sends - under_way
     }
 
     fn post_message(&mut self, bytes: &[u8]) -> io::Result<()> {
+        assert!(bytes.len() <= MESSAGE_BYTES && self.slot_is_free(), "a buffer is free for the message");
         let start = (WINDOW as usize + self.next_slot) * MESSAGE_BYTES;
         self.messages.copy_in(start, bytes);
         let returned = self.credits.send();
@@ -221,6 +235,7 @@ impl Link {
         let start = message.slot * MESSAGE_BYTES + message.at;
         self.messages.slice(start..start + count).copy_to(&mut target[..count]);
         message.at += count;
+        assert!(message.at <= message.end, "bytes are taken once");
         if message.at == message.end {
             let slot = message.slot;
             self.received_messages.pop_front();
@@ -400,7 +415,10 @@ impl Link {
         self.guard(|link| link.queue.poll(&mut completions))?;
         for completion in &completions {
             match *completion {
-                Completion::Sent { id } => self.done = id,
+                Completion::Sent { id } => {
+                    assert!(self.done < id && id <= self.asked, "requests are done in their order, and once");
+                    self.done = id;
+                }
                 Completion::Received { id, length, immediate } => {
                     self.received((id & !RECEIVE) as usize, length as usize, immediate)?;
                 }
@@ -411,6 +429,10 @@ impl Link {
     }
 
     fn received(&mut self, slot: usize, length: usize, immediate: Option<u32>) -> io::Result<()> {
+        assert!(
+            slot < WINDOW as usize && length <= MESSAGE_BYTES,
+            "a message is in a buffer that was posted"
+        );
         let returned = immediate.and_then(|number| u16::try_from(number).ok());
         let Some(returned) = returned else {
             return Err(self.end(io::Error::new(io::ErrorKind::InvalidData, "a message of another kind")));

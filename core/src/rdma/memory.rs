@@ -7,9 +7,11 @@ use crate::lock::Mutex;
 use crate::buffer::{BufferPool, Placement};
 
 /// Fourfold steps, so that at most three quarters of a buffer are wasted; the smallest holds one connection's messages.
-const SIZES: [usize; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
+pub(super) const SIZES: [usize; 5] = [64 << 10, 256 << 10, 1 << 20, 4 << 20, 16 << 20];
 /// One region holds so many bytes of buffers, or one buffer: all of it is locked in memory from its first use on.
 const REGION_BYTES: usize = 8 << 20;
+const _: () =
+    assert!(SIZES[0] < SIZES[1] && SIZES[1] < SIZES[2] && SIZES[2] < SIZES[3] && SIZES[3] < SIZES[4]);
 
 /// Registered buffers of one process. Only devices that were given a key write to them besides.
 #[derive(Debug, Default)]
@@ -38,6 +40,7 @@ impl Buffers {
             }
         };
         trim(&mut pools);
+        assert!(buffer.len() >= bytes, "a buffer of the size that fits");
         Ok(buffer.into_placement().slice(0..bytes))
     }
 }

@@ -25,17 +25,19 @@ mod memory;
 #[cfg(feature = "rdma")]
 #[allow(unsafe_code)]
 mod queue;
+mod unused;
 #[cfg(feature = "rdma")]
 #[allow(unsafe_code)]
 mod verbs;
 
-pub use device::{Device, Found, Port, Registration, Unused};
+pub use device::{Device, Port, Registration};
 #[cfg(feature = "rdma")]
 pub use device::{Limits, Memory};
-pub use fabric::{Fabric, RdmaCounters, RdmaOptions};
+pub use fabric::{Fabric, Found, RdmaCounters, RdmaOptions};
 pub use grants::{Grant, Grants};
 pub use link::{Half, Link, Remains, Transfer};
 #[cfg(feature = "rdma")]
 pub use link::{MESSAGE_BYTES, WINDOW};
 #[cfg(feature = "rdma")]
 pub use queue::{Completion, QueuePair, Request, Size, WorkKind};
+pub use unused::Unused;

@@ -25,6 +25,7 @@ pub const POST_MAX: usize = 32;
 const TIMEOUT: u8 = 16;
 /// Times that a packet is sent again. 7 means "without limit" to some devices, so a dead peer would never be noticed.
 const RETRIES: u8 = 6;
+const _: () = assert!(RETRIES < 7 && TIMEOUT < 32, "fields of three and five bits");
 /// A message always finds a buffer (C1), so that it did not is an error at once.
 const RNR_RETRIES: u8 = 0;
 const RNR_TIMER: u8 = 12;
@@ -113,7 +114,9 @@ impl QueuePair {
         let fd = unsafe { BorrowedFd::borrow_raw((*queue.channel).fd) };
         let flags = rustix::fs::fcntl_getfl(fd)?;
         rustix::fs::fcntl_setfl(fd, flags | rustix::fs::OFlags::NONBLOCK)?;
-        let entries = (size.sends + size.receives).min(device.limits().completions) as c_int;
+        let entries = size.sends + size.receives;
+        assert!(entries <= device.limits().completions, "the completion queue has room for every request");
+        let entries = entries as c_int;
         // SAFETY: context and channel are valid; the vector is one that the device has.
         queue.completions = unsafe {
             let vector = device.next_vector();

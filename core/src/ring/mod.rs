@@ -7,7 +7,7 @@
 //! Invariants:
 //! - G1 Entries submitted and not yet drained are at most `entries`: `submit` never waits for room: it says how many
 //!   it has taken.
-//! - G2 Every entry taken gives exactly one completion, also when the ring is closed.
+//! - G2 Every entry taken gives exactly one completion, also when the ring is closed, or when its batch panics.
 //! - G3 A placement is kept until its completion is drained, so its memory has no other user before.
 
 #[cfg(test)]
@@ -15,6 +15,7 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -25,7 +26,7 @@ use rustix::io::Errno;
 
 use crate::buffer::Placement;
 use crate::client::{File, IoMode, Shared, WriteAt, WriteOffset, write_many};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 
 /// Most entries of a ring.
 pub const ENTRIES_MAX: usize = 65_536;
@@ -34,6 +35,8 @@ const THREADS: usize = 4;
 /// Entries and bytes that one thread takes at a time; a longer write is sent in parts of so many bytes.
 const BATCH_ENTRIES: usize = 64;
 const BATCH_BYTES: usize = 8 << 20;
+const _: () =
+    assert!(THREADS > 0 && THREADS * BATCH_ENTRIES <= ENTRIES_MAX, "a full ring fills every thread's batch");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -220,108 +223,149 @@ impl RingInner {
                 }
                 queues.take_batch(self.batch_entries)
             };
-            let is_read = |entry: &Entry| entry.direction == Direction::Read;
-            let (reads, writes): (Vec<Entry>, Vec<Entry>) = batch.into_iter().partition(is_read);
-            if !reads.is_empty() {
-                self.complete(self.read(reads));
-            }
-            self.write(writes);
+            self.perform(RingBatch::new(batch));
             let mut queues = self.queues.lock();
             assert!(queues.busy > 0, "a thread with a batch is counted");
             queues.busy -= 1;
         }
     }
 
-    fn complete(&self, completions: Vec<Completion>) {
+    /// Complete every entry of `batch`, those that a panic has left over with an error (G2).
+    fn perform(&self, mut batch: RingBatch) {
+        let run = || {
+            self.read(&mut batch);
+            self.complete(&mut batch);
+            self.write(&mut batch);
+        };
+        if catch_unwind(AssertUnwindSafe(run)).is_err() {
+            log::error!("a batch of a ring panicked; what is left of it fails");
+            batch.fail_rest();
+        }
+        self.complete(&mut batch);
+        assert!(batch.entries.iter().all(Option::is_none), "G2: every entry completes");
+    }
+
+    /// Hand over what has completed of `batch`.
+    fn complete(&self, batch: &mut RingBatch) {
+        if batch.completions.is_empty() {
+            return;
+        }
         let mut queues = self.queues.lock();
-        assert!(queues.working >= completions.len(), "G3: each entry completes once");
-        queues.working -= completions.len();
-        queues.completed.extend(completions);
+        assert!(queues.working >= batch.completions.len(), "G2: each entry completes once");
+        queues.working -= batch.completions.len();
+        queues.completed.extend(batch.completions.drain(..));
         drop(queues);
         // Written after the queue was filled: a reader that sees the event finds the completion. It cannot overflow.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
         self.completed.notify_all();
     }
 
-    fn read(&self, batch: Vec<Entry>) -> Vec<Completion> {
+    /// Read together what is read from chunks alone.
+    fn read(&self, batch: &mut RingBatch) {
         let mut plans = Vec::new();
         let mut planned = Vec::new();
-        let mut completions = Vec::with_capacity(batch.len());
-        for entry in batch {
-            let may_read = entry.file.options().read;
-            let plan = may_read.then(|| entry.file.inode().plan_read(entry.offset, &entry.buffer)).flatten();
+        for index in batch.places(|entry| entry.direction == Direction::Read) {
+            let Entry { file, offset, buffer, .. } = batch.entry(index);
+            let plan = file.options().read.then(|| file.inode().plan_read(*offset, buffer)).flatten();
             match plan {
                 Some(plan) => {
                     plans.push(plan);
-                    planned.push(entry);
+                    planned.push(index);
                 }
                 None => {
-                    let result = entry.file.read_at(entry.offset, &entry.buffer);
-                    completions.push(entry.complete(result));
+                    let result = file.read_at(*offset, buffer);
+                    batch.complete(index, result);
                 }
             }
         }
-        if !plans.is_empty() {
-            let results = self.shared.chunks.read_many(&plans);
-            assert_eq!(results.len(), planned.len(), "one result for each read");
-            completions.extend(planned.into_iter().zip(results).map(|(entry, result)| {
-                let length = entry.buffer.len();
-                entry.complete(result.map(|()| length))
-            }));
+        if plans.is_empty() {
+            return;
         }
-        completions
+        let results = self.shared.chunks.read_many(&plans);
+        assert_eq!(results.len(), planned.len(), "one result for each read");
+        for (index, result) in planned.into_iter().zip(results) {
+            let length = batch.entry(index).buffer.len();
+            batch.complete(index, result.map(|()| length));
+        }
     }
 
     /// Send writes together, again and again until all are done.
-    fn write(&self, batch: Vec<Entry>) {
-        let mut left: Vec<Writing> = batch.into_iter().map(|entry| Writing { entry, done: 0 }).collect();
+    fn write(&self, batch: &mut RingBatch) {
+        // The place of each, and how many of its bytes have been acknowledged.
+        let writes = batch.places(|entry| entry.direction == Direction::Write);
+        let mut left: Vec<(usize, usize)> = writes.into_iter().map(|index| (index, 0)).collect();
         while !left.is_empty() {
-            let parts: Vec<WriteAt> = left.iter().map(Writing::part).collect();
+            let parts: Vec<WriteAt> =
+                left.iter().map(|(index, written)| batch.entry(*index).part(*written)).collect();
             let outcomes = write_many(&self.shared, &parts);
             assert_eq!(outcomes.len(), parts.len(), "one outcome for each write");
             let mut waits = true;
-            let mut completions = Vec::new();
-            for ((mut writing, part), outcome) in
+            for (((index, written), part), outcome) in
                 std::mem::take(&mut left).into_iter().zip(parts).zip(outcomes)
             {
                 // What stands in the way of one, this one waits for: afterwards the others may be sent together.
                 let outcome = outcome.or_else(|| std::mem::take(&mut waits).then(|| write_alone(&part)));
+                let written = written + part.payload.len();
+                let length = batch.entry(index).buffer.len();
                 match outcome {
-                    None => left.push(writing),
-                    Some(Err(error)) => completions.push(writing.entry.complete(Err(error))),
-                    Some(Ok(())) => {
-                        writing.done += part.payload.len();
-                        let length = writing.entry.buffer.len();
-                        assert!(writing.done <= length, "no byte is written twice");
-                        match writing.done == length {
-                            true => completions.push(writing.entry.complete(Ok(length))),
-                            false => left.push(writing),
-                        }
+                    None => left.push((index, written - part.payload.len())),
+                    Some(Ok(())) if written < length => left.push((index, written)),
+                    Some(outcome) => {
+                        assert!(written <= length, "no byte is written twice");
+                        batch.complete(index, outcome.map(|()| length));
                     }
                 }
             }
-            if !completions.is_empty() {
-                self.complete(completions);
-            }
+            self.complete(batch);
         }
     }
 }
 
-/// A write of which `done` bytes have been acknowledged.
-struct Writing {
-    entry: Entry,
-    done: usize,
+/// Entries that a thread works on.
+struct RingBatch {
+    /// Those without a completion.
+    entries: Vec<Option<Entry>>,
+    completions: Vec<Completion>,
 }
 
-impl Writing {
-    /// What to write next. An append stays whole: others may append too.
-    fn part(&self) -> WriteAt {
-        let length = self.entry.buffer.len();
-        let end = if self.entry.file.options().append { length } else { length.min(self.done + BATCH_BYTES) };
+impl RingBatch {
+    fn new(entries: Vec<Entry>) -> RingBatch {
+        let completions = Vec::with_capacity(entries.len());
+        RingBatch { entries: entries.into_iter().map(Some).collect(), completions }
+    }
+
+    /// The places of entries without a completion that `is_meant`.
+    fn places(&self, is_meant: impl Fn(&Entry) -> bool) -> Vec<usize> {
+        (0..self.entries.len()).filter(|index| self.entries[*index].as_ref().is_some_and(&is_meant)).collect()
+    }
+
+    fn entry(&self, index: usize) -> &Entry {
+        self.entries[index].as_ref().expect("G2: an entry completes once")
+    }
+
+    fn complete(&mut self, index: usize, result: Result<usize>) {
+        let Entry { user_data, buffer, .. } =
+            self.entries[index].take().expect("G2: an entry completes once");
+        self.completions.push(Completion { user_data, result, buffer });
+    }
+
+    fn fail_rest(&mut self) {
+        for index in self.places(|_| true) {
+            self.complete(index, Err(Error::new(Kind::Other, "internal error (see the log of this client)")));
+        }
+    }
+}
+
+impl Entry {
+    /// What to write next, after `written` bytes. An append stays whole: others may append too.
+    fn part(&self, written: usize) -> WriteAt {
+        let length = self.buffer.len();
+        let end = if self.file.options().append { length } else { length.min(written + BATCH_BYTES) };
+        assert!(written < end || length == 0, "every part brings a write further");
         WriteAt {
-            file: self.entry.file.clone(),
-            offset: self.entry.offset.saturating_add(self.done as u64),
-            payload: self.entry.buffer.slice(self.done..end),
+            file: self.file.clone(),
+            offset: self.offset.saturating_add(written as u64),
+            payload: self.buffer.slice(written..end),
         }
     }
 }
@@ -334,6 +378,7 @@ fn write_alone(part: &WriteAt) -> Result<()> {
 impl Queues {
     /// A share of what waits, so that threads without a batch get as much each; bounded in entries and bytes.
     fn take_batch(&mut self, entries_max: usize) -> Vec<Entry> {
+        assert!(self.busy < THREADS, "a thread has one batch at a time");
         let share = self.submitted.len().div_ceil(THREADS - self.busy).min(entries_max);
         let mut batch = Vec::with_capacity(share);
         let mut bytes = 0;
@@ -342,14 +387,9 @@ impl Queues {
             bytes += entry.buffer.len();
             batch.push(entry);
         }
+        assert!(!batch.is_empty(), "a thread is woken for entries");
         self.working += batch.len();
         self.busy += 1;
         batch
-    }
-}
-
-impl Entry {
-    fn complete(self, result: Result<usize>) -> Completion {
-        Completion { user_data: self.user_data, result, buffer: self.buffer }
     }
 }

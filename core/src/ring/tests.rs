@@ -54,6 +54,11 @@ fn write(file: &Arc<File>, offset: u64, bytes: Vec<u8>) -> Entry {
     Entry { file: file.clone(), offset, buffer, direction: Direction::Write, user_data: offset }
 }
 
+fn read(file: &Arc<File>, offset: u64, length: usize) -> Entry {
+    let buffer = Placement::from_vec(vec![0; length]);
+    Entry { file: file.clone(), offset, buffer, direction: Direction::Read, user_data: offset }
+}
+
 fn submit(ring: &Ring, entries: Vec<Entry>) {
     assert!(ring.submit(entries).unwrap().is_empty(), "there is room for all");
 }
@@ -209,13 +214,15 @@ fn the_failure_of_one_of_many_is_the_completion_of_that_one() {
 }
 
 #[test]
-fn a_panic_in_a_write_is_an_error_of_each_and_leaves_no_caller_waiting() {
+fn a_panic_in_a_batch_is_an_error_of_each_and_leaves_no_caller_waiting() {
     let world = RingWorld::new();
     let file = world.file_of_chunks(5, 2);
     let ring = world.ring(1);
-    world.chunks.panic_at_next_write();
-    submit(&ring, vec![write(&file, 0, vec![1; 100])]);
-    assert_eq!(drain(&ring).remove(0).result.unwrap_err().kind(), Kind::Other);
+    for entry in [write(&file, 0, vec![1; 100]), read(&file, 0, 100)] {
+        world.chunks.panic_at_next_batch();
+        submit(&ring, vec![entry]);
+        assert_eq!(drain(&ring).remove(0).result.unwrap_err().kind(), Kind::Other);
+    }
     submit(&ring, vec![write(&file, 0, vec![2; 100])]);
     drain_all_good(&ring, 1, 100);
 }

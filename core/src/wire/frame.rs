@@ -28,6 +28,13 @@ const INLINE: u16 = 0xffff;
 const _: () = assert!(REGIONS_MAX < INLINE as usize, "no slot looks like inline bytes");
 const _: () = assert!(BATCH_OPS_MAX <= u16::MAX as usize && PAYLOAD_BYTES_MAX <= u32::MAX as usize);
 const _: () = assert!(CHUNK_BYTES_MAX as usize <= BATCH_BYTES_MAX, "the largest chunk fits a batch");
+const _: () = assert!(
+    size_of::<RawRead>() <= size_of::<RawUpdate>()
+        && size_of::<RawReadResult>() <= size_of::<RawUpdate>()
+        && size_of::<RawUpdateResult>() <= size_of::<RawUpdate>()
+        && PORTS_MAX * size_of::<RawOffer>() <= TABLE_BYTES_MAX,
+    "the largest table is that of updates"
+);
 /// Set in the kind of a reply.
 pub(super) const REPLY: u8 = 0x80;
 const HAS_CRC: u32 = 1;
@@ -390,6 +397,11 @@ pub(super) fn encode<T: IntoBytes + Immutable>(
     frame.clear();
     frame.resize(HEADER_BYTES, 0);
     entries.for_each(|entry| frame.extend_from_slice(entry.as_bytes()));
+    assert_eq!(
+        frame.len() - HEADER_BYTES,
+        count as usize * size_of::<T>(),
+        "as many entries as the header says"
+    );
     let mut header = RawHeader {
         magic: MAGIC,
         version: VERSION,
@@ -409,11 +421,15 @@ pub(super) fn encode<T: IntoBytes + Immutable>(
 fn location_to_wire(location: &PayloadLocation) -> (U16, U64) {
     match *location {
         PayloadLocation::Inline => (INLINE.into(), 0.into()),
-        PayloadLocation::Region { slot, offset } => (slot.into(), offset.into()),
+        PayloadLocation::Region { slot, offset } => {
+            assert!((slot as usize) < REGIONS_MAX, "slots are numbered from zero");
+            (slot.into(), offset.into())
+        }
     }
 }
 
 pub fn encode_reads(frame: &mut Vec<u8>, envelope: Envelope, ops: &[ReadOp], locations: &[PayloadLocation]) {
+    assert_eq!(ops.len(), locations.len(), "one location per operation");
     let entries = ops.iter().zip(locations).map(|(op, location)| {
         let (slot, region_offset) = location_to_wire(location);
         RawRead {
@@ -440,6 +456,7 @@ pub fn encode_read_results(
     results: &[ReadResult],
     crcs: &[Option<u32>],
 ) {
+    assert_eq!(results.len(), crcs.len(), "a checksum, or none, per result");
     let entries = results.iter().zip(crcs).map(|(result, crc)| RawReadResult {
         status: (result.status as u16).into(),
         flags: (if crc.is_some() { HAS_CRC as u16 } else { 0 }).into(),
@@ -457,6 +474,7 @@ pub fn encode_updates(
     ops: &[UpdateOp],
     locations: &[PayloadLocation],
 ) {
+    assert_eq!(ops.len(), locations.len(), "one location per operation");
     let following = ops.iter().zip(locations).filter(|(_, location)| **location == PayloadLocation::Inline);
     let payload_bytes = following.map(|(op, _)| op.payload_bytes()).sum();
     let entries = ops.iter().zip(locations).map(|(op, location)| encode_update(op, location));
@@ -534,6 +552,7 @@ pub fn encode_transmit(frame: &mut Vec<u8>, envelope: Envelope, reply: bool) {
 }
 
 pub fn encode_registration(frame: &mut Vec<u8>, registration: &RegionRegistration) {
+    assert!((registration.slot as usize) < REGIONS_MAX, "slots are numbered from zero");
     let entry = RawRegister {
         slot: registration.slot.into(),
         reserved: [0; 6],

@@ -12,6 +12,7 @@ pub const SERVER_HELLO_BYTES: usize = size_of::<RawServerHello>();
 pub const CLIENT_HELLO_BYTES: usize = size_of::<RawClientHello>();
 pub const VERDICT_BYTES: usize = size_of::<RawVerdict>();
 pub const PROOF_BYTES: usize = 32;
+const _: () = assert!(CLAIMS_BYTES_MAX <= u16::MAX as usize, "a greeting says how long its claims are");
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]

@@ -38,6 +38,8 @@ pub struct LaneHeader {
 
 impl LaneHeader {
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        assert!(self.length as usize <= PAYLOAD_BYTES_MAX, "senders bound their messages");
+        assert!(self.reply || !self.error, "only a reply is an error");
         let flags = if self.reply { REPLY } else { 0 } | if self.error { ERROR } else { 0 };
         let raw = RawLaneHeader {
             length: self.length.into(),

@@ -11,6 +11,7 @@ use crate::buffer::RegionId;
 /// Bounds of what an end may say about its window.
 pub const WINDOW_MIN: u16 = 4;
 pub const WINDOW_MAX: u16 = 256;
+const _: () = assert!(WINDOW_MIN <= WINDOW_MAX);
 /// Set in an end's flags: transmissions are asked for.
 const ASKS: u8 = 1;
 
@@ -126,7 +127,7 @@ fn end(raw: &RawEnd) -> Result<End, Malformed> {
 }
 
 pub fn encode_offer(frame: &mut Vec<u8>, envelope: Envelope, offers: &[Offer]) {
-    debug_assert!((1..=PORTS_MAX).contains(&offers.len()), "callers choose their ports");
+    assert!((1..=PORTS_MAX).contains(&offers.len()), "callers choose their ports");
     let entries = offers.iter().map(|offer| RawOffer {
         gid: offer.gid,
         link: offer.link as u8,

@@ -33,7 +33,10 @@ impl Connection {
         deadline: Instant,
     ) -> Result<(), Status> {
         assert_eq!(ops.len(), into.len(), "one placement per operation");
-        debug_assert!(ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()));
+        assert!(
+            ops.iter().zip(into).all(|(op, into)| op.length as usize <= into.len()),
+            "a read has room for what it asks for"
+        );
         self.attempt(|connection| {
             let bounced = connection.bounce(into)?;
             let locations = connection.locations(into, &bounced, deadline)?;
@@ -70,7 +73,12 @@ impl Connection {
     ) -> Result<(), Failure> {
         let header = self.receive(FrameKind::Read, deadline)?;
         let in_flight = self.in_flight.as_ref().expect("just received for it");
+        assert!(
+            ops.len() == in_flight.count && into.len() == ops.len(),
+            "the same arguments as for the first half"
+        );
         let results = header.decode_read_results(&self.frame[HEADER_BYTES..])?;
+        assert_eq!(results.len(), ops.len(), "the reply's table is as long as the request's");
         let mut following = Vec::new();
         let mut arrived = Vec::new();
         for (place, (((result, crc), op), (location, own))) in
@@ -244,7 +252,8 @@ impl Connection {
         self.attempt(|connection| {
             let header = connection.receive(kind, deadline)?;
             let results = decode(&header, &connection.frame[HEADER_BYTES..])?;
-            connection.in_flight = None;
+            let answered = connection.in_flight.take().expect("just received for it");
+            assert_eq!(results.len(), answered.count, "the reply's table is as long as the request's");
             Ok(results)
         })
     }

@@ -42,6 +42,10 @@ impl Regions {
             return Some(free as u16);
         }
         if self.slots.len() < REGIONS_MAX {
+            assert!(
+                self.slots.iter().all(|slot| slot.used <= self.batch),
+                "no slot is used by a later batch"
+            );
             self.slots.push(RegionSlot { id: None, region: Weak::new(), used: 0 });
             return Some(self.slots.len() as u16 - 1);
         }
@@ -51,9 +55,12 @@ impl Regions {
     }
 
     pub(super) fn set(&mut self, slot: u16, region: &Arc<Region>) {
-        assert!((slot as usize) < self.slots.len(), "a slot that was chosen");
-        self.slots[slot as usize] =
-            RegionSlot { id: Some(region.id()), region: Arc::downgrade(region), used: self.batch };
+        let before = &mut self.slots[slot as usize];
+        assert!(
+            before.id.is_none() || before.used < self.batch,
+            "a slot that this batch uses stays its region's"
+        );
+        *before = RegionSlot { id: Some(region.id()), region: Arc::downgrade(region), used: self.batch };
     }
 
     pub(super) fn take_dead(&mut self) -> Vec<u16> {

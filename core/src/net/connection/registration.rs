@@ -41,6 +41,7 @@ impl Connection {
             return Ok(Vec::new());
         }
         let buffer = fabric.buffers().take(total).map_err(|_| Failure(Status::Busy))?;
+        assert_eq!(buffer.len(), total, "a buffer for all that is bounced");
         let mut used = 0;
         Ok(placements
             .iter()

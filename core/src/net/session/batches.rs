@@ -49,6 +49,7 @@ impl ServerSession {
         // While the device moves the bytes, which do not change any more.
         let crcs = self.read_crcs(&results, &filled);
         drop(filled);
+        assert_eq!(crcs.len(), results.len(), "a checksum, or none, per result");
         let payload_bytes = crate::buffer::total_length(&following);
         let envelope = self.envelope(header);
         frame::encode_read_results(&mut self.frame, envelope, payload_bytes, &results, &crcs);
@@ -151,6 +152,7 @@ impl ServerSession {
             }
         };
         if let Some(status) = failed {
+            assert!(status != Status::Ok && results.is_empty(), "a batch is given to the service or fails");
             results.extend(ops.iter().map(|_| UpdateResult { status, version: Version(0), length: 0 }));
         }
         let envelope = self.envelope(header);

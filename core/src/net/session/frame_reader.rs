@@ -19,6 +19,10 @@ impl FrameReader {
     }
 
     pub(super) fn len(&self) -> usize {
+        assert!(
+            self.start <= self.end && self.end <= self.bytes.len(),
+            "bytes are received before they are used"
+        );
         self.end - self.start
     }
 
@@ -38,8 +42,8 @@ impl FrameReader {
     }
 
     pub(super) fn filled(&mut self, count: usize) {
+        assert!(count <= self.bytes.len() - self.end, "no more bytes than there was room for");
         self.end += count;
-        assert!(self.end <= self.bytes.len(), "no more bytes than there was room for");
     }
 
     pub(super) fn head(&self) -> &[u8; HEADER_BYTES] {

@@ -7,10 +7,14 @@ use std::sync::{Arc, Weak};
 
 use crate::buffer::{Placement, Region, RegionId};
 use crate::lock::Mutex;
+use crate::wire::frame::PAYLOAD_BYTES_MAX;
 use crate::wire::rdma::RemoteMemory;
 
 /// Payload memory that a connection keeps between batches, so that it is not mapped again for each.
 const RETAINED_BYTES: usize = 4 << 20;
+/// Least that is mapped at once.
+const MAPPED_BYTES_MIN: usize = 64 << 10;
+const _: () = assert!(MAPPED_BYTES_MIN <= RETAINED_BYTES && RETAINED_BYTES <= PAYLOAD_BYTES_MAX);
 
 /// Regions mapped into this process, so that many connections of one client share one mapping. The memory is
 /// recognised by its inode, not only by the name that the peer gives it.
@@ -49,10 +53,11 @@ pub(super) struct PayloadBuffer(Option<Placement>);
 
 impl PayloadBuffer {
     pub(super) fn get(&mut self, bytes: usize) -> io::Result<Placement> {
+        assert!(bytes <= PAYLOAD_BYTES_MAX, "checked when the frame was decoded");
         if let Some(kept) = self.0.as_ref().filter(|kept| kept.len() >= bytes) {
             return Ok(kept.slice(0..bytes));
         }
-        let fresh = Placement::private(bytes.next_power_of_two().max(64 << 10))?;
+        let fresh = Placement::private(bytes.next_power_of_two().max(MAPPED_BYTES_MIN))?;
         let part = fresh.slice(0..bytes);
         if fresh.len() <= RETAINED_BYTES {
             self.0 = Some(fresh);

@@ -58,6 +58,7 @@ impl ServerSession {
         deadline: Instant,
     ) -> Result<(Vec<Placement>, Option<Share>), Status> {
         assert_eq!(locations.len(), lengths.len(), "one location per operation");
+        assert_eq!(Arc::strong_count(&self.in_use), 1, "N1: nothing of the batch before is in use");
         let direct = self.stream.is_remote_direct();
         // Bytes that pass through memory of ours.
         let following: usize = locations
@@ -85,6 +86,10 @@ impl ServerSession {
                 (Some(buffer.map_err(|_| Status::Busy)?), share)
             }
         };
+        assert!(
+            buffer.as_ref().is_none_or(|buffer| buffer.len() == following),
+            "as much memory as passes through"
+        );
         let mut used = 0;
         let places: Vec<Placement> = places
             .into_iter()

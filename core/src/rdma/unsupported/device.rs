@@ -5,6 +5,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::unused::Unused;
 use crate::wire::rdma::Offer;
 
 /// An open device: none exists.
@@ -26,33 +27,14 @@ pub struct Port {
     pub offer: Offer,
 }
 
-/// A device or port that cannot be used, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unused {
-    pub name: String,
-    pub reason: String,
-}
-
-/// The ports that can be used now, and what cannot be used.
-#[derive(Clone, Debug, Default)]
-pub struct Found {
-    pub ports: Vec<Port>,
-    pub unused: Vec<Unused>,
-}
-
-pub struct OpenedDevices {
-    pub devices: Vec<Arc<Device>>,
-    pub unused: Vec<Unused>,
-}
-
 /// Fail: this build opens no devices.
-pub fn open(_wanted: &[String]) -> Result<OpenedDevices, String> {
+pub fn open(_wanted: &[String], _unused: &mut Vec<Unused>) -> Result<Vec<Arc<Device>>, String> {
     Err("this build has no RDMA (cargo feature `rdma`)".into())
 }
 
-pub fn ports(devices: &[Arc<Device>], _wanted: &[String], _gid_index: Option<u8>) -> Found {
+pub fn ports(devices: &[Arc<Device>], _: &[String], _: Option<u8>, _: &mut Vec<Unused>) -> Vec<Port> {
     assert!(devices.is_empty(), "no device can be opened");
-    Found::default()
+    Vec::new()
 }
 
 /// Memory registered with a device: none exists.
