@@ -7,6 +7,7 @@ use crate::lock::{Condvar, Mutex};
 /// A number of transmissions that may be under way at once. First come, first served.
 #[derive(Debug)]
 pub struct Grants {
+    transmissions_max: usize,
     state: Mutex<GrantState>,
     freed: Condvar,
 }
@@ -26,6 +27,7 @@ impl Grants {
     pub fn new(transmissions_max: usize) -> Grants {
         assert!(transmissions_max > 0, "with none nothing would ever be read");
         Grants {
+            transmissions_max,
             state: Mutex::new(GrantState { free: transmissions_max, next_ticket: 0, serving: 0 }),
             freed: Condvar::new(),
         }
@@ -46,17 +48,21 @@ impl Grants {
             }
         }
         state.serving += 1;
+        assert!(state.serving <= state.next_ticket, "turns come in the order of tickets");
         let granted = state.free > 0;
         state.free -= usize::from(granted);
         drop(state);
         self.freed.notify_all();
-        granted.then_some(Grant(self))
+        granted.then(|| Grant(self))
     }
 }
 
 impl Drop for Grant<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().free += 1;
+        let mut state = self.0.state.lock();
+        state.free += 1;
+        assert!(state.free <= self.0.transmissions_max, "a grant ends once");
+        drop(state);
         self.0.freed.notify_all();
     }
 }
@@ -95,5 +101,6 @@ mod tests {
         assert!(grants.take(Instant::now() + Duration::from_millis(5)).is_none());
         drop(held);
         assert!(grants.take(Instant::now() + Duration::from_secs(60)).is_some());
+        assert_eq!(grants.state.lock().free, 1, "who gave up has had none to give back");
     }
 }
