@@ -21,6 +21,7 @@ pub struct FuseDevice {
 /// The fixed part of a request: its header, and the `WriteIn` that follows in a WRITE, so that a payload begins at the
 /// start of its own, page-aligned buffer.
 pub const HEAD_BYTES: usize = size_of::<abi::InHeader>() + size_of::<abi::WriteIn>();
+const _: () = assert!(HEAD_BYTES == 80, "as `fuse.h` draws them");
 pub type Head = [u8; HEAD_BYTES];
 
 /// What `FuseDevice::receive` found.
@@ -77,6 +78,8 @@ impl FuseDevice {
 
     /// Answer request `unique`: an error, or `value` followed by `pieces`.
     pub fn reply(&self, unique: u64, error: Option<Errno>, value: &[u8], pieces: &[Placement]) {
+        assert!(value.is_empty() || pieces.is_empty(), "bytes in place follow the header");
+        assert!(error.is_none() || (value.is_empty() && pieces.is_empty()), "an error has no bytes");
         let length = value.len() + buffer::total_length(pieces);
         let header = abi::OutHeader {
             len: (size_of::<abi::OutHeader>() + length) as u32,
@@ -86,7 +89,6 @@ impl FuseDevice {
         let result = if pieces.is_empty() {
             writev(&*self.fd, &[IoSlice::new(header.as_bytes()), IoSlice::new(value)])
         } else {
-            debug_assert!(value.is_empty(), "bytes in place follow the header");
             buffer::write_vectored(self.fd.as_fd(), header.as_bytes(), pieces)
                 .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
         };

@@ -59,6 +59,7 @@ impl<'a> DirectorySink<'a> {
         let dirent = abi::Dirent { inode, offset, name_length: name.len() as u32, kind };
         self.bytes.extend_from_slice(dirent.as_bytes());
         self.bytes.extend_from_slice(name);
+        assert!(self.bytes.len() <= end, "an entry is as long as was reckoned");
         self.bytes.resize(end, 0);
         true
     }

@@ -16,7 +16,7 @@ pub struct SessionOptions {
     pub bypass_cache: bool,
     /// Most requests worked on at once. Threads are started as they are needed.
     pub threads_max: usize,
-    /// Largest read or write. A power of two of at least 128 KiB, at most `REQUEST_BYTES_MAX`.
+    /// Largest read or write. A power of two between `REQUEST_BYTES_MIN` and `REQUEST_BYTES_MAX`.
     pub request_bytes: usize,
     /// Most write payloads that the file system keeps at one time; beyond, writers wait.
     pub buffers_kept_max: usize,
@@ -33,6 +33,10 @@ pub struct SessionOptions {
 
 /// What Linux allows without a change of sysctl fs.fuse.max_pages_limit.
 pub const REQUEST_BYTES_MAX: usize = 1 << 20;
+/// What the kernel reads ahead at least, in one request.
+pub const REQUEST_BYTES_MIN: usize = 128 << 10;
+const _: () = assert!(REQUEST_BYTES_MIN.is_power_of_two() && REQUEST_BYTES_MAX.is_power_of_two());
+const _: () = assert!(REQUEST_BYTES_MIN <= REQUEST_BYTES_MAX);
 
 impl Default for SessionOptions {
     fn default() -> Self {

@@ -10,6 +10,7 @@
 //!     takes its number out of the slot.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,7 +26,7 @@ use super::file_system::FileSystem;
 use super::mount::Mounted;
 use super::negotiate::{self, Agreement};
 use super::notify::Notifier;
-use super::options::SessionOptions;
+use super::options::{REQUEST_BYTES_MAX, REQUEST_BYTES_MIN, SessionOptions};
 use super::shared::SessionShared;
 use super::watch::Watch;
 use super::watcher;
@@ -39,6 +40,10 @@ impl Session {
     /// Mount `fs` and agrees with the kernel on how to talk. Programs that use the mount wait until `run`.
     pub fn mount(fs: Arc<dyn FileSystem>, options: SessionOptions) -> io::Result<Session> {
         assert!(options.request_bytes.is_power_of_two(), "requests have whole pages");
+        assert!(
+            (REQUEST_BYTES_MIN..=REQUEST_BYTES_MAX).contains(&options.request_bytes),
+            "checked by the caller"
+        );
         assert!(options.threads_max > 0 && options.background_max > 0, "something must run");
         let pool = BufferPool::new(options.request_bytes, options.threads_max + options.buffers_kept_max)?;
         let mounted = Mounted::new(&options)?;
@@ -82,15 +87,18 @@ impl Session {
         let device = FuseDevice::from_shared(shared.mounted.device.fd().clone());
         let watching = thread::Builder::new().name("fuse-watch".into()).spawn({
             let shared = shared.clone();
-            move || watcher::run(&shared)
+            move || {
+                if catch_unwind(AssertUnwindSafe(|| watcher::run(&shared))).is_err() {
+                    shared.fail(io::Error::other("the watching thread panicked"));
+                }
+            }
         })?;
         let started = shared.start_thread(device);
         if started.is_ok() {
             shared.wait_for_end();
         }
         shared.watch.end();
-        let watched = watching.join();
-        assert!(watched.is_ok(), "watching over requests does not fail");
+        watching.join().expect("its panics are caught");
         started?;
         self.finish();
         match shared.life.lock().failure.take() {

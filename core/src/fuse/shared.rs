@@ -79,6 +79,7 @@ impl ThreadSlot {
 
     /// The thread begins to work on a request.
     pub fn begin(&self, header: &InHeader, ending: Ending) {
+        assert_eq!(self.unanswered.load(Ordering::Relaxed), 0, "S2: the request before is answered");
         self.pid.store(header.pid, Ordering::Relaxed);
         self.ending.store(ending as u8, Ordering::Relaxed);
         self.calls.begin(header.unique);
@@ -87,6 +88,7 @@ impl ThreadSlot {
 
     /// Take the right to answer request `unique`. False: it has been answered.
     pub fn claim(&self, unique: u64) -> bool {
+        assert!(unique != 0, "no request has the number 0");
         self.unanswered.compare_exchange(unique, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
@@ -114,6 +116,7 @@ impl SessionShared {
     /// `threads_max`, so it ends.
     pub fn end_work(&self, is_further: bool) -> bool {
         let others = self.waiting.fetch_add(1, Ordering::AcqRel);
+        assert!(others < THREADS_LIMIT.max(self.options.threads_max), "a thread waits once");
         if !is_further || others == 0 {
             return true;
         }
@@ -162,6 +165,15 @@ impl SessionShared {
     /// the same number.
     pub fn unmount(&self, lazy: bool) -> io::Result<()> {
         if self.life.lock().ended { Ok(()) } else { self.mounted.unmount(lazy) }
+    }
+
+    /// End the session, because it cannot be served any more.
+    pub fn fail(&self, error: io::Error) {
+        log::error!("serving requests failed: {error}; ending the session");
+        let mut life = self.life.lock();
+        life.failure.get_or_insert(error);
+        life.ended = true;
+        self.changed.notify_all();
     }
 
     pub fn wait_for_end(&self) {

@@ -1,6 +1,7 @@
 //! The threads of a session: started as requests need them, ended when they are needed no more.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -28,7 +29,10 @@ impl SessionShared {
         self.slots.write().push(slot.clone());
         let (shared, started_slot) = (self.clone(), slot.clone());
         let started = thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
-            let result = Worker::new(&shared, device, slot.clone(), is_further).serve();
+            let mut worker = Worker::new(&shared, device, slot.clone(), is_further);
+            // A panic in an operation is that one's error. Elsewhere, the request may never be answered, so the session ends.
+            let result = catch_unwind(AssertUnwindSafe(|| worker.serve()));
+            let result = result.unwrap_or_else(|_| Err(io::Error::other("a worker thread panicked")));
             shared.thread_ended(&slot, is_further, result);
         });
         if let Err(error) = started {
@@ -45,6 +49,7 @@ impl SessionShared {
         life.threads -= 1;
         life.further -= usize::from(is_further);
         assert!(life.further <= life.threads, "further threads are threads");
+        assert!(life.threads - life.further <= self.options.threads_max, "threads are bounded");
         if life.further == 0 {
             self.limit.store(self.options.threads_max, Ordering::Relaxed);
         }
@@ -52,24 +57,22 @@ impl SessionShared {
 
     fn thread_ended(&self, slot: &Arc<ThreadSlot>, is_further: bool, result: io::Result<Served>) {
         self.slots.write().retain(|other| !Arc::ptr_eq(other, slot));
+        let is_end = matches!(result, Ok(Served::All));
+        if let Err(error) = result {
+            self.fail(error);
+        }
         let mut life = self.life.lock();
         self.forget_thread(&mut life, is_further);
+        life.ended |= is_end;
         // An unmount waits for the last thread, for any reason.
         self.changed.notify_all();
-        match result {
-            Ok(Served::Surplus) => return,
-            Ok(_) => {}
-            Err(error) => {
-                log::error!("reading requests failed: {error}; ending the session");
-                life.failure.get_or_insert(error);
-            }
-        }
-        life.ended = true;
     }
 
     /// A thread begins to work. If no other waits for the next request, one has to.
     pub fn begin_work(self: &Arc<Self>, device: &FuseDevice) {
-        if self.waiting.fetch_sub(1, Ordering::SeqCst) != 1 {
+        let before = self.waiting.fetch_sub(1, Ordering::SeqCst);
+        assert!(before > 0, "a thread that begins to work has waited");
+        if before != 1 {
             return;
         }
         if self.life.lock().threads < self.limit.load(Ordering::Relaxed) {

@@ -10,6 +10,7 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// Most threads of one session. Each that waits costs its stack and the request that it holds.
 pub const THREADS_LIMIT: usize = 256;
 const INTERRUPTED_MAX: usize = 4096;
+const _: () = assert!(THREADS_LIMIT < INTERRUPTED_MAX, "every request that is worked on may be interrupted");
 
 /// A request whose program has got a signal.
 pub struct Interrupted {
@@ -46,6 +47,7 @@ impl Watch {
         if state.interrupted.len() == INTERRUPTED_MAX {
             state.interrupted.pop_front();
         }
+        assert!(state.interrupted.len() < INTERRUPTED_MAX, "interrupts that wait are bounded");
         state.interrupted.push_back(Interrupted { unique, since: Instant::now() });
         self.changed.notify_one();
     }

@@ -25,6 +25,8 @@ const UNMATCHED_KEPT: Duration = Duration::from_secs(10);
 /// long after one: longer than a call takes unless something hangs.
 const UNKNOWN_CALLER_WAITS: Duration = Duration::from_secs(5);
 const SIGKILL: u32 = 9;
+const _: () = assert!(TICK.as_millis() < UNKNOWN_CALLER_WAITS.as_millis());
+const _: () = assert!(UNKNOWN_CALLER_WAITS.as_millis() < UNMATCHED_KEPT.as_millis());
 
 /// Run until the session ends.
 pub fn run(shared: &Arc<SessionShared>) {

@@ -96,7 +96,9 @@ impl<'a> Worker<'a> {
 
     /// Answer one request.
     fn answer(&mut self, head: &Head, buffer: &Buffer, length: usize) {
-        let Some(header) = header(head).filter(|header| header.len as usize == length) else {
+        let Some(header) =
+            header(head).filter(|header| header.len as usize == length && length >= size_of::<InHeader>())
+        else {
             log::error!("request of {length} bytes ignored: wrong header");
             return;
         };
@@ -175,6 +177,8 @@ impl<'a> Worker<'a> {
                     header.opcode,
                     header.inode
                 );
+                // The kernel knows nothing of what was opened.
+                request.close_opened();
                 if !is_unanswered(header.opcode) {
                     self.device.reply(header.unique, Some(Errno::IO), &[], &[]);
                 }

@@ -157,6 +157,7 @@ impl Request<'_> {
         // The answer has 32 bits.
         let length = input.length.min(u64::from(u32::MAX));
         let copied = self.context.fs.copy_file_range(&self.caller, &source, &target, length)?;
+        assert!(copied as u64 <= length, "no more is copied than was asked for");
         put(out, &abi::WriteOut { size: copied as u32, padding: 0 });
         Ok(())
     }

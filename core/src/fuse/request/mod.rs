@@ -115,6 +115,7 @@ pub enum Answer {
 /// Do what `request` asks for. `out` is empty; on success the fixed part of the answer is in it.
 pub fn perform(request: &mut Request<'_>, out: &mut Vec<u8>) -> Reply<Answer> {
     use Opcode::*;
+    assert!(out.is_empty(), "an answer begins with its fixed part");
     let opcode = Opcode::from_wire(request.opcode).ok_or(Errno::NOSYS)?;
     match opcode {
         Lookup => request.lookup(out)?,
@@ -180,8 +181,8 @@ fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
 
 impl Request<'_> {
     /// Give back what was opened for a program that does not get it.
-    pub fn close_opened(&self) {
-        match self.opened {
+    pub fn close_opened(&mut self) {
+        match self.opened.take() {
             Some(OpenedHandle::File(handle)) => self.context.fs.release(self.inode, handle),
             Some(OpenedHandle::Directory(handle)) => self.context.fs.releasedir(self.inode, handle),
             None => {}
