@@ -7,8 +7,9 @@
 //!     types before it asks; what it knows may be as old as the timeouts that were given to it.
 //! F2  Every `Entry` that reaches the kernel (lookup, create, mknod, mkdir, symlink, link, `DirectorySink::plus`)
 //!     counts once for `forget`; an inode number stays valid until it is forgotten or the session ends.
-//! F3  `flush` comes once for each close(2), `release` once for each successful `open` and `create`, later and without
-//!     a waiting program; what is not yet released when the session ends never is (`destroy` comes instead).
+//! F3  `flush` comes once for each close(2) of a descriptor that may write (before Linux 5.16 of any), `release` once for
+//!     each successful `open` and `create`, later and without a waiting program; what is not yet released when the session
+//!     ends never is (`destroy` comes instead).
 //! F4  Set-user-id and set-group-id bits end when files are changed by users: `write` and `setattr` say when; `fallocate`
 //!     goes by its caller, and a change of owner by itself. The session clears those of files that `open` and `create`
 //!     have emptied.
@@ -127,7 +128,7 @@ pub trait FileSystem: Send + Sync + 'static {
         false
     }
 
-    /// close(2) of one descriptor: the last chance to report failed writes to a program.
+    /// close(2) of one descriptor that may write: the last chance to report failed writes to a program.
     fn flush(&self, caller: &Caller, inode: u64, handle: u64) -> Reply<()>;
 
     /// The last descriptor of an open file is gone. No program sees an error.

@@ -201,6 +201,9 @@ impl Request<'_> {
             PageCache::Keep => abi::fopen::KEEP_CACHE,
             PageCache::Drop => 0,
         };
-        abi::OpenOut { fh: opened.handle, open_flags, backing_id: 0 }
+        // A close that has nothing to report costs no request.
+        let reads_only = flags & rustix::fs::OFlags::RWMODE.bits() as i32 == 0;
+        let flush = if reads_only { abi::fopen::NOFLUSH } else { 0 };
+        abi::OpenOut { fh: opened.handle, open_flags: open_flags | flush, backing_id: 0 }
     }
 }
