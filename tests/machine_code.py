@@ -148,16 +148,12 @@ def reports(cases: Iterable[Case]) -> list[dict[str, Any]]:
     return found
 
 
-def run_program(*arguments: str | Path) -> Any:
-    """What a program of Python prints as JSON; it finds the modules that the tests find, and compiles kernels."""
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "0",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
+def run_program(python: str, *arguments: str | Path, given: str = "") -> Any:
+    """What a program prints as JSON; it finds the modules that the tests find. `python` does not interpret kernels."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
-        [sys.executable, *arguments],
-        env=environment, capture_output=True, text=True, timeout=500, check=False,
+        [python, *arguments],
+        env=environment, input=given, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -6,6 +6,7 @@ Frames on its pipes are a length and a pickle.
 
 import contextlib
 import copy
+import gc
 import importlib
 import os
 import pickle
@@ -18,7 +19,7 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 CASE_S = 250.0
 """After so long the ranks of a case are killed, and their results are missing, unless another limit is given."""
@@ -94,7 +95,7 @@ def _read(fd: int) -> bytes:
     return exactly(struct.unpack("<Q", exactly(8))[0])
 
 
-def serve(module: str) -> None:
+def serve(module: str) -> NoReturn:
     """The parent: nothing here may start a thread, for it forks."""
     import sympy  # noqa: F401 - torch imports it at the first custom autograd function, 0.7 s in each rank
 
@@ -105,8 +106,9 @@ def serve(module: str) -> None:
         try:
             module, case, size, limit_s, arguments = pickle.loads(_read(0))
         except EOFError:
-            return
+            os._exit(0)  # taking apart what is frozen would only be reported as leaks
         cases = importlib.import_module(module)
+        gc.freeze()  # a collection in a rank would copy every page of torch's objects
         _write(answers, pickle.dumps(_run(getattr(cases, case), size, limit_s, arguments)))
 
 

@@ -4,14 +4,18 @@ Triton's kernels run in its interpreter here, which it decides when a kernel is 
 a process without TRITON_INTERPRET. LUCIOLA_TEST_DEVICE=cuda (`make gpu`) runs the kernels' tests on a GPU instead.
 """
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 
 import pytest
 
 from pipeline_ranks import Ranks
+from warm_python import WarmPython
 
 DEVICE = os.environ.get("LUCIOLA_TEST_DEVICE", "cpu")
 
@@ -26,6 +30,23 @@ def ranks() -> Iterator[Ranks]:
     made = Ranks()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """In place of sys.executable, for programs that would import torch."""
+    made = WarmPython(tmp_path_factory.mktemp("python"))
+    yield made.path
+    made.close()
+
+
+@pytest.fixture
+def warm_spawn(warm_python: str) -> Iterator[None]:
+    """Processes that this one spawns are programs of `warm_python`."""
+    resource_tracker.ensure_running()  # by the executable of before: it lives longer
+    multiprocessing.set_executable(warm_python)
+    yield
+    multiprocessing.set_executable(sys.executable)
 
 
 @pytest.fixture(scope="module")

@@ -181,9 +181,9 @@ def test_steps_cover_every_check_test_and_benchmark(gpu):
         assert any((ROOT / each).is_file() for each in step.command[1:]), step.command
 
 
-def test_the_check_of_staging_holds_in_host_memory_too():
+def test_the_check_of_staging_holds_in_host_memory_too(warm_python):
     script = str(ROOT / "benchmarks/plugins/gpu_steps.py")
-    command = [sys.executable, script, "kv_staging", "--device", "cpu"]
+    command = [warm_python, script, "kv_staging", "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout.count("every bit") == 4, done.stderr
     assert done.returncode == 0

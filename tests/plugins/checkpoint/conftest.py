@@ -11,11 +11,9 @@ from pipeline_ranks import Ranks
 
 
 @pytest.fixture(scope="session")
-def checkpoint_ranks() -> Iterator[Ranks]:
-    """Forks the ranks of each case from one parent that has imported torch."""
-    made = Ranks("checkpoint_cases")
-    yield made
-    made.close()
+def checkpoint_ranks(ranks: Ranks) -> Ranks:
+    """For cases of checkpoints."""
+    return ranks.of("checkpoint_cases")
 
 
 @pytest.fixture(params=["local", "native", "mount"])

@@ -1,11 +1,8 @@
 """The frameworks themselves, on small models: every sample once an epoch, on one rank and two, also after a stop."""
 
 import itertools
-import json
-import os
 import socket
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import torch
 
 from luciola.plugins.dataset import Loader, MapDataset, open_records
 from number_records import epoch_of, first_numbers, write_numbers
+from pipeline_ranks import Ranks
 
 lightning = pytest.importorskip("lightning")
 ModelCheckpoint = pytest.importorskip("lightning.pytorch.callbacks").ModelCheckpoint
@@ -21,35 +19,26 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 
+@pytest.fixture(scope="module")
+def framework_ranks() -> Iterator[Ranks]:
+    """Forks the ranks from one parent that has imported the frameworks: that takes longer than their trainings."""
+    made = Ranks("framework_cases")
+    yield made
+    made.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_losses_with_and_without_a_stop(tmp_path: Path, ranks: int) -> None:
+def test_losses_with_and_without_a_stop(framework_ranks: Ranks, tmp_path: Path, ranks: int) -> None:
     """Equal bit by bit, for 0, 1, 2 and 4 workers; the loader is older than the process group."""
     write_numbers(tmp_path, 60)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    support = Path(__file__).parent / "support"
-    paths = os.pathsep.join([str(support), os.environ.get("PYTHONPATH", "")])
-    common = {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths,
-        "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
-        "ACCELERATE_USE_CPU": "true",
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(support / "rank_program.py"), str(tmp_path), str(tmp_path / "result")],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors[-3000:]
-    parts = [json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(ranks)]
+    result = str(tmp_path / "result")
+    answers = framework_ranks.run("train_all", ranks, directory=str(tmp_path), result=result, port=port)
+    assert [(each.error, each.message, each.status) for each in answers] == [("", "", 0)] * ranks
+    parts = [each.value for each in answers]
     dataset = MapDataset(open_records(tmp_path))
     wanted = [batch for epoch in range(2) for batch in epoch_of(dataset, 3, epoch, 12)]
     for framework, kind in [(name, kind) for name, kinds in parts[0].items() for kind in kinds]:

@@ -5,7 +5,6 @@ import re
 import shlex
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,14 @@ pytestmark = [
 
 
 @pytest.fixture
-def home(shared_cluster: LocalCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(
+    shared_cluster: LocalCluster, warm_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """A user's directory, with `lu:` for the cluster, which is empty again afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LUCIOLA_DATA", str(shared_cluster.data))
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{Path(warm_python).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
@@ -78,7 +79,7 @@ def command(line: str) -> str:
             assert done.exit_code == 0, f"{line}\n{done.output}"
             return done.output
         case "torchrun":
-            return run("torchrun", *arguments)
+            return run("python", "-m", "torch.distributed.run", *arguments)  # the same, by the `python` here
         case "sbatch":
             environment = {**os.environ, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_PROCID": "0"}
             environment.pop("LUCIOLA_DATA")  # machines of jobs are no servers

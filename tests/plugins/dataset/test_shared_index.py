@@ -78,6 +78,7 @@ def _first(records, results) -> None:
     results.put(int(records.locate(np.array([41])).lengths[0]))
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_one_process_makes_it_and_others_map_it(tmp_path, shared, monkeypatch) -> None:
     write_ffrecord(tmp_path)
     reads: list[str] = []
@@ -131,6 +132,7 @@ def test_another_state_of_the_data_has_another_index(tmp_path, shared) -> None:
     assert records.locate(np.arange(3)).lengths.tolist() == [29, 28, 27]
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_workers_use_it(tmp_path, shared) -> None:
     write_ffrecord(tmp_path)
     loader = Loader(

@@ -61,6 +61,7 @@ def test_batches_of_the_ring_and_of_forked_workers_are_the_same(dataset: MapData
     assert 0 < seen.latency_s["p50"] <= seen.latency_s["p99"]
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_spawned_workers_that_are_kept_follow_epochs_and_places(places: dict[str, str]) -> None:
     dataset = MapDataset(open_records(places["native"]))
     loader = Loader(

@@ -1,7 +1,6 @@
 """The processes that run the ranks of all cases."""
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -11,11 +10,9 @@ collect_ignore = [] if os.environ.get("LUCIOLA_TEST_DEVICE") == "cuda" else ["te
 
 
 @pytest.fixture(scope="session")
-def experts() -> Iterator[Ranks]:
-    """Forks the ranks of each case from one parent that has imported torch."""
-    made = Ranks("expert_cases")
-    yield made
-    made.close()
+def experts(ranks: Ranks) -> Ranks:
+    """For cases of transports, layouts and buffers."""
+    return ranks.of("expert_cases")
 
 
 @pytest.fixture(scope="session")

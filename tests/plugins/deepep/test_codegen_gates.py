@@ -20,9 +20,9 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def found() -> list[Any]:
+def found(warm_python: str) -> list[Any]:
     """What the gates find in every kernel, and in the bad ones."""
-    return run_program(Path(__file__).with_name("support") / "bad_kernels.py")
+    return run_program(warm_python, Path(__file__).with_name("support") / "bad_kernels.py")
 
 
 @pytest.mark.slow

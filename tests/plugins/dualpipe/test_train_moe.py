@@ -251,11 +251,11 @@ def test_a_checkpoint_counts_when_it_is_finished_and_old_ones_go(tmp_path) -> No
 def command(out: str, *more: str) -> list[str]:
     script = str(EXAMPLES / "train_moe_dualpipe.py")
     sizes = ["--steps", str(STEPS), "--checkpoint-every", str(EVERY), "--micro-batch", "1"]
-    return [sys.executable, script, "--out", out, *sizes, *more]
+    return [script, "--out", out, *sizes, *more]
 
 
-def train(out: str) -> str:
-    done = subprocess.run(command(out), capture_output=True, text=True, timeout=280, check=False)
+def train(python: str, out: str) -> str:
+    done = subprocess.run([python, *command(out)], capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -297,12 +297,14 @@ def test_a_training_learns_and_saves_every_stage(unstopped: Result) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_a_killed_training_resumes_bit_by_bit(tmp_path, ranks: Ranks, unstopped: Result) -> None:
+def test_a_killed_training_resumes_bit_by_bit(
+    warm_python: str, tmp_path: Path, ranks: Ranks, unstopped: Result
+) -> None:
     """This one is on this machine; the one it is compared with ran on a cluster."""
     answers = train_ranks(ranks, str(tmp_path), killed_in=3)
     assert [each.status for each in answers] == [signal.SIGKILL] * 4
     assert len(result(str(tmp_path))[0]) == EVERY
-    output = train(str(tmp_path))
+    output = train(warm_python, str(tmp_path))
     assert output.splitlines()[0] == f"resuming after step {EVERY}"
     assert re.findall(r"^step (\d+) loss", output, re.MULTILINE) == ["3", "4"]
     assert result(str(tmp_path)) == unstopped
@@ -312,7 +314,7 @@ def test_a_killed_training_resumes_bit_by_bit(tmp_path, ranks: Ranks, unstopped:
 def test_the_pipeline_computes_what_one_process_computes(tmp_path, monkeypatch, unstopped: Result) -> None:
     import train_moe_dualpipe
 
-    monkeypatch.setattr(sys, "argv", command(str(tmp_path), "--plain")[1:])
+    monkeypatch.setattr(sys, "argv", command(str(tmp_path), "--plain"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors are small: a second thread only waits
     try:

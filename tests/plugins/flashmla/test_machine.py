@@ -69,13 +69,14 @@ NAMES = {
 
 
 @pytest.fixture(scope="module")
-def started(two_at_once: Executor) -> dict[str, Callable]:
+def started(two_at_once: Executor, warm_python: str) -> dict[str, Callable]:
     """What each process will find in the kernels that its patterns choose, and in bad kernels."""
     first, second = NAMES
     printed = "\nprint(json.dumps([reports, bad]))"
+    scripts = {first: f"{GOOD}bad = None{printed}", second: f"{GOOD}{BAD}{printed}"}
     return {
-        first: two_at_once.submit(run_program, "-c", f"{GOOD}bad = None{printed}", *first.split()).result,
-        second: two_at_once.submit(run_program, "-c", f"{GOOD}{BAD}{printed}", *second.split()).result,
+        match: two_at_once.submit(run_program, warm_python, "-c", script, *match.split()).result
+        for match, script in scripts.items()
     }
 
 

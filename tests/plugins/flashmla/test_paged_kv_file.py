@@ -348,6 +348,7 @@ def _read_until(path, ready, stop, results):
     results.put(loads)
 
 
+@pytest.mark.usefixtures("warm_spawn")
 def test_a_reader_in_another_process_never_sees_other_bytes(path):
     cache = PageCache.allocate(SMALL, 2)
     context = multiprocessing.get_context("spawn")

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -390,25 +388,3 @@ def save_and_load_until(rank: int, size: int, root: str, end: str, seed: int) ->
         assert checkpoints.load(state) == step
         assert torch.equal(state["x"].full_tensor(), tensor + step)
         step += 1
-
-
-def run_example(rank: int, size: int, arguments: list[str], output: str) -> int:
-    """Runs the example as its command line would, in a process that has imported torch; its exit code."""
-    pid = os.fork()
-    if not pid:
-        code = 1
-        try:
-            sys.path.insert(0, str(Path(__file__).parents[4] / "examples"))
-            sys.argv = ["train_text.py", *arguments]
-            sys.stdout = open(output, "w")  # noqa: SIM115 (it lives as long as the process)
-            import train_text
-
-            train_text.main()
-            code = 0
-        finally:
-            sys.stdout.flush()
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-run_example.without_group = True  # type: ignore[attr-defined]
