@@ -56,9 +56,5 @@ def _tensor(array: Indices) -> Tensor:
 
 
 __all__ = [
-    "balanced_packing",
-    "inverse",
-    "rebalance_experts",
-    "rebalance_experts_hierarchical",
-    "replicate_experts",
-]
+    "balanced_packing", "inverse", "rebalance_experts", "rebalance_experts_hierarchical", "replicate_experts",
+]  # fmt: skip

@@ -13,8 +13,9 @@ Each room imports those below it: elastic, api, low_latency, normal, transport.
 Importing this package imports torch only when one of its names is used.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy
 
 if TYPE_CHECKING:
     from .api.buffer import Buffer, get_logical_domain_size, get_physical_domain_size, topk_idx_t
@@ -24,38 +25,10 @@ if TYPE_CHECKING:
     from .transport.errors import CommunicationError, PeerLost, PeerTimeout, RanksDisagree
     from .transport.event import EventHandle, EventOverlap
 
-_HOMES: Final = {
-    "Buffer": "api.buffer",
-    "CommunicationError": "transport.errors",
-    "Config": "api.config",
-    "EPHandle": "elastic.experts",
-    "ElasticBuffer": "elastic.buffer",
-    "EventHandle": "transport.event",
-    "EventOverlap": "transport.event",
-    "PeerLost": "transport.errors",
-    "PeerTimeout": "transport.errors",
-    "RanksDisagree": "transport.errors",
-    "get_logical_domain_size": "api.buffer",
-    "get_physical_domain_size": "api.buffer",
-    "topk_idx_t": "api.buffer",
-}
-
 __all__ = [
-    "Buffer",
-    "CommunicationError",
-    "Config",
-    "EPHandle",
-    "ElasticBuffer",
-    "EventHandle",
-    "EventOverlap",
-    "PeerLost",
-    "PeerTimeout",
-    "RanksDisagree",
-    "describe",
-    "get_logical_domain_size",
-    "get_physical_domain_size",
-    "topk_idx_t",
-]
+    "Buffer", "CommunicationError", "Config", "EPHandle", "ElasticBuffer", "EventHandle", "EventOverlap", "PeerLost",
+    "PeerTimeout", "RanksDisagree", "describe", "get_logical_domain_size", "get_physical_domain_size", "topk_idx_t",
+]  # fmt: skip
 
 
 def describe() -> dict[str, str]:
@@ -72,11 +45,12 @@ def describe() -> dict[str, str]:
     return {**status.describe("deepep"), "transports": transports}
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *globals()})
+_HOMES = {
+    ".api.buffer": "Buffer get_logical_domain_size get_physical_domain_size topk_idx_t",
+    ".api.config": "Config",
+    ".elastic.buffer": "ElasticBuffer",
+    ".elastic.experts": "EPHandle",
+    ".transport.errors": "CommunicationError PeerLost PeerTimeout RanksDisagree",
+    ".transport.event": "EventHandle EventOverlap",
+}
+__getattr__ = lazy(__name__, _HOMES)

@@ -33,20 +33,9 @@ if TYPE_CHECKING:
     from .wgrad_store import WeightGradStore
 
 __all__ = [
-    "DualPipe",
-    "DualPipeV",
-    "Linear",
-    "PipelineError",
-    "Schedule",
-    "StageCosts",
-    "WeightGradStore",
-    "describe",
-    "dualpipe",
-    "dualpipev",
-    "find_problems",
-    "set_p2p_tensor_dtype",
-    "set_p2p_tensor_shapes",
-]
+    "DualPipe", "DualPipeV", "Linear", "PipelineError", "Schedule", "StageCosts", "WeightGradStore", "describe",
+    "dualpipe", "dualpipev", "find_problems", "set_p2p_tensor_dtype", "set_p2p_tensor_shapes",
+]  # fmt: skip
 
 
 def describe() -> dict[str, str]:

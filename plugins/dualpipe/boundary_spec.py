@@ -139,15 +139,6 @@ def _tuples(shapes: Shapes) -> tuple[tuple[int, ...], ...]:
 
 
 __all__ = [
-    "Boundary",
-    "Declared",
-    "TensorSpec",
-    "boundary_of",
-    "declared",
-    "decode",
-    "describe",
-    "encode",
-    "same_tensors",
-    "set_p2p_tensor_dtype",
-    "set_p2p_tensor_shapes",
-]
+    "Boundary", "Declared", "TensorSpec", "boundary_of", "declared", "decode", "describe", "encode", "same_tensors",
+    "set_p2p_tensor_dtype", "set_p2p_tensor_shapes",
+]  # fmt: skip

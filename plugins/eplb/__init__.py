@@ -37,24 +37,10 @@ if TYPE_CHECKING:
     from .refresh import ExpertRefresher, RefreshFailed
 
 __all__ = [
-    "ExpertNames",
-    "ExpertRefresher",
-    "ExpertReport",
-    "LoadRecorder",
-    "Loads",
-    "Move",
-    "Placement",
-    "RefreshFailed",
-    "align",
-    "describe",
-    "gpu_loads",
-    "imbalance",
-    "load_experts",
-    "lower_bound",
-    "moves_between",
-    "rebalance_experts",
-    "rebalance_incrementally",
-]
+    "ExpertNames", "ExpertRefresher", "ExpertReport", "LoadRecorder", "Loads", "Move", "Placement", "RefreshFailed",
+    "align", "describe", "gpu_loads", "imbalance", "load_experts", "lower_bound", "moves_between",
+    "rebalance_experts", "rebalance_incrementally",
+]  # fmt: skip
 
 
 def describe() -> dict[str, str]:

@@ -314,11 +314,5 @@ def _copy(tensors: Slots, copies: Sequence[Pair]) -> int:
 
 
 __all__ = [
-    "Actions",
-    "ExpertNames",
-    "ExpertReport",
-    "StagedExperts",
-    "load_experts",
-    "plan_slots",
-    "stage_experts",
-]
+    "Actions", "ExpertNames", "ExpertReport", "StagedExperts", "load_experts", "plan_slots", "stage_experts",
+]  # fmt: skip

@@ -277,14 +277,6 @@ def _check_slots(slots: int, *, experts: int, gpus: int) -> None:
 
 
 __all__ = [
-    "Placement",
-    "Policy",
-    "align",
-    "checked_map",
-    "gpu_loads",
-    "imbalance",
-    "lower_bound",
-    "moves_between",
-    "rebalance_experts",
-    "rebalance_incrementally",
-]
+    "Placement", "Policy", "align", "checked_map", "gpu_loads", "imbalance", "lower_bound", "moves_between",
+    "rebalance_experts", "rebalance_incrementally",
+]  # fmt: skip

@@ -138,6 +138,4 @@ def or_none(tensor: Tensor | None, none: Tensor) -> Tensor:
     return none if tensor is None else tensor
 
 
-__all__ = [
-    "LATENT", "DenseDecode", "Results", "Scope", "SparseDecode", "SparsePrefill", "Varlen", "or_none",
-]  # fmt: skip
+__all__ = ["LATENT", "DenseDecode", "Results", "Scope", "SparseDecode", "SparsePrefill", "Varlen", "or_none"]

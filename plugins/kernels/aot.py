@@ -85,6 +85,4 @@ def is_compiling() -> bool:
     return _compiled.get() is not None
 
 
-__all__ = [
-    "HOPPER", "compiling", "is_compiling", "start",
-]  # fmt: skip
+__all__ = ["HOPPER", "compiling", "is_compiling", "start"]

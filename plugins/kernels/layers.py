@@ -35,10 +35,8 @@ from .errors import BadArgument
 
 LAYERS: Final = ("reference", "triton", "hopper")
 VARIABLE: Final = "LUCIOLA_KERNELS"
-GATED: Final = (
-    "3.6",
-    "3.9",
-)  # releases of Triton whose machine code of the Gluon kernels passed the gates in tests
+# Releases of Triton whose machine code of the Gluon kernels passed the gates in tests.
+GATED: Final = ("3.6", "3.9")
 HOPPER: Final = (9, 0)
 MULTIPROCESSORS: Final = 132  # of an H100 or H200 SXM
 

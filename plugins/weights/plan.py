@@ -18,9 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-BLOCK_BYTES: Final = (
-    1 << 20
-)  # of one read, and of one checksum: large enough to hide its costs, 64 of them fit anywhere
+# Of one read, and of one checksum: large enough to hide its costs, 64 of them fit anywhere.
+BLOCK_BYTES: Final = 1 << 20
 GAP_BYTES: Final = 16 << 10  # a page of the chunk engine
 
 

@@ -292,9 +292,5 @@ def combine_receive_kernel(
 
 
 __all__ = [
-    "combine_receive_kernel",
-    "combine_send_kernel",
-    "dispatch_receive_kernel",
-    "dispatch_send_kernel",
-    "slot_kernel",
-]
+    "combine_receive_kernel", "combine_send_kernel", "dispatch_receive_kernel", "dispatch_send_kernel", "slot_kernel",
+]  # fmt: skip

@@ -30,9 +30,8 @@ from ...kernels.quantize import (
     unpack_ue8m0_from_int,
 )  # fmt: skip
 
-LOG_RANGE: Final = (
-    32.0  # powers of two between the largest and the smallest magnitude that a block distinguishes
-)
+# Powers of two between the largest and the smallest magnitude that a block distinguishes.
+LOG_RANGE: Final = 32.0
 LOG_CODES: Final = 511  # 1 … 511: what nine bits hold beside the zero
 LOG_STEPS: Final = LOG_CODES - 1
 
@@ -113,12 +112,4 @@ def _split(x: Tensor, size: int) -> Tensor:
     return x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
 
 
-__all__ = [
-    "LOG_CODES",
-    "LOG_RANGE",
-    "LOG_STEPS",
-    "cast_from_fp8",
-    "cast_to_fp8",
-    "from_logfmt",
-    "to_logfmt",
-]
+__all__ = ["LOG_CODES", "LOG_RANGE", "LOG_STEPS", "cast_from_fp8", "cast_to_fp8", "from_logfmt", "to_logfmt"]

@@ -15,16 +15,14 @@ from ...kernels.quantize import ceil_div
 SHARED_BYTES: Final = 227 * 1024
 SWAP_ROWS_MAX: Final = 64  # rows up to which the transposed tile is used
 STAGES_MAX: Final = 4  # steps of K in flight
-SPECIALISED_BYTES: Final = (
-    192 * 1024
-)  # steps in flight on the fast path, beside 32 KiB in which results leave
+# Of steps in flight on the fast path, beside 32 KiB in which results leave.
+SPECIALISED_BYTES: Final = 192 * 1024
 DECODE_ROWS_MAX: Final = 128
 FP8_DECODE_TOKENS: Final = 64
 DECODE_WEIGHTS: Final = 128  # columns of D of a tile
 DECODE_STEPS_MIN: Final = 4  # of a part of K: about the time in which a part's sums are written and read
-DECODE_STAGES_MAX: Final = (
-    8  # 128 KiB of weights in flight: more than bandwidth times latency of a multiprocessor
-)
+# 128 KiB of weights in flight: more than bandwidth times latency of a multiprocessor.
+DECODE_STAGES_MAX: Final = 8
 FP8_STEP: Final = 128  # columns of K
 BF16_STEP: Final = 64
 # Of a step of 128 bytes of K of either type: results a cycle finishes, and cycles a row takes from the L2 cache.

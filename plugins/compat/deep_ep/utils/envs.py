@@ -78,12 +78,6 @@ def check_torch_deterministic() -> None:
 
 
 __all__ = [
-    "check_nvlink_connections",
-    "check_torch_deterministic",
-    "dist_print",
-    "get_global_seed",
-    "get_logical_domain_size",
-    "get_physical_domain_size",
-    "init_dist",
-    "init_seed",
-]
+    "check_nvlink_connections", "check_torch_deterministic", "dist_print", "get_global_seed",
+    "get_logical_domain_size", "get_physical_domain_size", "init_dist", "init_seed",
+]  # fmt: skip

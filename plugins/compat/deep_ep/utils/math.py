@@ -68,15 +68,6 @@ def safe_div(x: float, y: float) -> float:
 
 
 __all__ = [
-    "align",
-    "calc_diff",
-    "ceil_div",
-    "count_bytes",
-    "create_grouped_scores",
-    "hash_tensor",
-    "hash_tensors",
-    "inplace_unique",
-    "per_token_cast_back",
-    "per_token_cast_to_fp8",
-    "safe_div",
-]
+    "align", "calc_diff", "ceil_div", "count_bytes", "create_grouped_scores", "hash_tensor", "hash_tensors",
+    "inplace_unique", "per_token_cast_back", "per_token_cast_to_fp8", "safe_div",
+]  # fmt: skip
