@@ -134,9 +134,9 @@ def dequantize(values: Tensor, scales: Tensor, *, gran_m: int = 1, gran_k: int =
 
     Shapes: values (..., m, k); scales (..., ceil(m / gran_m), ceil(k / gran_k)).
     """
-    m, k = values.shape[-2:]
-    spread = scales.repeat_interleave(gran_m, -2)[..., :m, :] if gran_m > 1 else scales
-    return values.float() * spread.repeat_interleave(gran_k, -1)[..., :k]
+    if gran_m > 1:
+        scales = scales.repeat_interleave(gran_m, -2)[..., : values.shape[-2], :]
+    return values.float() * scales.repeat_interleave(gran_k, -1)[..., : values.shape[-1]]
 
 
 def calc_diff(x: Tensor, y: Tensor) -> float:

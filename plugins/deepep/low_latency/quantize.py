@@ -26,6 +26,7 @@ from ...kernels.quantize import (
     FP8_MAX,
     SMALLEST_AMAX,
     ceil_to_ue8m0,
+    dequantize,
     pack_ue8m0_to_int,
     unpack_ue8m0_from_int,
 )  # fmt: skip
@@ -57,12 +58,10 @@ def cast_to_fp8(x: Tensor, *, round_scale: bool = False, use_ue8m0: bool = False
 
 
 def cast_from_fp8(values: Tensor, scales: Tensor) -> Tensor:
-    """BF16 of what `cast_to_fp8` made. Shapes: values (…, H), scales (…, H / 128) float32 or (…, H / 512) int32."""
+    """BF16 of e4m3 values. Shapes: values (…, H), scales (…, ceil(H / 128)) float32 or (…, H / 512) int32."""
     if scales.dtype == torch.int32:
-        scales = unpack_ue8m0_from_int(scales.contiguous())
-    blocks = _split(values.float(), BLOCK) * scales.unsqueeze(-1)
-    restored: Tensor = blocks.flatten(-2).to(torch.bfloat16)
-    return restored
+        scales = unpack_ue8m0_from_int(scales)
+    return dequantize(values, scales).to(torch.bfloat16)
 
 
 def to_logfmt(x: Tensor) -> tuple[Tensor, Tensor]:
