@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -194,12 +194,12 @@ def is_interpreting() -> bool:
 
 def is_gated() -> bool:
     """Return whether the Gluon kernels passed their gates with the installed release of Triton."""
-    return _has_triton() and ".".join(version("triton").split(".")[:2]) in GATED
+    return ".".join(triton_release().split(".")[:2]) in GATED
 
 
 def state() -> str:
     """Describe this machine in one line, for `luciola plugins`."""
-    if not _has_triton():
+    if not triton_release():
         return "no Triton: reference operators on the CPU"
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
@@ -239,14 +239,22 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def triton_release() -> str:
+    """Return the installed release of Triton, "" without one."""
+    if find_spec("triton") is None:
+        return ""
+    try:
+        return version("triton")
+    except PackageNotFoundError:  # torch's nightly releases bring it in a distribution of another name
+        import triton
+
+        return str(triton.__version__)
 
 
 @cache
 def _triton_runtime() -> Any:
     """Triton's settings of this process, or None without Triton."""
-    if not _has_triton():
+    if not triton_release():
         return None
     from triton import knobs
 
@@ -254,7 +262,7 @@ def _triton_runtime() -> Any:
 
 
 __all__ = [
-    "GATED", "LAYERS", "MULTIPROCESSORS", "VARIABLE", "Launch", "Launcher", "is_gated", "is_interpreting",
-    "launcher", "launching_with", "layer", "layer_for", "multiprocessors", "on_device", "record", "recording",
-    "set_layer", "state", "uses_kernels", "using_layer",
+    "GATED", "LAYERS", "MULTIPROCESSORS", "VARIABLE", "Launch", "Launcher", "is_gated", "is_interpreting", "launcher",
+    "launching_with", "layer", "layer_for", "multiprocessors", "on_device", "record", "recording", "set_layer", "state",
+    "triton_release", "uses_kernels", "using_layer",
 ]  # fmt: skip

@@ -20,13 +20,8 @@ NEVER: Final = "never"
 
 def describe(plugin: str) -> dict[str, str]:
     """Return the machine's state, the layer of a call, the gate of the Gluon kernels, the last run on this card."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        release = version("triton")
-    except PackageNotFoundError:
-        release = ""
     sample = torch.empty(0, device="cuda" if torch.cuda.is_available() else "cpu")
+    release = layers.triton_release()
     if not release:
         gate = "not there: no Triton"
     elif layers.is_gated():

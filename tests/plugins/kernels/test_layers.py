@@ -1,9 +1,11 @@
 """Which layer runs a call is chosen for the whole process, and launches can be asked for."""
 
 import threading
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
+import triton
 
 from gluon_simulator import launch_simulated
 from luciola.plugins import deepgemm, kernels
@@ -82,6 +84,15 @@ def test_gluon_is_the_default_where_it_runs_and_its_gates_passed(monkeypatch):
         assert kernels.layer_for(HERE) == "hopper", "asked for by name"
         kernels.set_layer("triton")
         assert kernels.layer_for(HERE) == "triton"
+
+
+def test_a_triton_of_another_distribution_has_a_release_too(monkeypatch):
+    def unknown(name):
+        raise PackageNotFoundError(name)
+
+    release = layers.triton_release()
+    monkeypatch.setattr(layers, "version", unknown)
+    assert layers.triton_release.__wrapped__() == release == triton.__version__
 
 
 def test_using_a_layer_ends_with_its_block_whatever_happens():
