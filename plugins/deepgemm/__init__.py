@@ -67,7 +67,7 @@ _HOMES: Final = {
         get_theoretical_mk_alignment_for_contiguous_layout set_block_size_multiple_of
         set_ignore_compile_dims set_mk_alignment_for_contiguous_layout set_num_sms set_pdl set_tc_util
     """,
-    ".loader": "Shard load_weights",
+    ".loader": "load_weights",
     ".aot_cache": "set_cache_dir",
     ".unsupported": """
         SymmBuffer bf16_mega_moe cast_back_from_fp4 fp8_fp4_mega_moe get_best_configs

@@ -1,7 +1,8 @@
 """Weights of a checkpoint in the form the products want, a rank's part of them, without a copy on the way.
 
     checkpoint = Checkpoint.open("lu:/models/v3")
-    b = load_weights(checkpoint, "layers.3.mlp.down_proj.weight", shard=Shard(rank, ranks, "columns"), device="cuda")
+    part = checkpoint.info("layers.3.mlp.down_proj.weight").shard(rank, ranks, dimension=1)
+    b = load_weights(checkpoint, "layers.3.mlp.down_proj.weight", index=part, device="cuda")
     fp8_gemm_nt(a, b, out)
 
 FP8 checkpoints of DeepSeek keep weights (n, k) e4m3 and, under the name + "_scale_inv", float32 scales of 128 × 128
@@ -10,8 +11,7 @@ checksums are those of `luciola.plugins.weights`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -26,51 +26,18 @@ SCALE_SUFFIX: Final = "_scale_inv"
 _TORCH: Final = {"F8_E4M3": FP8, "BF16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
-class Shard:
-    """The part of a matrix that one of `ranks` owns: an equal share of its rows (n) or columns (k)."""
-
-    rank: int
-    ranks: int
-    by: Literal["rows", "columns"]
-
-    def __post_init__(self) -> None:
-        if self.by not in {"rows", "columns"}:
-            refuse("by", repr(self.by), "it must be 'rows' or 'columns'")
-        if not 0 <= self.rank < self.ranks:
-            refuse("rank", self.rank, f"it must be from 0 to {self.ranks - 1}")
-
-    def index(self, shape: tuple[int, int], *, unit: int) -> tuple[slice, slice]:
-        """The share of a matrix of that shape. `unit`: borders between shares are multiples of it.
-
-        Raises: BadArgument if there are no such equal shares.
-        """
-        dimension = 0 if self.by == "rows" else 1
-        size = shape[dimension]
-        if size % (self.ranks * unit):
-            refuse(
-                f"matrix of {size} {self.by}",
-                f"to be cut into {self.ranks}",
-                f"shares must be multiples of {unit}",
-            )
-        share = size // self.ranks
-        part = slice(self.rank * share, (self.rank + 1) * share)
-        return (part, slice(0, shape[1])) if dimension == 0 else (slice(0, shape[0]), part)
-
-
 def load_weights(
     checkpoint: "Checkpoint",
     names: str | Sequence[str],
     *,
-    shard: Shard | None = None,
+    index: Sequence[slice] = (),
     device: str | torch.device = "cpu",
-    into: tuple[Tensor, Tensor] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | Tensor:
     """The second operand of a product: (values, scales) of an FP8 weight, or one BF16 tensor.
 
     One name gives a matrix (n, k); several, of equal shape and type, the stack (groups, n, k) of a grouped product, in
-    that order: the experts a rank serves. `into`: fills these instead of new tensors (shapes and types as returned).
-    Shares of FP8 weights begin at whole blocks of 128.
+    that order: the experts a rank serves. `index`: which rows and columns of each, as `TensorInfo.shard` gives them for
+    a rank; of FP8 weights, whole blocks of 128.
     Raises: KeyError for a name that is not there, BadArgument for what does not fit, CorruptData, OSError.
     """
     from ..weights import Slice
@@ -89,17 +56,23 @@ def load_weights(
         refuse(info.name, f"{info.dtype} {info.shape}", "a weight is a matrix of F8_E4M3 or BF16")
     n, k = info.shape
     fp8 = info.dtype == "F8_E4M3"
-    index = shard.index((n, k), unit=BLOCK if fp8 else 1) if shard else (slice(0, n), slice(0, k))
+    part = _part(index, info.shape, unit=BLOCK if fp8 else 1)
     stack = () if isinstance(names, str) else (len(wanted),)
-    given = (into,) if isinstance(into, Tensor) else into
-    values = _target(given, 0, (*stack, *_shape(index)), _TORCH[info.dtype], device)
-    slices = [Slice(name, part, index) for name, part in zip(wanted, _parts(values, stack), strict=True)]
+
+    def target(part: Sequence[slice], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """What is returned, and its parts by name."""
+        sizes = [each.stop - each.start for each in part]
+        made = torch.empty(*stack, *sizes, dtype=dtype, device=device)
+        return made, list(made) if stack else [made]
+
+    values, targets = target(part, _TORCH[info.dtype])
+    slices = [Slice(name, each, part) for name, each in zip(wanted, targets, strict=True)]
     if not fp8:
         checkpoint.read_slices(slices)
         return values
-    blocks = tuple(slice(each.start // BLOCK, ceil_div(each.stop, BLOCK)) for each in index)
-    scales = _target(given, 1, (*stack, *_shape(blocks)), torch.float32, device)
-    for name, part in zip(wanted, _parts(scales, stack), strict=True):
+    blocks = tuple(slice(each.start // BLOCK, ceil_div(each.stop, BLOCK)) for each in part)
+    scales, targets = target(blocks, torch.float32)
+    for name, each in zip(wanted, targets, strict=True):
         found = checkpoint.info(name + SCALE_SUFFIX)
         if found.dtype != "F32" or found.shape != (ceil_div(n, BLOCK), ceil_div(k, BLOCK)):
             refuse(
@@ -107,34 +80,22 @@ def load_weights(
                 f"{found.dtype} {found.shape}",
                 f"it must be F32, one for each 128 x 128 of {name}",
             )
-        slices.append(Slice(found.name, part, blocks))
+        slices.append(Slice(found.name, each, blocks))
     checkpoint.read_slices(slices)
     return values, scales
 
 
-def _shape(index: Sequence[slice]) -> tuple[int, ...]:
-    return tuple(each.stop - each.start for each in index)
+def _part(index: Sequence[slice], shape: Sequence[int], *, unit: int) -> tuple[slice, ...]:
+    """Both slices, from a number to a number. Raises: BadArgument unless they are of whole units."""
+    part = tuple(
+        slice(each.start or 0, size if each.stop is None else each.stop, each.step)
+        for each, size in zip((*index, slice(None), slice(None)), shape, strict=False)
+    )
+    for each, size in zip(part, shape, strict=True):
+        inside = 0 <= each.start <= each.stop <= size and each.step in {None, 1}
+        if not inside or any(at % unit and at != size for at in (each.start, each.stop)):
+            refuse("index", index, f"it must lie within {tuple(shape)}, at multiples of {unit}")
+    return part
 
 
-def _parts(target: Tensor, stack: tuple[int, ...]) -> list[Tensor]:
-    return list(target) if stack else [target]
-
-
-def _target(
-    given: tuple[Tensor, ...] | None,
-    place: int,
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    device: str | torch.device,
-) -> Tensor:
-    if given is None:
-        return torch.empty(shape, dtype=dtype, device=device)
-    if place >= len(given):
-        raise BadArgument("into lacks scales: FP8 weights fill a pair of tensors")
-    target = given[place]
-    if tuple(target.shape) != shape or target.dtype != dtype:
-        refuse(f"into[{place}]", f"{target.dtype} {tuple(target.shape)}", f"it must be {dtype} {shape}")
-    return target
-
-
-__all__ = ["SCALE_SUFFIX", "Shard", "load_weights"]
+__all__ = ["SCALE_SUFFIX", "load_weights"]

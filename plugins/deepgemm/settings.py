@@ -34,9 +34,7 @@ def get_num_sms() -> int:
     from ..kernels import aot, layers
 
     here = torch.cuda.is_available() and not aot.is_compiling()
-    return layers.multiprocessors(
-        torch.device("cuda", torch.cuda.current_device()) if here else torch.device("cpu")
-    )
+    return layers.multiprocessors(torch.device("cuda" if here else "cpu"))
 
 
 def set_tc_util(tc_util: int) -> None:

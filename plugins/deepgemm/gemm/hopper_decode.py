@@ -48,6 +48,7 @@ def _load(
     MODE: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr, TOKENS: gl.constexpr, STEP: gl.constexpr,
     SPLITS: gl.constexpr,
 ):  # fmt: skip
+    BYTES: gl.constexpr = 2 * weights.block_type.nbytes + tokens.block_type.nbytes
     weight_slots, token_slots, filled, free = slots
     m, n, k, groups = sizes
     tiles_n = gl.cdiv(n, _WEIGHTS)
@@ -61,9 +62,7 @@ def _load(
         for tile in range(first_tile, tiles, PROGRAMS):
             token, row, _, begin, end = _item(tile, rows_end, tiles_n, gl.cdiv(k, STEP), SPLITS, TOKENS)
             for block in range(begin, end):
-                slot, barrier = claim(
-                    filled, free, step, 2 * weights.block_type.nbytes + tokens.block_type.nbytes, STAGES
-                )
+                slot, barrier = claim(filled, free, step, BYTES, STAGES)
                 for half in gl.static_range(2):
                     place = weight_slots.index(2 * slot + half)
                     tma_load(weights, [group * n + row + half * _ROWS, block * STEP], barrier, place)

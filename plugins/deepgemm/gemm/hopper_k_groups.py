@@ -51,6 +51,7 @@ def _load_k_groups(
     FP8: gl.constexpr, STEP: gl.constexpr, STAGES: gl.constexpr, PROGRAMS: gl.constexpr,
     A_LAYOUT: gl.constexpr, B_LAYOUT: gl.constexpr,
 ):  # fmt: skip
+    BYTES: gl.constexpr = (_TILE_M + _TILE_N) * STEP * (1 if FP8 else 2)
     a_slots, b_slots, filled, free = slots
     m, n, groups = sizes
     tiles_m = gl.cdiv(m, _TILE_M)
@@ -74,9 +75,7 @@ def _load_k_groups(
         for tile in range(first_tile, tiles, PROGRAMS):
             tile_m, tile_n = place_of(tile, tiles_m, tiles_n)
             for block in range(gl.cdiv(k, STEP)):
-                slot, barrier = claim(
-                    filled, free, step, 2 * a_tile.block_type.nbytes + b_tile.block_type.nbytes, STAGES
-                )
+                slot, barrier = claim(filled, free, step, BYTES, STAGES)
                 place = first_k + block * STEP
                 for half in gl.static_range(2):
                     row = tile_m * _TILE_M + half * _ROWS

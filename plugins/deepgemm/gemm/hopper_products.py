@@ -68,6 +68,7 @@ def load_tiles(
 ):  # fmt: skip
     """The loader: fills slots with the tiles' operands, STEP columns of K at a time."""
     PARTS: gl.constexpr = TILE_M // _ROWS
+    BYTES: gl.constexpr = PARTS * a_tile.block_type.nbytes + b_tile.block_type.nbytes
     a_slots, b_slots, filled, free = slots
     m, n, k, groups = sizes
     tiles_n = gl.cdiv(n, TILE_N)
@@ -86,13 +87,7 @@ def load_tiles(
                     a_row += number * m
                 column = tile_n * TILE_N
                 for block in range(gl.cdiv(k, STEP)):
-                    slot, barrier = claim(
-                        filled,
-                        free,
-                        step,
-                        PARTS * a_tile.block_type.nbytes + b_tile.block_type.nbytes,
-                        STAGES,
-                    )
+                    slot, barrier = claim(filled, free, step, BYTES, STAGES)
                     for part in gl.static_range(PARTS):
                         a_place = a_slots.index(slot * PARTS + part)
                         if A_TRANSPOSED:

@@ -203,19 +203,8 @@ def gemm_kernel(
             if MODE == _CONTIGUOUS:
                 total = tl.where(real[:, None], total, 0.0)
             store_tile(
-                own_d,
-                total,
-                rows,
-                stored,
-                columns,
-                n,
-                d_m,
-                head_period,
-                head_mid,
-                head_right,
-                HOLES,
-                INTERPRET,
-            )
+                own_d, total, rows, stored, columns, n, d_m, head_period, head_mid, head_right, HOLES, INTERPRET
+            )  # fmt: skip
 
 
 def _k_grouped_name(specialization: Any) -> str:

@@ -3,7 +3,9 @@
 logits[i, j] = sum over h of relu(q[i, h] · kv[j]) · weights[i, h] · sf[j]        for start[i] <= j < end[i]
 """
 
-from typing import Final
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, Final, ParamSpec
 
 import torch
 from torch import Tensor
@@ -18,6 +20,8 @@ HEADS: Final = (32, 64)
 DIMENSIONS: Final = (32, 64, 128)
 ROW_BYTES: Final = 1024  # to which rows of logits are padded
 LOGITS_DTYPES: Final = (torch.float32, torch.bfloat16)
+
+_Others = ParamSpec("_Others")
 
 
 def fp8_mqa_logits(  # noqa: PLR0913 (the original's)
@@ -51,30 +55,10 @@ def fp8_mqa_logits(  # noqa: PLR0913 (the original's)
     if max_seqlen_k and clean_logits:
         raise BadArgument("compressed logits (max_seqlen_k > 0) are not cleaned: pass clean_logits=False")
     logits = _empty_logits(s, max_seqlen_k or keys.shape[0], logits_dtype, q.device)
-    if logits.numel() == 0:
-        return logits
-    compressed = max_seqlen_k > 0
-    call = Logits(
-        q, keys, sf, weights, cu_seq_len_k_start, cu_seq_len_k_end, logits, compressed, clean_logits
-    )
-    run("mqa_logits", q, call)
+    if logits.numel() and len(keys):
+        starts, ends, compressed = cu_seq_len_k_start, cu_seq_len_k_end, max_seqlen_k > 0
+        run("mqa_logits", q, Logits(q, keys, sf, weights, starts, ends, logits, compressed, clean_logits))
     return logits
-
-
-def fp8_fp4_mqa_logits(  # noqa: PLR0913 (the original's)
-    q: tuple[Tensor, None],
-    kv: tuple[Tensor, Tensor],
-    weights: Tensor,
-    cu_seq_len_k_start: Tensor,
-    cu_seq_len_k_end: Tensor,
-    clean_logits: bool = True,  # noqa: FBT001, FBT002
-    max_seqlen_k: int = 0,
-    logits_dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """`fp8_mqa_logits` with q as (values, None): FP4 operands are for later GPUs."""
-    return fp8_mqa_logits(
-        _only_values(q), kv, weights, cu_seq_len_k_start, cu_seq_len_k_end, clean_logits, max_seqlen_k, logits_dtype
-    )  # fmt: skip
 
 
 def get_paged_mqa_logits_metadata(
@@ -137,30 +121,29 @@ def fp8_paged_mqa_logits(  # noqa: PLR0913 (the original's)
     logits = _empty_logits(b * next_n, max_context_len, logits_dtype, q.device)
     if clean_logits:
         logits.fill_(float("-inf"))
-    if logits.numel() == 0:
-        return logits
-    lengths = lengths.expand(b, next_n)
-    run("paged_mqa_logits", q, PagedLogits(q, kv_cache, weights, lengths, block_table, schedule_meta, logits))
+    if logits.numel():
+        lengths = lengths.expand(b, next_n)
+        call = PagedLogits(q, kv_cache, weights, lengths, block_table, schedule_meta, logits)
+        run("paged_mqa_logits", q, call)
     return logits
 
 
-def fp8_fp4_paged_mqa_logits(  # noqa: PLR0913 (the original's)
-    q: tuple[Tensor, None],
-    kv_cache: Tensor,
-    weights: Tensor,
-    context_lens: Tensor,
-    block_table: Tensor,
-    schedule_meta: Tensor,
-    max_context_len: int,
-    clean_logits: bool = False,  # noqa: FBT001, FBT002
-    logits_dtype: torch.dtype = torch.float32,
-    indices: Tensor | None = None,
-) -> Tensor:
-    """`fp8_paged_mqa_logits` with q as (values, None): FP4 operands are for later GPUs."""
-    return fp8_paged_mqa_logits(
-        _only_values(q), kv_cache, weights, context_lens, block_table, schedule_meta, max_context_len, clean_logits,
-        logits_dtype, indices,
-    )  # fmt: skip
+def _with_values(logits: Callable[Concatenate[Tensor, _Others], Tensor]) -> Callable[..., Tensor]:
+    """The same with q as (values, None): FP4 operands are for later GPUs."""
+
+    @wraps(logits)
+    def call(q: tuple[Tensor, None], *others: _Others.args, **named: _Others.kwargs) -> Tensor:
+        if not isinstance(q, tuple) or len(q) != 2 or q[1] is not None:
+            raise BadType("q must be (e4m3 values, None): FP4 queries are for later GPUs")
+        return logits(q[0], *others, **named)
+
+    call.__name__ = call.__qualname__ = f"fp8_fp4{logits.__name__.removeprefix('fp8')}"
+    call.__doc__ = f"`{logits.__name__}` with q as (values, None): FP4 operands are for later GPUs."
+    return call
+
+
+fp8_fp4_mqa_logits = _with_values(fp8_mqa_logits)
+fp8_fp4_paged_mqa_logits = _with_values(fp8_paged_mqa_logits)
 
 
 def _empty_logits(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -197,12 +180,6 @@ def _lengths(context_lens: Tensor) -> Tensor:
     single = isinstance(context_lens, Tensor) and context_lens.dim() == 1
     check_tensor("context_lens", context_lens, (None,) if single else (None, None), (torch.int32,))
     return context_lens.unsqueeze(1) if single else context_lens
-
-
-def _only_values(q: tuple[Tensor, None]) -> Tensor:
-    if not isinstance(q, tuple) or len(q) != 2 or q[1] is not None:
-        raise BadType("q must be (e4m3 values, None): FP4 queries are for later GPUs")
-    return q[0]
 
 
 def _refuse_indices(indices: Tensor | None) -> None:

@@ -99,6 +99,17 @@ def test_compressed_logits_begin_at_the_start(s: int, tokens: int, width: int, d
                 assert deepgemm.calc_diff(logits[row, :length], wanted[row, start : start + length]) < DIFF
 
 
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("s", "tokens"), [(0, 5), (2, 0)])
+def test_logits_without_queries_or_tokens_start_nothing(s: int, tokens: int, layer: str) -> None:
+    q, kv, none = torch.zeros(s, 32, 32).to(FP8), torch.zeros(tokens, 32).to(FP8), int32([0] * s)
+    with in_layer(layer), recording() as launches:
+        logits = deepgemm.fp8_mqa_logits(
+            q, (kv, torch.ones(tokens)), torch.ones(s, 32), none, none, clean_logits=False, max_seqlen_k=4
+        )
+    assert (logits.shape, launches) == ((s, 4), [])
+
+
 def paged(lengths: list[int], *, next_n: int, d: int, blocks: int) -> tuple[torch.Tensor, ...]:
     """A cache with NaN everywhere but in the tokens of the requests, whose pages are scattered."""
     pages = [-(-length // 64) for length in lengths]

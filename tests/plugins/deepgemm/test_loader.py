@@ -7,7 +7,7 @@ import torch
 
 from cluster import LocalCluster
 from luciola.plugins import deepgemm
-from luciola.plugins.deepgemm.loader import SCALE_SUFFIX, Shard, load_weights
+from luciola.plugins.deepgemm.loader import SCALE_SUFFIX, load_weights
 from luciola.plugins.kernels.errors import BadArgument
 from luciola.plugins.kernels.layers import using_layer
 from luciola.plugins.weights import Checkpoint, save
@@ -55,9 +55,11 @@ def test_a_whole_weight_is_an_operand(checkpoint: Checkpoint, tensors: dict[str,
 def test_ranks_shares_are_joined_to_the_whole(
     checkpoint: Checkpoint, tensors: dict[str, torch.Tensor], by: str, ranks: int
 ) -> None:
-    shares = [load_weights(checkpoint, EXPERTS[0], shard=Shard(rank, ranks, by)) for rank in range(ranks)]
+    info, dimension = checkpoint.info(EXPERTS[0]), 0 if by == "rows" else 1
+    parts = [info.shard(rank, ranks, dimension=dimension) for rank in range(ranks)]
+    shares = [load_weights(checkpoint, EXPERTS[0], index=part) for part in parts]
     for place, name in enumerate((EXPERTS[0], EXPERTS[0] + SCALE_SUFFIX)):
-        joined = torch.cat([share[place].view(torch.uint8) for share in shares], dim=0 if by == "rows" else 1)
+        joined = torch.cat([share[place].view(torch.uint8) for share in shares], dim=dimension)
         assert torch.equal(joined, tensors[name].view(torch.uint8))
 
 
@@ -65,9 +67,8 @@ def test_experts_are_stacked_in_the_order_asked_for(
     checkpoint: Checkpoint, tensors: dict[str, torch.Tensor]
 ) -> None:
     chosen = [EXPERTS[3], EXPERTS[1]]
-    into = (torch.empty(2, N // 2, K, dtype=torch.float8_e4m3fn), torch.empty(2, 1, 3))
-    values, scales = load_weights(checkpoint, chosen, shard=Shard(1, 2, "rows"), into=into)
-    assert values is into[0]
+    values, scales = load_weights(checkpoint, chosen, index=[slice(N // 2, None)])
+    assert (values.shape, scales.shape) == ((2, N // 2, K), (2, 1, 3))
     for place, name in enumerate(chosen):
         assert same(values[place], tensors[name][N // 2 :])
         assert same(scales[place], tensors[name + SCALE_SUFFIX][1:])
@@ -75,9 +76,7 @@ def test_experts_are_stacked_in_the_order_asked_for(
 
 def test_bf16_weights_need_no_blocks(checkpoint: Checkpoint, tensors: dict[str, torch.Tensor]) -> None:
     assert same(load_weights(checkpoint, "plain.weight"), tensors["plain.weight"])
-    assert same(
-        load_weights(checkpoint, "plain.weight", shard=Shard(2, 3, "rows")), tensors["plain.weight"][4:]
-    )
+    assert same(load_weights(checkpoint, "plain.weight", index=[slice(4, 6)]), tensors["plain.weight"][4:])
 
 
 def test_what_does_not_fit_is_named(checkpoint: Checkpoint) -> None:
@@ -85,15 +84,9 @@ def test_what_does_not_fit_is_named(checkpoint: Checkpoint) -> None:
         (lambda: load_weights(checkpoint, []), "names is empty"),
         (lambda: load_weights(checkpoint, "bias"), "matrix of F8_E4M3 or BF16"),
         (lambda: load_weights(checkpoint, [EXPERTS[0], "plain.weight"]), "it must be as"),
-        (lambda: load_weights(checkpoint, EXPERTS[0], shard=Shard(0, 4, "rows")), "multiples of 128"),
+        (lambda: load_weights(checkpoint, EXPERTS[0], index=[slice(64)]), "multiples of 128"),
+        (lambda: load_weights(checkpoint, "plain.weight", index=[slice(7)]), "within \\(6, 10\\)"),
         (lambda: load_weights(checkpoint, "odd.weight"), "128 x 128"),
-        (
-            lambda: load_weights(checkpoint, EXPERTS[0], into=torch.empty(N, K).to(torch.float8_e4m3fn)),
-            "lacks scales",
-        ),
-        (lambda: load_weights(checkpoint, "plain.weight", into=torch.empty(6, 10)), r"into\[0\]"),
-        (lambda: Shard(2, 2, "rows"), "from 0 to 1"),
-        (lambda: Shard(0, 2, "diagonal"), "'rows' or 'columns'"),
     ]
     for call, message in cases:
         with pytest.raises(BadArgument, match=message):
