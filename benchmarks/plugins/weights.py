@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from luciola.client import close_locations
+from luciola.client import Buffer, close_locations
 from luciola.plugins.weights import Checkpoint, Slice, save
 
 ROWS = COLUMNS = 4096
@@ -121,9 +121,13 @@ def with_weights(place: str, tensors: Targets, index: Index, *, verify: bool = F
 
 def into_shared(place: str, tensors: Targets, index: Index, *, fills: int) -> float:
     checkpoint = Checkpoint.open(f"{place}.safetensors", verify=False)
-    targets = checkpoint.allocate()
-    for target in targets.values():
-        target.zero_()
+    memory = torch.frombuffer(Buffer(sum(tensor.nbytes for tensor in tensors.values())), dtype=torch.uint8)
+    memory.zero_()
+    parts = memory.split([tensor.nbytes for tensor in tensors.values()])
+    targets = {
+        name: part.view(tensor.dtype).view(tensor.shape)
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
     for _ in range(fills):
         start = time.perf_counter()
         checkpoint.read_into(targets)

@@ -32,9 +32,5 @@ def describe() -> dict[str, str]:
     return {"state": "ready: any location, targets in host memory or on a GPU"}
 
 
-_HOMES = {
-    ".checkpoint": "Checkpoint Damage ReadReport Slice",
-    ".header": "TensorInfo",
-    ".writing": "save",
-}
+_HOMES = {".checkpoint": "Checkpoint Damage ReadReport Slice", ".header": "TensorInfo", ".writing": "save"}
 __getattr__ = lazy(__name__, _HOMES)

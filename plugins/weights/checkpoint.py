@@ -35,11 +35,6 @@ FILE_SUFFIX: Final = ".safetensors"
 FIRST_BYTES: Final = 256 << 10  # read of a file before its header's length is known: most headers are shorter
 OPENED_AT_ONCE: Final = 16  # files, when there are many: hides what the network takes
 INDEX_BYTES_MAX: Final = 100_000_000  # as of a header
-ALIGNMENT: Final = 64  # of tensors in one buffer: a cache line
-BUFFER_BYTES: Final = (
-    1 << 30
-)  # of one buffer for many tensors: none stays for one small tensor that is still in use
-LARGEST_BUFFER_BYTES: Final = 4 << 30  # that storage nodes accept
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +171,7 @@ class Checkpoint:
         """Fill targets with parts of tensors, many reads in flight.
 
         Contiguous parts go straight into targets in host memory (without a copy where that memory is a
-        `luciola.client.Buffer`, see `allocate`). The rest passes through staging: small tensors, column shards with
+        `luciola.client.Buffer`). The rest passes through staging: small tensors, column shards with
         gaps of at most `gap_bytes`, targets on a device, and other types if `convert` allows them.
 
         `whole_blocks`: every block of 1 MiB of which something is wanted is read whole, so that its checksum is
@@ -225,24 +220,6 @@ class Checkpoint:
         self.read_into(targets)
         return targets
 
-    def allocate(self, names: Iterable[str] | None = None) -> dict[str, "torch.Tensor"]:
-        """Make tensors for `read_into`, in memory that storage nodes on this machine fill without a copy.
-
-        They share buffers of up to BUFFER_BYTES, each of which lives as long as a tensor in it and which a forked child
-        shares, not copies. A tensor that is larger than any buffer can be has its own memory, at the price of a copy.
-        """
-        import torch
-
-        infos = [self.info(name) for name in (self.tensors if names is None else names)]
-        tensors: dict[str, torch.Tensor] = {}
-        for group in _groups(infos):
-            buffer, offset = _new_buffer(sum(map(_room, group))), 0
-            for info in group:
-                flat = buffer[offset : offset + info.nbytes]
-                tensors[info.name] = flat.view(torch_dtype(info.dtype)).reshape(info.torch_shape)
-                offset += _room(info)
-        return tensors
-
     # Verifying.
 
     def verify(self, progress: Callable[[int], object] = lambda _: None) -> list[Damage]:
@@ -266,7 +243,7 @@ class Checkpoint:
         results = {
             shard.header.file: Checksums(
                 shard.header.file_bytes,
-                _header_crc(self.file_system, shard.header),
+                _crc32c(self.file_system.read(shard.header.file, 0, shard.header.data_offset)),
                 {name: [0] * -(-info.nbytes // BLOCK_BYTES) for name, info in shard.header.tensors.items()},
             )
             for shard in self._shards
@@ -317,35 +294,6 @@ class Checkpoint:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return functools.partial(type(self), **self._arguments), (self.file_system, self.path)
-
-
-def _room(info: TensorInfo) -> int:
-    """Bytes of a tensor in a buffer of several."""
-    return -(-info.nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def _groups(infos: Sequence[TensorInfo]) -> Iterator[list[TensorInfo]]:
-    """Tensors that share a buffer."""
-    group: list[TensorInfo] = []
-    size = 0
-    for info in infos:
-        if group and size + _room(info) > BUFFER_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(info)
-        size += _room(info)
-    if group:
-        yield group
-
-
-def _new_buffer(nbytes: int) -> "torch.Tensor":
-    import torch
-
-    from luciola.client import Buffer
-
-    if nbytes > LARGEST_BUFFER_BYTES:
-        return torch.empty(nbytes, dtype=torch.uint8)
-    return torch.frombuffer(Buffer(max(nbytes, 1)), dtype=torch.uint8)
 
 
 class _Verified:
@@ -456,10 +404,6 @@ def _read_checksums(file_system: AnyFileSystem, header: Header, head: bytes) -> 
     checksums = parse_checksums(text, path)
     checksums.require_match(header, _crc32c(head), path)
     return checksums
-
-
-def _header_crc(file_system: AnyFileSystem, header: Header) -> int:
-    return _crc32c(file_system.read(header.file, 0, header.data_offset))
 
 
 def _identity(stat: os.stat_result) -> tuple[int, int, int]:

@@ -59,7 +59,7 @@ def save(  # noqa: PLR0913 (what is written, where, how)
         file = f"model-{number:05}-of-{len(shards):05}{FILE_SUFFIX}"
         _write_file(file_system, os.path.join(path, file), shard, metadata, checksums=checksums)
         weight_map |= dict.fromkeys(shard, file)
-    total = sum(_nbytes(tensor) for tensor in tensors.values())
+    total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     with replacing(file_system, os.path.join(path, f"model{INDEX_SUFFIX}")) as writer:
         writer.write(json.dumps(index, indent=2, ensure_ascii=False).encode())
@@ -69,21 +69,12 @@ def _split(tensors: Tensors, shard_bytes: int) -> Iterator[Tensors]:
     shard: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in tensors.items():
-        if shard and size + _nbytes(tensor) > shard_bytes:
+        if shard and size + tensor.nbytes > shard_bytes:
             yield shard
             shard, size = {}, 0
         shard[name] = tensor
-        size += _nbytes(tensor)
+        size += tensor.nbytes
     yield shard
-
-
-def _nbytes(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _bytes(tensor: torch.Tensor) -> memoryview:
-    flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return memoryview(flat)
 
 
 def _write_file(
@@ -94,11 +85,13 @@ def _write_file(
     entries = {name: _entry(tensor, file_dtype(tensor.dtype)) for name, tensor in tensors.items()}
     head = encode_header(entries, metadata)
     sums = Checksums(len(head) + sum(nbytes for *_, nbytes in entries.values()), crc32c(head))
-    _remove(file_system, path + SUFFIX)  # of the file before: it must not count as that of the new one
+    if file_system.exists(path + SUFFIX):  # of the file before: it must not count as that of the new one
+        file_system.remove(path + SUFFIX)
     with replacing(file_system, path) as writer:
         writer.write(head)
         for name, tensor in tensors.items():
-            data = _bytes(tensor)
+            flat: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            data = memoryview(flat)
             sums.tensors[name] = []
             for begin in range(0, data.nbytes, BLOCK_BYTES):
                 block = data[begin : begin + BLOCK_BYTES]
@@ -112,12 +105,7 @@ def _entry(tensor: torch.Tensor, dtype: DType) -> tuple[str, tuple[int, ...], in
     shape = tuple(tensor.shape)
     if dtype.packed > 1:
         shape = (*shape[:-1], shape[-1] * dtype.packed) if shape else (dtype.packed,)
-    return dtype.name, shape, _nbytes(tensor)
-
-
-def _remove(file_system: AnyFileSystem, path: str) -> None:
-    if file_system.exists(path):
-        file_system.remove(path)
+    return dtype.name, shape, tensor.nbytes
 
 
 __all__ = ["save"]
