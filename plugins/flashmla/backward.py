@@ -15,14 +15,7 @@ Source: Dao 2023, "FlashAttention-2", algorithm 2; checked against `reference.va
 import triton
 import triton.language as tl
 
-from .kernel import _INF, _LOG2E, _ROPE, _dot, narrow
-
-
-@triton.jit
-def _rows(start, at, stride, inside, FIRST: tl.constexpr, WIDTH: tl.constexpr):
-    """Numbers FIRST to FIRST + WIDTH of rows, zeros for those that are not inside."""
-    column = FIRST + tl.arange(0, WIDTH)
-    return tl.load(start + at[:, None] * stride + column[None, :], mask=inside[:, None], other=0.0)
+from .kernel import _INF, _LOG2E, _ROPE, _dot, _rows, narrow
 
 
 @triton.jit

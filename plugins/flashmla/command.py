@@ -39,7 +39,19 @@ def show(as_json: bool, location: str) -> None:
       luciola flashmla show lu:/kv/chat.pages
     """
     with _open(location) as file:
-        report = _described(file)
+        layout = file.layout
+        report: dict[str, Any] = {
+            "path": file.path,
+            "pages": len(file),
+            "capacity": file.capacity,
+            "tokens": sum(page.name.tokens for page in file.pages()),
+            "kind": layout.kind,
+            "layers": layout.layers,
+            "page_tokens": layout.page_tokens,
+            "kv_heads": layout.kv_heads,
+            "record_bytes": layout.record_bytes,
+            "file_bytes": file.header.file_bytes,
+        }
     if as_json:
         print_json(report)
         return
@@ -74,22 +86,6 @@ def verify(as_json: bool, location: str) -> None:
             click.echo(f"page {each.slot}, layer {each.layer}: the bytes do not match their checksum")
         click.echo(f"{count} pages, {len(damages)} damaged")
     sys.exit(1 if damages else 0)
-
-
-def _described(file: "PagedKVFile") -> dict[str, Any]:
-    layout = file.layout
-    return {
-        "path": file.path,
-        "pages": len(file),
-        "capacity": file.capacity,
-        "tokens": sum(page.name.tokens for page in file.pages()),
-        "kind": layout.kind,
-        "layers": layout.layers,
-        "page_tokens": layout.page_tokens,
-        "kv_heads": layout.kv_heads,
-        "record_bytes": layout.record_bytes,
-        "file_bytes": file.header.file_bytes,
-    }
 
 
 def _open(location: str) -> "PagedKVFile":

@@ -362,12 +362,8 @@ def takes(call: DenseDecode) -> bool:
     pages, page, heads, _ = cache.shape
     aligned = all(stride % 8 == 0 for stride in cache.stride()[:3]) and cache.data_ptr() % 16 == 0
     fits = pages > 0 and page == PAGE and cache.element_size() == 2
-    return (
-        call.rows >= ROWS_MIN
-        and fits
-        and aligned
-        and (heads == 1 or cache.stride(1) >= heads * cache.stride(2))
-    )
+    apart = heads == 1 or cache.stride(1) >= heads * cache.stride(2)
+    return call.rows >= ROWS_MIN and fits and aligned and apart
 
 
 def dense_decode(call: DenseDecode, plan: tuple[torch.Tensor, torch.Tensor], results: Results) -> None:

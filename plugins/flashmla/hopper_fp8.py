@@ -232,18 +232,6 @@ def _write(raw, bits, memory, slot, CHUNK: gl.constexpr, V32: gl.constexpr):
 
 
 @gluon.jit
-def _given_back(free, steps):
-    """Waits until both sides need the tokens of two steps before no more."""
-    mbarrier.wait(free, steps >> 1 & 1 ^ 1)
-
-
-@gluon.jit
-def _taken(taken, steps):
-    """Waits until the other side needs the probabilities of the step before no more."""
-    mbarrier.wait(taken, steps & 1 ^ 1)
-
-
-@gluon.jit
 def _gather(first_list, second_list, memory, barriers, plan, sizes, kinds):
     V32: gl.constexpr = kinds[0]
     DENSE: gl.constexpr = kinds[1]
@@ -289,7 +277,7 @@ def _gather(first_list, second_list, memory, barriers, plan, sizes, kinds):
                     shift = turn
                     count = end - turn
             named = _names(names, page, after - shift, gl.where(after < end, count, 0), DENSE)
-            _given_back(free.index(slot), steps)
+            mbarrier.wait(free.index(slot), steps >> 1 & 1 ^ 1)  # given back two steps before
             known_place.index(slot).store(known.to(gl.int32))
             for chunk in gl.static_range(CHUNKS):
                 if chunk == CHUNKS - _AHEAD:
@@ -403,7 +391,7 @@ def _scores(query, sink, first_list, second_list, memory, barriers, plan, result
             shrink = gl.exp2(m - base)
             l = l * shrink + gl.sum(p, 1)
             m = largest
-            _taken(taken, steps)
+            mbarrier.wait(taken, steps & 1 ^ 1)  # those of the step before
             numbers.index(_SHRINK).store(shrink)
             hand_over(p, p_place, signal)
             acc = add_own(times(acc, shrink), p, left.index(slot))

@@ -77,10 +77,12 @@ def flash_mla_with_kvcache(  # noqa: PLR0913 (the original's)
     check_tensor("q", q, (None, None, None, (CHANNELS, LATENT)), _ROWS)
     _check_cache("k_cache", k_cache, q, is_fp8=is_fp8_kvcache)
     scale = float(q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale)
-    _check_config(
-        schedule,
-        _config(q, k_cache, causal, is_fp8_kvcache, indices, extra_k_cache, extra_indices_in_kvcache),
-    )
+    (b, s_q, h_q, _), (_, page, h_kv, _) = q.shape, k_cache.shape
+    config = Config(
+        b, s_q, h_q, page, h_kv, causal, is_fp8_kvcache,
+        _size(indices, -1), _size(extra_k_cache, 1), _size(extra_indices_in_kvcache, -1),
+    )  # fmt: skip
+    _check_config(schedule, config)
     extra = (extra_k_cache, extra_indices_in_kvcache, extra_topk_length)
     if indices is None:
         if any(each is not None for each in (attn_sink, topk_length, *extra)):
@@ -287,10 +289,7 @@ def _sparse(call: SparseDecode) -> tuple[torch.Tensor, torch.Tensor]:
     if d != expected:
         refuse("q.shape[3]", d, f"with {width} bytes a token it must be {expected}")
     check_vector("attn_sink", call.sink, h_q, torch.float32, q)
-    names = (
-        ("indices", "topk_length"),
-        ("extra_indices_in_kvcache", "extra_topk_length"),
-    )
+    names = (("indices", "topk_length"), ("extra_indices_in_kvcache", "extra_topk_length"))
     for (indices, length), scope in zip(names, call.scopes, strict=False):
         check_tensor(indices, scope.names, (b, s_q, None), (torch.int32,), like=q)
         check_vector(length, scope.length, b, torch.int32, q)
@@ -302,27 +301,8 @@ def _sparse(call: SparseDecode) -> tuple[torch.Tensor, torch.Tensor]:
     return result
 
 
-def _config(  # noqa: PLR0913 (what a schedule is made for)
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    causal: bool,  # noqa: FBT001
-    is_fp8: bool,  # noqa: FBT001
-    indices: torch.Tensor | None,
-    extra_cache: torch.Tensor | None,
-    extra_indices: torch.Tensor | None,
-) -> Config:
-    return Config(
-        b=q.shape[0],
-        s_q=q.shape[1],
-        h_q=q.shape[2],
-        page_block_size=k_cache.shape[1],
-        h_k=k_cache.shape[2],
-        causal=causal,
-        is_fp8_kvcache=is_fp8,
-        topk=None if indices is None else indices.shape[-1],
-        extra_page_block_size=None if extra_cache is None else extra_cache.shape[1],
-        extra_topk=None if extra_indices is None else extra_indices.shape[-1],
-    )
+def _size(tensor: torch.Tensor | None, dim: int) -> int | None:
+    return None if tensor is None else tensor.shape[dim]
 
 
 def _check_config(schedule: FlashMLASchedMeta, config: Config) -> None:
@@ -330,12 +310,8 @@ def _check_config(schedule: FlashMLASchedMeta, config: Config) -> None:
     if not schedule.have_initialized or schedule.config is None:
         schedule.have_initialized, schedule.config = True, config
         return
-    wrong = [
-        f"{name} was {then} and is {now}"
-        for name, then in vars(schedule.config).items()
-        for now in (getattr(config, name),)
-        if then != now
-    ]
+    pairs = zip(vars(schedule.config).items(), vars(config).values(), strict=True)
+    wrong = [f"{name} was {then} and is {now}" for (name, then), now in pairs if then != now]
     if wrong:
         raise BadCall(
             f"this schedule was made for another call ({', '.join(wrong)}): "

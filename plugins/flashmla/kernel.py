@@ -440,6 +440,13 @@ def sparse_attn_fwd(
 
 
 @triton.jit
+def _rows(start, at, stride, inside, FIRST: tl.constexpr, WIDTH: tl.constexpr):
+    """Numbers FIRST to FIRST + WIDTH of rows, zeros for those that are not inside."""
+    column = FIRST + tl.arange(0, WIDTH)
+    return tl.load(start + at[:, None] * stride + column[None, :], mask=inside[:, None], other=0.0)
+
+
+@triton.jit
 def flash_fwd_varlen_kernel(
     q, k, v, starts_q, starts_kv, out, lse,
     stride_q_s, stride_q_h, stride_k_s, stride_k_h, stride_v_s, stride_v_h, total_q, h_q, group, tiles, scale_log2,
@@ -454,13 +461,11 @@ def flash_fwd_varlen_kernel(
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     if tile * BLOCK_M < queries:
         in_rows = row < queries
-        channel, rope_channel = tl.arange(0, 128), 128 + tl.arange(0, _ROPE)
         at = (begin + row).to(tl.int64)
-        q_at = q + at * stride_q_s + head * stride_q_h
-        q_main = tl.load(q_at[:, None] + channel[None, :], mask=in_rows[:, None], other=0.0)
+        q_main = _rows(q + head * stride_q_h, at, stride_q_s, in_rows, 0, 128)
         q_rope = q_main
         if HAS_ROPE:
-            q_rope = tl.load(q_at[:, None] + rope_channel[None, :], mask=in_rows[:, None], other=0.0)
+            q_rope = _rows(q + head * stride_q_h, at, stride_q_s, in_rows, 128, _ROPE)
         acc, m, l = _start(BLOCK_M, 128)
         end, seen = tokens, tokens + 0 * row
         if CAUSAL:
@@ -471,18 +476,17 @@ def flash_fwd_varlen_kernel(
             token = n + tl.arange(0, BLOCK_N)
             valid = token < tokens
             visible = valid[None, :] & (token[None, :] < seen[:, None])
-            k_at = k_head + (begin_kv + token).to(tl.int64) * stride_k_s
-            v_at = v_head + (begin_kv + token).to(tl.int64) * stride_v_s
-            k_main = tl.load(k_at[:, None] + channel[None, :], mask=valid[:, None], other=0.0)
+            token_at = (begin_kv + token).to(tl.int64)
+            k_main = _rows(k_head, token_at, stride_k_s, valid, 0, 128)
             k_rope = k_main
             if HAS_ROPE:
-                k_rope = tl.load(k_at[:, None] + rope_channel[None, :], mask=valid[:, None], other=0.0)
-            values = tl.load(v_at[:, None] + channel[None, :], mask=valid[:, None], other=0.0)
+                k_rope = _rows(k_head, token_at, stride_k_s, valid, 128, _ROPE)
+            values = _rows(v_head, token_at, stride_v_s, valid, 0, 128)
             acc, m, l = _step(
                 q_main, q_rope, k_main, k_rope, values, visible, acc, m, l, scale_log2, HAS_ROPE
             )
         result, lse2 = _finish(acc, m, l)
-        out_at = (at * h_q + head)[:, None] * 128 + channel[None, :]
+        out_at = (at * h_q + head)[:, None] * 128 + tl.arange(0, 128)[None, :]
         tl.store(out + out_at, narrow(result, out.dtype.element_ty), mask=in_rows[:, None])
         tl.store(lse + head * total_q + at, _natural(lse2), mask=in_rows)
 

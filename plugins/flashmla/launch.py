@@ -226,12 +226,7 @@ def _combine(results: Results, splits: Tensor, sink: Tensor | None, *, group: in
 
 
 def _constants(tile: Tile) -> dict[str, int]:
-    return {
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "STAGES": tile.stages,
-        "num_warps": tile.warps,
-    }
+    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "STAGES": tile.stages, "num_warps": tile.warps}
 
 
 __all__ = [

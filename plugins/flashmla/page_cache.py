@@ -21,7 +21,6 @@ _DTYPES: Final = {
     "fp8-model1": torch.float8_e4m3fn,
 }
 
-
 Done = Callable[[bool], bool]
 
 
@@ -76,9 +75,7 @@ class PageCache:
         if self.memory is not None:
             return [(0, _view(self.memory[block]))]
         stride = self.layout.layer_stride
-        return [
-            (number * stride, _view(self._bytes_of(number, block))) for number in range(self.layout.layers)
-        ]
+        return [(number * stride, self.part(number, block)) for number in range(self.layout.layers)]
 
     def part(self, layer: int, block: int) -> memoryview:
         """Return the memory of one layer of a block. For a cache in host memory."""

@@ -75,11 +75,9 @@ class PageLayout:
     def entry_bytes(self) -> int:
         """Bytes of a page's entry in the table."""
         least = _ENTRY.size + _CRC.size * (self.layers + 1)
-        return (
-            max(128, 1 << (least - 1).bit_length())
-            if least <= SECTOR_BYTES
-            else round_up(least, SECTOR_BYTES)
-        )
+        if least <= SECTOR_BYTES:
+            return max(128, 1 << (least - 1).bit_length())
+        return round_up(least, SECTOR_BYTES)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ after a wait for that page or layer.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 
 class Transfer:
@@ -26,7 +26,6 @@ class Transfer:
         self._changed = threading.Condition()
         self._landed: list[bool] = [False] * count
         self._errors: dict[int, BaseException] = {}
-        self._order: list[int] = []
         self._finished = False
         self._failure: BaseException | None = None
 
@@ -55,20 +54,6 @@ class Transfer:
             if self._failure is not None:
                 raise self._failure
             return settled
-
-    def landing(self) -> Iterator[int]:
-        """Yield the places of pages as they land. Raises: as `wait`, at the end."""
-        given = 0
-        while fresh := self._landed_since(given):
-            yield from fresh
-            given += len(fresh)
-        self.wait()
-
-    def _landed_since(self, given: int) -> list[int]:
-        """Wait for at least one more; empty at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._order) > given or self._finished)
-            return self._order[given:]
 
     def errors(self) -> dict[int, BaseException]:
         """Wait for the end, and return what went wrong, by place."""
@@ -106,7 +91,6 @@ class Transfer:
         """Record that the page at `place` has arrived."""
         with self._changed:
             self._landed[place] = True
-            self._order.append(place)
             self._changed.notify_all()
 
     def fail(self, place: int, error: BaseException) -> None:
