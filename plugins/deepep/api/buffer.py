@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...kernels.checks import check_contiguous
 from ...kernels.errors import BadCall, refuse
 from ..normal import layout
-from ..normal.arguments import EXPERTS_PER_RANK_MAX, check_biases, check_rows, check_tensor, take_tokens
+from ..normal.arguments import EXPERTS_PER_RANK_MAX, check_biases, check_rows, take_tokens
 from ..normal.collective import CollectiveDispatcher
 from ..normal.dispatcher import MappedDispatcher
 from ..normal.tokens import Handle, Tokens
@@ -125,12 +126,8 @@ class Buffer(LowLatencyMethods):
         return torch.cpu.current_stream() if self.communication.stream is None else self.communication.stream
 
     def get_local_buffer_tensor(
-        self,
-        dtype: torch.dtype,
-        size: torch.Size | None = None,
-        offset: int = 0,
-        use_rdma_buffer: bool = False,
-    ) -> Tensor:
+        self, dtype: torch.dtype, size: torch.Size | None = None, offset: int = 0, use_rdma_buffer: bool = False
+    ) -> Tensor:  # fmt: skip
         """This rank's region of low-latency mode, or of normal mode, from `offset` bytes on."""
         start, end = 0, self.num_nvl_bytes
         if use_rdma_buffer:
@@ -267,13 +264,8 @@ class Buffer(LowLatencyMethods):
         weights = combined[1] if len(combined) > 1 else None
         return combined[0], weights, call.ended(asynchronous=async_finish)
 
-    def internode_dispatch(self, *arguments: Any, **options: Any) -> Any:
-        """`dispatch`, which goes between nodes too."""
-        return self.dispatch(*arguments, **options)
-
-    def internode_combine(self, *arguments: Any, **options: Any) -> Any:
-        """`combine`, which goes between nodes too."""
-        return self.combine(*arguments, **options)
+    internode_dispatch = dispatch
+    internode_combine = combine
 
     # -- parts --
 
@@ -318,9 +310,9 @@ class Buffer(LowLatencyMethods):
         assert in_rank is not None, "without a handle, give is_token_in_rank"
         assert per_expert is not None, "without a handle, give num_tokens_per_expert"
         ranks, experts = self.group_size, per_expert.numel()
-        check_tensor(in_rank, "is_token_in_rank", (torch.bool,), (len(tokens.x), ranks))
-        check_tensor(per_rank, "num_tokens_per_rank", (torch.int32,), (ranks,))
-        check_tensor(per_expert, "num_tokens_per_expert", (torch.int32,), (experts,))
+        check_contiguous("is_token_in_rank", in_rank, (len(tokens.x), ranks), (torch.bool,))
+        check_contiguous("num_tokens_per_rank", per_rank, (ranks,), (torch.int32,))
+        check_contiguous("num_tokens_per_expert", per_expert, (experts,), (torch.int32,))
         layout.check_experts(experts, ranks)
         if experts > EXPERTS_PER_RANK_MAX * ranks:
             refuse("num_experts", experts, f"a rank has at most {EXPERTS_PER_RANK_MAX}")
@@ -360,13 +352,9 @@ def _pair(tokens: Tokens, home: torch.device) -> _Rows:
 
 
 def _device(device: torch.device | str | None) -> torch.device:
-    if device is not None:
-        return torch.device(device)
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    if device is None and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device(device or "cpu")
 
 
 __all__ = ["Buffer", "get_logical_domain_size", "get_physical_domain_size", "topk_idx_t"]

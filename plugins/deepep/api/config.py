@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...kernels.errors import refuse
+from ...kernels.quantize import align
 
 NODE_RANKS: Final = 8
 """Ranks that share NVLink, in the original's size hints."""
+TOKEN_BYTES: Final = 1024
+"""Beside its row: scales, indices and weights of up to 32 experts."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Config:
         _check_ranks(num_ranks)
         ranks = min(num_ranks, NODE_RANKS)
         tokens = self._channels * ranks * self.num_max_nvl_chunked_recv_tokens
-        return _aligned(tokens * _token_bytes(hidden_bytes))
+        return align(tokens * (hidden_bytes + TOKEN_BYTES), 128)
 
     def get_rdma_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
         """Bytes for `num_rdma_bytes`: nothing for the ranks of one node."""
@@ -46,19 +49,11 @@ class Config:
             return 0
         nodes = num_ranks // NODE_RANKS
         tokens = 2 * self._channels * nodes * self.num_max_rdma_chunked_recv_tokens
-        return _aligned(tokens * _token_bytes(hidden_bytes))
+        return align(tokens * (hidden_bytes + TOKEN_BYTES), 128)
 
     @property
     def _channels(self) -> int:
         return max(self.num_sms // 2, 1)
-
-
-def _token_bytes(hidden_bytes: int) -> int:
-    return hidden_bytes + 1024  # scales, indices and weights of up to 32 experts
-
-
-def _aligned(num_bytes: int) -> int:
-    return -(-num_bytes // 128) * 128
 
 
 def _check_ranks(num_ranks: int) -> None:

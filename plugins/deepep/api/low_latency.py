@@ -5,12 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...kernels.checks import check_contiguous, check_tensor, check_vector
 from ...kernels.errors import BadCall, refuse
 from ...kernels.quantize import BLOCK
 from ..low_latency.host import HostOps, require_room
 from ..low_latency.layout import Received
 from ..low_latency.mode import Hook, LowLatencyMode, Turn, size_hint
-from ..normal.arguments import check_tensor, check_topk
+from ..normal.arguments import check_topk
 from ..transport.event import CommunicationStream, EventOverlap
 from ..transport.interface import Link, Transport
 
@@ -76,7 +77,7 @@ class LowLatencyMethods:
         with mode.reporting("low-latency dispatch"):
             tokens = len(x)
             layout = mode.layout(num_max_dispatch_tokens_per_rank, x.shape[-1], num_experts)
-            check_tensor(x, "x", (torch.bfloat16,), (tokens, layout.hidden))
+            check_contiguous("x", x, (tokens, layout.hidden), (torch.bfloat16,))
             check_topk(topk_idx, tokens, num_experts)
             if tokens > layout.max_tokens:
                 refuse("x", f"of {tokens} tokens", f"num_max_dispatch_tokens_per_rank is {layout.max_tokens}")
@@ -88,8 +89,8 @@ class LowLatencyMethods:
                 allowed = f"it must be a multiple of {multiple} here; use_fp8=False takes others"
                 refuse("hidden", layout.hidden, allowed)
             _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
-            check_tensor(stats, "cumulative_local_expert_recv_stats", (torch.int32,), (layout.local,))
-            check_tensor(costs, "dispatch_wait_recv_cost_stats", (torch.int64,), (mode.ranks,))
+            check_vector("cumulative_local_expert_recv_stats", stats, layout.local, torch.int32, x)
+            check_vector("dispatch_wait_recv_cost_stats", costs, mode.ranks, torch.int64, x)
             ops = mode.ops(layout, x)
             if isinstance(ops, HostOps):
                 require_room(layout, topk_idx)
@@ -124,10 +125,11 @@ class LowLatencyMethods:
             tokens = len(topk_idx)
             source_tokens, ranges, max_tokens, hidden, experts = handle
             layout = mode.layout(max_tokens, hidden, experts)
-            check_tensor(x, "x", (torch.bfloat16,), (layout.local, layout.rows, hidden))
+            check_contiguous("x", x, (layout.local, layout.rows, hidden), (torch.bfloat16,))
             check_topk(topk_idx, tokens, experts)
-            check_tensor(topk_weights, "topk_weights", (torch.float32,), tuple(topk_idx.shape))
-            check_tensor(out, "out", (torch.bfloat16,), (tokens, hidden), strided=True)
+            check_contiguous("topk_weights", topk_weights, topk_idx.shape, (torch.float32,))
+            if out is not None:
+                check_tensor("out", out, (tokens, hidden), (torch.bfloat16,))
             if tokens > max_tokens:
                 refuse("topk_idx", f"of {tokens} tokens", f"the handle is of at most {max_tokens}")
             topk_idx = topk_idx.to(torch.int64)
@@ -135,7 +137,7 @@ class LowLatencyMethods:
                 given = f"with hidden {hidden}, zero_copy {zero_copy}"
                 refuse("use_logfmt", given, f"hidden must be a multiple of {BLOCK}, and zero_copy False")
             _check_finish(async_finish=async_finish, return_recv_hook=return_recv_hook)
-            check_tensor(costs, "combine_wait_recv_cost_stats", (torch.int64,), (mode.ranks,))
+            check_vector("combine_wait_recv_cost_stats", costs, mode.ranks, torch.int64, x)
         half = mode.take_turn("low_latency_combine")
         given_x = mode.outgoing(layout, half) if zero_copy else x
         result = x.new_empty(tokens, hidden) if out is None else out
@@ -178,7 +180,7 @@ class LowLatencyMethods:
     def low_latency_query_mask_buffer(self, mask_status: Tensor) -> None:
         """Fill mask_status (R,) int32: 1 for ranks that are left out, because they were masked or did not come."""
         mask = self._low_latency().mask()
-        check_tensor(mask_status, "mask_status", (torch.int32,), tuple(mask.shape))
+        check_tensor("mask_status", mask_status, mask.shape, (torch.int32,))
         mask_status.copy_(mask)
 
     def low_latency_clean_mask_buffer(self) -> None:

@@ -11,18 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ...kernels.checks import check_contiguous
 from ...kernels.errors import BadCall, refuse
 from ...kernels.quantize import align
 from ..api.buffer import Buffer
 from ..normal import layout
-from ..normal.arguments import (
-    EXPERTS_PER_RANK_MAX,
-    TOPK_MAX,
-    check_biases,
-    check_rows,
-    check_tensor,
-    take_tokens,
-)  # fmt: skip
+from ..normal.arguments import EXPERTS_PER_RANK_MAX, TOPK_MAX, check_biases, check_rows, take_tokens
 from ..normal.dispatcher import MappedDispatcher
 from ..transport import choose
 from ..transport.event import Event, EventHandle, EventOverlap, wait_for
@@ -201,7 +195,8 @@ class ElasticBuffer(TensorCalls):
                     call = self._cached_call(x, topk_weights, handle, **options)
                 stats = cumulative_local_expert_recv_stats
                 local = call.num_experts // self.num_ranks
-                check_tensor(stats, "cumulative_local_expert_recv_stats", (torch.int32,), (local,))
+                if stats is not None:
+                    check_contiguous("cumulative_local_expert_recv_stats", stats, (local,), (torch.int32,))
             came, made = experts.dispatch(
                 self._normal, call, lambda: wait_for(previous_event_before_epilogue)
             )
@@ -321,7 +316,7 @@ def _check_answers(x: Tensor, topk_weights: Tensor | None, handle: EPHandle) -> 
     if topk_weights is not None:
         rows = max(len(topk_weights), needed) if topk_weights.dim() else needed
         shape = (rows,) if handle.do_expand else (rows, handle.topk_idx.shape[1])
-        check_tensor(topk_weights.contiguous(), "topk_weights", (torch.float32,), shape)
+        check_contiguous("topk_weights", topk_weights.contiguous(), shape, (torch.float32,))
 
 
 __all__ = ["ElasticBuffer"]

@@ -141,7 +141,8 @@ class TensorCalls:
         A shape gives a tensor, several give a tuple, for one all-gather of all of them.
         """
         single = bool(shapes) and isinstance(shapes[0], int)
-        wholes, _ = self._gathered([(tuple(each), dtype) for each in ([shapes] if single else shapes)])
+        kinds = [(tuple(each), dtype) for each in ([shapes] if single else shapes)]
+        wholes, _ = self._gathered(kinds, self.transport.rank)
         parts = tuple(each[self.transport.rank] for each in wholes)
         return parts[0] if single else parts
 
@@ -151,21 +152,16 @@ class TensorCalls:
         tensors, transport = [t] if isinstance(t, Tensor) else list(t), self.transport
         if not tensors:
             refuse("t", "of no tensor", "give one or more")
-        wholes, end = self._gathered([(tuple(each.shape), each.dtype) for each in tensors])
+        kinds = [(tuple(each.shape), each.dtype) for each in tensors]
+        wholes, end = self._gathered(kinds, transport.rank)
         if self._gathers == self._session_limits[1]:
             raise BadCall(
                 f"this session has made its {self._gathers} all-gathers: end it, or call agrs_set_config"
             )
-        for whole, each in zip(wholes, tensors, strict=True):
-            if whole[transport.rank].data_ptr() != each.data_ptr():
-                whole[transport.rank].copy_(each)
-        for peer in transport.peers:
-            region, at = transport.buffer(peer), self._session_end
-            for whole in wholes:
-                part = whole[transport.rank].reshape(-1).view(torch.uint8)
-                start = at + transport.rank * len(part)
-                region[start : start + len(part)].copy_(part)
-                at += len(part) * transport.size
+        for rank in (transport.rank, *transport.peers):
+            for there, each in zip(self._gathered(kinds, rank)[0], tensors, strict=True):
+                if there[transport.rank].data_ptr() != each.data_ptr():
+                    there[transport.rank].copy_(each)
         self._session_end = end
         self._gathers += 1
         self._all_gathers += 1
@@ -179,8 +175,10 @@ class TensorCalls:
 
         return (*wholes, wait)
 
-    def _gathered(self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]]) -> tuple[list[Tensor], int]:
-        """Results of the next all-gather, in this rank's region, and where they end."""
+    def _gathered(
+        self, kinds: Sequence[tuple[tuple[int, ...], torch.dtype]], rank: int
+    ) -> tuple[list[Tensor], int]:
+        """Results of the next all-gather, in a rank's region, and where they end."""
         self._require_session()
         wholes, at, size = [], self._session_end, self.transport.size
         for shape, dtype in kinds:
@@ -191,7 +189,7 @@ class TensorCalls:
             if end > self._session_limits[0]:
                 allowed = f"agrs_set_config allows {self._session_limits[0]}"
                 refuse("t", f"{end} bytes with what this session has", allowed)
-            wholes.append(self.transport.buffer(self.transport.rank)[at:end].view(dtype).view(size, *shape))
+            wholes.append(self.transport.buffer(rank)[at:end].view(dtype).view(size, *shape))
             at = end
         return wholes, at
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from ...kernels.errors import BadArgument, BadCall, refuse
+from ...kernels.errors import BadCall, refuse
 from ...kernels.layers import uses_kernels
 from ...kernels.quantize import align
 from ..transport import segment_header
@@ -77,14 +77,7 @@ class LowLatencyMode:
 
     def layout(self, max_tokens: int, hidden: int, experts: int) -> Layout:
         """Where things are for calls of these sizes. Raises: BadArgument if they do not fit."""
-        if max_tokens <= 0 or experts <= 0 or experts % self.ranks:
-            refuse(
-                "num_max_dispatch_tokens_per_rank, num_experts", (max_tokens, experts),
-                f"both must be positive, and experts a multiple of the {self.ranks} ranks",
-            )  # fmt: skip
-        if hidden <= 0 or hidden % HIDDEN_MULTIPLE:
-            refuse("hidden", hidden, f"it must be a multiple of {HIDDEN_MULTIPLE}")
-        layout = Layout(max_tokens, hidden, self.ranks, experts, self._num_bytes)
+        layout = _checked(max_tokens, hidden, self.ranks, experts, self._num_bytes)
         if layout.total_bytes > self._given_bytes:
             refuse(
                 "num_rdma_bytes", self._given_bytes,
@@ -216,12 +209,18 @@ class LowLatencyMode:
 
 def size_hint(max_tokens: int, hidden: int, ranks: int, experts: int) -> int:
     """Bytes that low-latency mode needs of each rank."""
-    if min(max_tokens, hidden, ranks, experts) <= 0 or experts % ranks:
-        raise BadArgument(
-            f"{max_tokens} tokens of {hidden} on {ranks} ranks with {experts} experts: all must be positive, and "
-            "experts a multiple of ranks"
-        )
-    return Layout(max_tokens, hidden, ranks, experts).total_bytes
+    return _checked(max_tokens, hidden, ranks, experts).total_bytes
+
+
+def _checked(max_tokens: int, hidden: int, ranks: int, experts: int, num_bytes: int = 0) -> Layout:
+    if min(max_tokens, ranks, experts) <= 0 or experts % ranks:
+        refuse(
+            "num_max_dispatch_tokens_per_rank, num_experts", (max_tokens, experts),
+            f"both must be positive, and experts a multiple of the {ranks} ranks",
+        )  # fmt: skip
+    if hidden <= 0 or hidden % HIDDEN_MULTIPLE:
+        refuse("hidden", hidden, f"it must be a multiple of {HIDDEN_MULTIPLE}")
+    return Layout(max_tokens, hidden, ranks, experts, num_bytes)
 
 
 __all__ = ["Hook", "LowLatencyMode", "Turn", "size_hint"]

@@ -1,14 +1,14 @@
 """Checks of what dispatch and combine are given, the same for all modes."""
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from ...kernels.checks import check_contiguous
 from ...kernels.errors import BadType, refuse
 from ...kernels.quantize import FP8
-from .layout import check_numbers
+from .layout import check_indices
 from .tokens import Tokens
 
 ROW_ALIGNMENT: Final = 16
@@ -44,40 +44,16 @@ def take_tokens(
 
 def check_rows(x: Tensor, name: str, dtype: torch.dtype, *, alignment: int = ROW_ALIGNMENT) -> None:
     """Contiguous rows of a type, in whole pieces of `alignment` bytes."""
-    if x.dtype != dtype:
-        raise BadType(f"{name} is {x.dtype}; it must be {dtype}")
-    if x.dim() != 2 or not x.is_contiguous():
-        given = f"of shape {tuple(x.shape)} and strides {x.stride()}"
-        refuse(name, given, "it must be contiguous and have two dimensions")
+    check_contiguous(name, x, (None, None), (dtype,))
     if x.shape[1] == 0 or x.shape[1] * x.element_size() % alignment:
         refuse(name, f"of {x.shape[1]} columns", f"a row must be a multiple of {alignment} bytes")
 
 
-def check_tensor(
-    x: Tensor | None,
-    name: str,
-    dtypes: Sequence[torch.dtype],
-    shape: tuple[int, ...],
-    *,
-    strided: bool = False,
-) -> None:
-    """Absent, or of one of the types and the shape, and contiguous; `strided`: each row is."""
-    if x is None:
-        return
-    if x.dtype not in dtypes:
-        raise BadType(f"{name} is {x.dtype}; it must be {' or '.join(map(str, dtypes))}")
-    contiguous = x.stride(-1) == 1 if strided else x.is_contiguous()
-    if tuple(x.shape) != shape or not contiguous:
-        refuse(name, f"of shape {tuple(x.shape)}", f"it must be {shape}, contiguous")
-
-
 def check_topk(topk_idx: Tensor, tokens: int, num_experts: int) -> None:
     """Expert numbers or -1, (tokens, k), of which k is not too large."""
-    k = topk_idx.shape[-1]
-    check_tensor(topk_idx, "topk_idx", (torch.int64, torch.int32), (tokens, k))
-    if not 0 < k <= TOPK_MAX:
-        refuse("k", k, f"it must be 1 to {TOPK_MAX}")
-    check_numbers(topk_idx, num_experts)
+    check_indices(topk_idx, num_experts, tokens=tokens)
+    if not 0 < topk_idx.shape[1] <= TOPK_MAX:
+        refuse("k", topk_idx.shape[1], f"it must be 1 to {TOPK_MAX}")
 
 
 def check_biases(bias: Tensor | tuple[Tensor, ...] | None, shape: tuple[int, int]) -> list[Tensor]:
@@ -93,6 +69,5 @@ def check_biases(bias: Tensor | tuple[Tensor, ...] | None, shape: tuple[int, int
 
 
 __all__ = [
-    "EXPERTS_PER_RANK_MAX", "ROW_ALIGNMENT", "TOPK_MAX", "check_biases", "check_rows", "check_tensor", "check_topk",
-    "take_tokens",
+    "EXPERTS_PER_RANK_MAX", "ROW_ALIGNMENT", "TOPK_MAX", "check_biases", "check_rows", "check_topk", "take_tokens",
 ]  # fmt: skip

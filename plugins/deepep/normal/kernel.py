@@ -12,6 +12,8 @@ numbers. Flags are not raised or waited for here: the transport does that, befor
 import triton
 import triton.language as tl
 
+from ...kernels.kernel import narrow
+
 
 @triton.jit
 def _at(address, TYPE: tl.constexpr):
@@ -116,14 +118,6 @@ def fetch_kernel(
             tl.store(out + row * out_width + column, part, mask=column < width)
 
 
-@triton.jit
-def _rounded_to_bf16(x):
-    # The interpreter's cast cuts off: it gets numbers that need no rounding.
-    bits = x.to(tl.int32, bitcast=True)
-    nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF).to(tl.float32, bitcast=True)
-    return tl.where(x != x, x, nearest)  # noqa: PLR0124 (NaN)
-
-
 @triton.jit(do_not_specialize=["tokens"])
 def reduce_kernel(
     out, starts, rows, ranks, bias_0, bias_1, stopped, tokens, width, pitch,
@@ -158,6 +152,4 @@ def reduce_kernel(
                     part = tl.multiple_of(address.to(tl.pointer_type(out.dtype.element_ty)), ALIGNMENT)
                 words = tl.load(part + row[:, None] * width + column[None, :], mask=is_there, other=0.0)
                 total += words.to(tl.float32)
-            if INTERPRET and out.dtype.element_ty == tl.bfloat16:
-                total = _rounded_to_bf16(total)
-            tl.store(out + place, total.to(out.dtype.element_ty), mask=is_real)
+            tl.store(out + place, narrow(total, out.dtype.element_ty, INTERPRET), mask=is_real)

@@ -1,6 +1,6 @@
 """Which token goes where, counted from the experts that each token has chosen.
 
-A number that is no expert counts as none everywhere; `check_numbers` refuses it on a CPU.
+A number that is no expert counts as none everywhere; `check_indices` refuses it on a CPU.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels.errors import BadType, refuse
+from ...kernels.checks import check_contiguous
+from ...kernels.errors import refuse
 from ...kernels.layers import uses_kernels
 
 
@@ -94,18 +95,9 @@ def check_experts(num_experts: int, num_ranks: int) -> None:
         refuse("num_experts", num_experts, f"it must be a multiple of the {num_ranks} ranks")
 
 
-def check_indices(topk_idx: Tensor, num_experts: int) -> None:
-    """Expert numbers, or -1."""
-    if topk_idx.dtype not in {torch.int64, torch.int32}:
-        raise BadType(f"topk_idx is {topk_idx.dtype}; it must be torch.int64 or torch.int32")
-    if topk_idx.dim() != 2 or not topk_idx.is_contiguous():
-        given = f"of shape {tuple(topk_idx.shape)} and strides {topk_idx.stride()}"
-        refuse("topk_idx", given, "it must be a contiguous (tokens, top-k)")
-    check_numbers(topk_idx, num_experts)
-
-
-def check_numbers(topk_idx: Tensor, num_experts: int) -> None:
-    """Expert numbers, or -1. Not checked on a GPU, where a number that is no expert counts as none."""
+def check_indices(topk_idx: Tensor, num_experts: int, *, tokens: int | None = None) -> None:
+    """Expert numbers, or -1, of (tokens, top-k). On a GPU, where others count as none, numbers are not checked."""
+    check_contiguous("topk_idx", topk_idx, (tokens, None), (torch.int64, torch.int32))
     if topk_idx.numel() and topk_idx.device.type == "cpu":
         least, most = (int(each) for each in topk_idx.aminmax())
         if least < -1 or most >= num_experts:
@@ -117,6 +109,6 @@ def _are_experts(idx: Tensor, num_experts: int) -> Tensor:
 
 
 __all__ = [
-    "DispatchLayout", "by_expert", "check_experts", "check_indices", "check_numbers", "count", "expert_counts", "heads",
+    "DispatchLayout", "by_expert", "check_experts", "check_indices", "count", "expert_counts", "heads",
     "members", "own_experts", "owners",
 ]  # fmt: skip

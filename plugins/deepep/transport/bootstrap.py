@@ -9,7 +9,8 @@ from typing import Any
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store  # torch.distributed hides them from type checkers
 
-from .errors import RanksDisagree
+from . import segment_header
+from .segment_header import Fact
 
 
 class NotUsable(Exception):
@@ -75,20 +76,12 @@ class CommBootstrap(Bootstrap):
         return list(self._comm.allgather(value))
 
 
-def agree(ranks: Bootstrap, facts: Mapping[str, object], *, phase: str) -> None:
+def agree(ranks: Bootstrap, facts: Mapping[str, Fact], *, phase: str) -> None:
     """Compare what all ranks were called with.
 
     Raises: RanksDisagree on every rank, naming the first fact that differs and two ranks that differ in it.
     """
-    rows = ranks.gather(dict(facts))
-    for name in facts:
-        for rank, row in enumerate(rows):
-            if row.get(name) != rows[0].get(name):
-                raise RanksDisagree(
-                    f"rank 0 has {name} = {rows[0].get(name)!r}, rank {rank} has {row.get(name)!r}; "
-                    "all ranks must give the same",
-                    rank=ranks.rank, phase=phase, peer=rank,
-                )  # fmt: skip
+    segment_header.compare(dict(enumerate(ranks.gather(dict(facts)))), rank=ranks.rank, call=phase)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from .bootstrap import Bootstrap, NotUsable, agree
 from .collectives import Collectives
 from .device import CudaIpc, Symmetric
 from .interface import Link
+from .segment_header import Fact
 from .shared_memory import SharedMemory
 
 AUTO: Final = "auto"
@@ -51,8 +52,8 @@ def open_transport(ranks: Bootstrap, num_bytes: int, *, device: torch.device, na
     names = [each.name for each in BACKENDS]
     if name != AUTO and name not in names:
         refuse("transport", repr(name), f"choose {AUTO} or one of {', '.join(names)}")
-    facts = {"num_bytes": num_bytes, "device": device.type, "transport": name, "timeout_s": timeout_s}
-    agree(ranks, facts, phase="opening")
+    facts: dict[str, Fact] = {"num_bytes": num_bytes, "device": device.type, "transport": name}
+    agree(ranks, {**facts, "timeout_s": timeout_s}, phase="opening")
     reasons: list[str] = []
     for backend in BACKENDS:
         if name not in {AUTO, backend.name}:

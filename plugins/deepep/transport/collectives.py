@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import Store  # torch.distributed hides it from 
 
 from ...kernels.ranks import first_line
 from .bootstrap import Bootstrap, NotUsable, all_or_none
-from .errors import CommunicationError, PeerLost, PeerTimeout, decode
+from .errors import CommunicationError, PeerLost, decode
 from .interface import Link
 
 CARRIERS: Final = {"cpu": ("gloo", "ProcessGroupGloo"), "cuda": ("nccl", "ProcessGroupNCCL")}
@@ -96,12 +96,6 @@ class Collectives(Link):
             raise self._lost(what, first_line(error), late=late) from error
         return result.view(sum(coming), *rows.shape[1:])
 
-    def barrier(self, *, what: str = "barrier") -> None:
-        """As Link.barrier."""
-        self.all_gather(torch.zeros(1, dtype=torch.int64, device=self.device), what=what)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-
     def fail(self, error: CommunicationError) -> None:
         """As Link.fail."""
         if self._failure is None and not self._is_closed:
@@ -132,11 +126,9 @@ class Collectives(Link):
                 silent = [each for each in silent if each not in came]
             found = found or self._reason_of(silent, what)
         blamed = min(silent, default=self.peers[0])
-        kind: type[CommunicationError] = PeerTimeout if late else PeerLost
-        text = f"lost rank {blamed}: {reason}"
-        if late:
-            text = f"timeout: rank {blamed} did not come within {self.timeout_s:g} s"
-        error = found or kind(text, rank=self.rank, phase=what, peer=blamed)
+        if found is None and late:
+            found = self._timeout(blamed, what)
+        error = found or PeerLost(f"lost rank {blamed}: {reason}", rank=self.rank, phase=what, peer=blamed)
         self.fail(error)
         return error
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.multiprocessing.reductions import reduce_tensor
 
 from ...kernels.layers import is_interpreting, on_device
+from ...kernels.quantize import align
 from .bootstrap import Bootstrap, GroupBootstrap, NotUsable, all_or_none, require_one_host
-from .errors import CommunicationError, PeerTimeout
+from .errors import CommunicationError
 from .interface import SLOTS, Transport
 from .shared_memory import SharedMemory
 
@@ -32,7 +33,7 @@ DEVICE_AT: Final = 6
 
 def head_bytes(size: int) -> int:
     """Bytes of flags before the data of a region."""
-    return -(-size * SLOTS * WORD // PAGE) * PAGE
+    return align(size * SLOTS * WORD, PAGE)
 
 
 class DeviceTransport(Transport):
@@ -89,8 +90,7 @@ class DeviceTransport(Transport):
         recorded = int(self._status[0])
         if recorded and self._failure is None and not self._is_closed:
             slot, peer = divmod(recorded - 1, self.size)
-            text = f"timeout: rank {peer} did not come within {self.timeout_s:g} s"
-            self._failure = PeerTimeout(text, rank=self.rank, phase=self._phases[slot], peer=peer)
+            self._failure = self._timeout(peer, self._phases[slot])
         self._require_usable()
 
     def fail(self, error: CommunicationError) -> None:

@@ -21,7 +21,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from .errors import CommunicationError
+from .errors import CommunicationError, PeerTimeout
 
 SLOTS: Final = 32
 """Flags for each pair of ranks: 0 to 7 are normal mode's and ElasticBuffer's, 8 to 15 low-latency mode's, the last is
@@ -57,16 +57,17 @@ class Link(ABC):
             raise self._failure
 
     @abstractmethod
-    def barrier(self, *, what: str = "barrier") -> None:
-        """Wait until all ranks are here. Raises: CommunicationError."""
-
-    @abstractmethod
     def fail(self, error: CommunicationError) -> None:
         """Report to the others why this rank will not come. Afterwards it can only be closed."""
 
     @abstractmethod
     def close(self) -> None:
         """Leave. Peers that wait for this rank get PeerLost. May be called again."""
+
+    def _timeout(self, peer: int, what: str) -> PeerTimeout:
+        """The error of a wait for this peer that ran out."""
+        text = f"timeout: rank {peer} did not come within {self.timeout_s:g} s"
+        return PeerTimeout(text, rank=self.rank, phase=what, peer=peer)
 
     @property
     def peers(self) -> list[int]:
@@ -146,7 +147,7 @@ class Transport(Link):
         """Raise what a kernel has recorded since, where kernels wait."""
 
     def barrier(self, *, what: str = "barrier") -> None:
-        """As Link.barrier."""
+        """Wait until all ranks are here. Raises: CommunicationError."""
         self.signal_all(BARRIER_SLOT)
         self.wait_all(BARRIER_SLOT, what)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import REASON_MAX, RanksDisagree, decode
 
-Fact: TypeAlias = int | str
+Fact: TypeAlias = int | float | str
 
 HEADER_BYTES: Final = 4096
 """Of the facts of one call, or of a refusal: `REASON_MAX` letters, which take up to seven bytes each."""

@@ -26,8 +26,9 @@ import luciola_core
 import torch
 from torch import Tensor
 
+from ...kernels.quantize import align
 from .bootstrap import Bootstrap, NotUsable, all_or_none, require_one_host
-from .errors import ENCODED_BYTES_MAX, CommunicationError, PeerLost, PeerTimeout, decode
+from .errors import ENCODED_BYTES_MAX, CommunicationError, PeerLost, decode
 from .interface import SLOTS, Transport
 
 LOOK_S: Final = 0.02
@@ -60,7 +61,7 @@ class SharedMemory(Transport):
     def open(cls, ranks: Bootstrap, num_bytes: int, *, device: torch.device, timeout_s: float) -> Self:
         """All ranks together. Raises: NotUsable on all of them."""
         assert device.type == "cpu", "regions are in the memory of the host"
-        length = _head_bytes(ranks.size) + _whole_pages(num_bytes)
+        length = _head_bytes(ranks.size) + align(num_bytes, PAGE)
         require_one_host(ranks)
         file = inode = -1
         maps: list[mmap.mmap] = []
@@ -105,10 +106,7 @@ class SharedMemory(Transport):
             if luciola_core.flag_wait(self._maps[self.rank], flag, epoch, 0) >= epoch:
                 return  # signalled just before its rank ended
             if error is None and time.monotonic() >= deadline:
-                error = PeerTimeout(
-                    f"timeout: rank {peer} did not come within {self.timeout_s:g} s",
-                    rank=self.rank, phase=what, peer=peer,
-                )  # fmt: skip
+                error = self._timeout(peer, what)
             if error is not None:
                 if fatal:
                     self.fail(error)
@@ -163,11 +161,7 @@ def _state(size: int) -> int:
 
 
 def _head_bytes(size: int) -> int:
-    return _whole_pages(_state(size) + 2 * WORD + ENCODED_BYTES_MAX)
-
-
-def _whole_pages(num_bytes: int) -> int:
-    return -(-num_bytes // PAGE) * PAGE
+    return align(_state(size) + 2 * WORD + ENCODED_BYTES_MAX, PAGE)
 
 
 def _map(process: int, file: int, inode: int, length: int) -> mmap.mmap:

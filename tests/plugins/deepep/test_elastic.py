@@ -65,7 +65,7 @@ def test_ranks_that_call_differently_get_an_error_and_continue(elastics: Ranks) 
         "limit": "num_max_tokens_per_rank = 8, rank {} has 9",
         "cached": "call = elastic dispatch, rank {} has elastic cached dispatch",
         "handle": "handle = of dispatch 1, rank {} has of dispatch 2",
-        "refused": "x is torch.float32; it must be torch.bfloat16",
+        "refused": "x has dtype torch.float32; it must be torch.bfloat16",
     }
     for rank, errors in enumerate(values(elastics.run("differing", size))):
         for about, text in words.items():

@@ -94,9 +94,9 @@ def test_ranks_continue_without_one_that_died(experts: Ranks) -> None:
 def test_bad_arguments_are_refused_with_what_is_allowed(experts: Ranks) -> None:
     (errors,) = values(experts.run("low_latency_described_errors", 1))
     wanted = {
-        "type of x": "BadType: x is torch.float32; it must be torch.bfloat16",
-        "type of topk": "BadType: topk_idx is torch.int16; it must be torch.int64",
-        "shape of topk": "topk_idx is of shape (3, 2); it must be (4, 2)",
+        "type of x": "BadType: x has dtype torch.float32; it must be torch.bfloat16",
+        "type of topk": "BadType: topk_idx has dtype torch.int16; it must be torch.int64",
+        "shape of topk": "topk_idx.shape is (3, 2); it must be (4, any)",
         "many k": "k is 33; it must be 1 to 32",
         "below no expert": "topk_idx is -2 to 0; experts are 0 to 7, or -1 for none",
         "beyond all experts": "topk_idx is 1 to 8; experts are 0 to 7, or -1 for none",
@@ -109,15 +109,15 @@ def test_bad_arguments_are_refused_with_what_is_allowed(experts: Ranks) -> None:
         "exponents": "use_ue8m0 is True; it needs round_scale=True",
         "twice the same": "topk_idx is with 8 tokens for expert 0; it gets at most 4",
         "hook and event": "BadCall: async_finish and return_recv_hook exclude each other",
-        "stats": "cumulative_local_expert_recv_stats is of shape (7,); it must be (8,)",
+        "stats": "cumulative_local_expert_recv_stats.shape is (7,); it must be (8,)",
         "type of stats": "it must be torch.int32",
-        "answers": "x is of shape (8, 2, 512); it must be (8, 4, 512)",
-        "type of weights": "topk_weights is torch.float64; it must be torch.float32",
-        "shape of weights": "topk_weights is of shape (4, 1); it must be (4, 2)",
-        "out": "out is of shape (3, 512); it must be (4, 512)",
+        "answers": "x.shape is (8, 2, 512); it must be (8, 4, 512)",
+        "type of weights": "topk_weights has dtype torch.float64; it must be torch.float32",
+        "shape of weights": "topk_weights.shape is (4, 1); it must be (4, 2)",
+        "out": "out.shape is (3, 512); it must be (4, 512)",
         "LogFMT in place": "use_logfmt is with hidden 512, zero_copy True",
         "mask": "BadCall: masks of ranks need a Buffer with enable_shrink=True",
-        "hint": "4 tokens of 512 on 3 ranks with 8 experts",
+        "hint": "(4, 8); both must be positive, and experts a multiple of the 3 ranks",
     }
     assert set(errors) == set(wanted)
     for name, part in wanted.items():
