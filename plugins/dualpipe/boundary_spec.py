@@ -25,8 +25,12 @@ class TensorSpec:
     gradient: bool
     """A gradient comes back for it."""
 
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
     def __str__(self) -> str:
-        return f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"
+        return f"{self.dtype_name}{list(self.shape)}"
 
     def empty(self, device: torch.device) -> Tensor:
         """Make a buffer for it."""
@@ -52,14 +56,8 @@ def boundary_of(tensors: Iterable[Tensor | None]) -> Boundary:
 
 def encode(boundary: Boundary) -> bytes:
     """For the store."""
-    return json.dumps(
-        [
-            None
-            if spec is None
-            else [list(spec.shape), str(spec.dtype).removeprefix("torch."), spec.gradient]
-            for spec in boundary
-        ]
-    ).encode()
+    found = [None if spec is None else (spec.shape, spec.dtype_name, spec.gradient) for spec in boundary]
+    return json.dumps(found).encode()
 
 
 def decode(data: bytes) -> Boundary:

@@ -56,12 +56,8 @@ class Job:
     batch_dim: int
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What one rank gets from a step."""
-
-    loss: Tensor | None
-    outputs: Tensor | tuple[Tensor | None, ...] | None
+Result = tuple[Tensor | None, Tensor | tuple[Tensor | None, ...] | None]
+"""What one rank gets from a step: losses and outputs."""
 
 
 class Boundaries:
@@ -394,16 +390,13 @@ class Executor:
         return None
 
     def _result(self) -> Result:
-        loss = (
-            torch.stack([self._values[each].reshape(()) for each in sorted(self._values)])
-            if self._values
-            else None
-        )
+        losses = [self._values[each].reshape(()) for each in sorted(self._values)]
+        loss = torch.stack(losses) if losses else None
         outputs = None
         if self._outputs:
             chunks = [self._outputs[each] for each in sorted(self._outputs)]
             outputs = join(chunks, dim=self.job.batch_dim)
-        return Result(loss, outputs)
+        return loss, outputs
 
 
 def overlap_hook(modules: Sequence[nn.Module]) -> Callable[..., Any] | None:
@@ -431,14 +424,9 @@ def as_list(outputs: object, module: nn.Module) -> list[Tensor | None]:
 
 
 def _messages(transfer: Transfer, tensors: Sequence[Tensor | None]) -> list[Message]:
+    what = in_words(transfer)
     return [
-        Message(
-            isinstance(transfer, Send),
-            transfer.peer,
-            message_tag(transfer, index),
-            tensor,
-            in_words(transfer),
-        )
+        Message(isinstance(transfer, Send), transfer.peer, message_tag(transfer, index), tensor, what)
         for index, tensor in enumerate(tensors)
         if tensor is not None
     ]

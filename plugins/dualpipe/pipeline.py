@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store  # as in rendezvous
 
 from . import batch, boundary_spec, grad_mirror, schedule
-from .executor import Boundaries, Criterion, Executor, Job
+from .executor import Boundaries, Criterion, Executor, Job, Result
 from .failure import PipelineError
 from .rendezvous import Rendezvous
 from .session import Session
@@ -29,9 +29,6 @@ PLANS_KEPT: Final = 8
 """Schedules that are kept from step to step: training and inference with a few numbers of chunks."""
 
 ARGUMENTS: Final = "its arguments"
-
-Losses = Tensor | None
-Outputs = Tensor | tuple[Tensor | None, ...] | None
 
 
 class _Pipeline(nn.Module):
@@ -74,21 +71,12 @@ class _Pipeline(nn.Module):
                 f"DualPipe needs an even number of ranks, not {self.num_ranks}; DualPipeV takes any"
             )
         self.rank, self._global_ranks = _pipeline_rank(self._group, rank_mapping)
+        self.is_first_rank, self.is_last_rank = self.rank == 0, self.rank == self.num_ranks - 1
         self._store = _named_store(self._group, self.name, self.rank)
         self._generation = 0
         self._session: Session | None = None
         self.peak_chunks = 0
         """Most micro-batches that waited for their backward at one time, in the last step."""
-
-    @property
-    def is_first_rank(self) -> bool:
-        """This rank is pipeline rank 0."""
-        return self.rank == 0
-
-    @property
-    def is_last_rank(self) -> bool:
-        """This rank is the highest pipeline rank."""
-        return self.rank == self.num_ranks - 1
 
     def step(
         self,
@@ -97,7 +85,7 @@ class _Pipeline(nn.Module):
         criterion: Criterion | None = None,
         labels: Sequence[Tensor | None] = (),
         return_outputs: bool = False,
-    ) -> tuple[Losses, Outputs]:
+    ) -> Result:
         """Run one step: forward and backward of `num_chunks` micro-batches, or forward only under torch.no_grad().
 
         Inputs are needed on ranks with the first stage, labels and criterion on ranks with the last one. Returns the
@@ -110,7 +98,7 @@ class _Pipeline(nn.Module):
             plan, job = self._prepare(
                 inputs, num_chunks=num_chunks, criterion=criterion, labels=labels, keep_outputs=return_outputs
             )
-            neighbours = self._peers(plan)
+            neighbours = sorted({each.peer for each in schedule.transfers(plan.actions[self.rank])})
             with session.supervise(neighbours):
                 at("comparing the steps of neighbours")
                 session.compare(neighbours, self._facts(num_chunks))
@@ -129,7 +117,7 @@ class _Pipeline(nn.Module):
                 result = executor.run()
                 self.peak_chunks = executor.peak_chunks
                 session.end_step(executor.boundaries.keys)
-        return result.loss, result.outputs
+        return result
 
     def _prepare(
         self,
@@ -166,9 +154,6 @@ class _Pipeline(nn.Module):
             keep_outputs=keep_outputs,
             batch_dim=self.batch_dim,
         )
-
-    def _peers(self, plan: schedule.Schedule) -> list[int]:
-        return sorted({each.peer for each in schedule.transfers(plan.actions[self.rank])})
 
     def _facts(self, num_chunks: int) -> dict[str, str]:
         plan, digest = _plan(self.name, self.num_ranks, num_chunks, gradients=torch.is_grad_enabled())

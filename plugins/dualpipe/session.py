@@ -76,10 +76,6 @@ class Session:
             for rank in range(self.ranks):
                 self.rendezvous.wait(f"{key}/{rank}", what=f"pipeline rank {rank} to {what}")
 
-    def _begin(self) -> None:
-        """Say that this rank is here, before it waits for any other."""
-        self.rendezvous.put(f"here/{self.rank}", b"1")
-
     def supervise(self, neighbours: Sequence[int]) -> AbstractContextManager[object]:
         """Supervise what this rank does until the `with` block ends."""
         if self.ranks == 1:
@@ -91,8 +87,8 @@ class Session:
 
         Raises: ValueError that names the difference.
         """
-        if self._transport is None:
-            self._begin()
+        if self._transport is None:  # it is here, before it waits for any other
+            self.rendezvous.put(f"here/{self.rank}", b"1")
         key = f"step/{self.steps}"
         self.rendezvous.put(f"{key}/{self.rank}", json.dumps(dict(facts)).encode())
         for peer in neighbours:
@@ -120,14 +116,9 @@ class Session:
 
     def swap(self, peer: int, tensors: Sequence[Tensor], room: Sequence[Tensor], *, what: str) -> None:
         """Send tensors to a peer and take others from it. Both ranks must call, with fitting tensors."""
+        what = f"exchange of {what} with pipeline rank {peer}"
         messages = [
-            Message(
-                outgoing,
-                peer,
-                SPECIAL + index % (1 << 20),
-                tensor,
-                f"exchange of {what} with pipeline rank {peer}",
-            )
+            Message(outgoing, peer, SPECIAL + index % (1 << 20), tensor, what)
             for outgoing, group in ((True, tensors), (False, room))
             for index, tensor in enumerate(group)
         ]

@@ -50,9 +50,8 @@ class StageCosts:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if value is None and each.name == "overlap":
-                continue
-            if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            is_number = isinstance(value, int | float) and 0 <= value < float("inf")
+            if not is_number and not (value is None and each.name == "overlap"):
                 raise ValueError(f"{each.name} must be a finite number from 0 on, not {value!r}")
         if self.weight > self.backward:
             raise ValueError(

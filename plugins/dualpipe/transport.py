@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 import torch.distributed as dist
@@ -43,9 +43,8 @@ class Message:
 class Transport(Protocol):
     """How tensors travel."""
 
-    @property
-    def together(self) -> bool:
-        """Messages between two ranks must start in one batch, in one order on both."""
+    together: ClassVar[bool]
+    """Messages between two ranks must start in one batch, in one order on both."""
 
     def start(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Start all messages, in this order; the result waits for them."""
@@ -60,6 +59,8 @@ class MeshTransport:
     Making one needs all ranks: each connects to each.
     """
 
+    together: ClassVar[bool] = False  # tags match messages
+
     def __init__(self, rendezvous: Rendezvous, *, ranks: int) -> None:
         self._timeout_s = rendezvous.timeout_s
         self._ranks = ranks
@@ -67,11 +68,6 @@ class MeshTransport:
         self._group: Any = dist.ProcessGroupGloo(
             rendezvous.prefixed("mesh"), rendezvous.rank, ranks, timedelta(seconds=rendezvous.timeout_s)
         )
-
-    @property
-    def together(self) -> bool:
-        """Messages may start one by one: tags match them."""
-        return False
 
     def start(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Start all; the result waits for them and raises LinkLost."""
@@ -113,6 +109,8 @@ class MeshTransport:
 class GroupTransport:
     """The user's process group. With NCCL its communicator carries the messages on the current stream."""
 
+    together: ClassVar[bool] = True  # NCCL matches by order
+
     def __init__(self, group: dist.ProcessGroup, global_ranks: Sequence[int], device: torch.device) -> None:
         self._group = group
         self._global_ranks = global_ranks
@@ -120,11 +118,6 @@ class GroupTransport:
         # A communicator is made at its first use, by all ranks together. Were this the first batch of messages, a rank
         # would wait in there for one that waits for the spec of the boundary between them.
         dist.all_reduce(torch.zeros(1, device=device), group=group)
-
-    @property
-    def together(self) -> bool:
-        """NCCL has no tags and matches by order."""
-        return True
 
     def start(self, messages: Sequence[Message]) -> Callable[[], None]:
         """Start all in one batch; the result makes the current stream wait.

@@ -253,10 +253,7 @@ def _unpaired(schedule: Schedule) -> list[Problem]:
 
 
 def _unpaired_on(
-    schedule: Schedule,
-    link: tuple[int, int],
-    sent: Sequence[_Crossing],
-    received: Sequence[_Crossing],
+    schedule: Schedule, link: tuple[int, int], sent: Sequence[_Crossing], received: Sequence[_Crossing]
 ) -> list[Problem]:
     source, target = link
     if [each.key for each in sent] == [each.key for each in received]:

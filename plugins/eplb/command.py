@@ -3,7 +3,7 @@
 Files are locations: plain paths, lu:/path, luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -19,21 +19,6 @@ if TYPE_CHECKING:
 POLICIES: Final = ("reference", "optimal")  # as in `rebalance`, which brings torch
 
 
-def machine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options for what the experts are placed on."""
-    for option in (
-        click.option("--gpus", type=click.IntRange(1), required=True, help="GPUs in all."),
-        click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Servers."),
-        click.option(
-            "--groups", type=click.IntRange(1), default=1, show_default=True,
-            help="Groups of experts, for routing that is limited to groups.",
-        ),
-        click.option("--replicas", type=click.IntRange(1), required=True, help="Slots for experts on all GPUs."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
 @click.group()
 def eplb() -> None:
     """Which GPU holds which replicas of which experts.
@@ -46,7 +31,13 @@ def eplb() -> None:
 
 @eplb.command()
 @click.argument("loads")
-@machine_options
+@click.option("--replicas", type=click.IntRange(1), required=True, help="Slots for experts on all GPUs.")
+@click.option(
+    "--groups", type=click.IntRange(1), default=1, show_default=True,
+    help="Groups of experts, for routing that is limited to groups.",
+)  # fmt: skip
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="Servers.")
+@click.option("--gpus", type=click.IntRange(1), required=True, help="GPUs in all.")
 @click.option("--policy", type=click.Choice(POLICIES), help="How to place.  [default: optimal]")
 @click.option("--current", metavar="PLAN", help="The plan in use: slots that can stay do.")
 @click.option(

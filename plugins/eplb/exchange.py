@@ -53,10 +53,8 @@ def _round(placed: Indices, shares: Loads, goal: Loads, *, shift: int) -> None:
     ends = np.stack([row * gpus + heavy[row, pair], row * gpus + light[row, pair]], axis=1)
 
     flat_placed, flat_shares = placed.reshape(-1, size), shares.reshape(len(shares), -1, size)
-    experts, both = (
-        flat_placed[ends].reshape(-1, 2 * size),
-        flat_shares[:, ends].reshape(-1, len(ends), 2 * size),
-    )
+    experts = flat_placed[ends].reshape(-1, 2 * size)
+    both = flat_shares[:, ends].reshape(-1, len(ends), 2 * size)
     arranged = (_best_division if size <= WHOLE_MAX else _best_exchange)(experts, both)
     flat_placed[ends] = np.take_along_axis(experts, arranged, axis=1).reshape(-1, 2, size)
     flat_shares[:, ends] = np.take_along_axis(both, arranged[None], axis=2).reshape(-1, len(ends), 2, size)
