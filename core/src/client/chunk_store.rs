@@ -78,6 +78,11 @@ impl ChunkStore for ChainStore {
         content: ContentId,
         range: Range<u64>,
     ) -> Result<Vec<Range<u64>>> {
-        self.data.data_extents(layout, content, range, Instant::now() + self.deadline)
+        assert!(range.start <= range.end, "a range has its start first");
+        let deadline = Instant::now() + self.deadline;
+        let extents = self.data.data_extents(layout, content, range.clone(), deadline)?;
+        let is_within = |extent: &Range<u64>| range.start <= extent.start && extent.end <= range.end;
+        assert!(extents.iter().all(is_within), "extents are of the range that was asked for");
+        Ok(extents)
     }
 }

@@ -68,6 +68,7 @@ impl CloseBatcher {
     fn take(&self) -> Option<(Arc<Identity>, Vec<pb::CloseOne>)> {
         let mut waiting = self.waiting.lock();
         let identity = waiting.first()?.identity.clone();
+        let count = waiting.len();
         let mut batch = Vec::new();
         let mut rest = Vec::new();
         for close in waiting.drain(..) {
@@ -78,7 +79,11 @@ impl CloseBatcher {
             }
         }
         *waiting = rest;
-        assert!(!batch.is_empty() && batch.len() <= CLOSES_MAX);
+        assert!(
+            !batch.is_empty() && batch.len() <= CLOSES_MAX,
+            "a call carries some closes, and not too many"
+        );
+        assert_eq!(batch.len() + waiting.len(), count, "a close is sent or waits");
         Some((identity, batch))
     }
 

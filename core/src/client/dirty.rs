@@ -82,7 +82,14 @@ impl DirtyChunk {
                 copy
             }
         };
-        self.pieces.insert(start, DirtySlice { memory, length, held: 0 });
+        self.insert(start, DirtySlice { memory, length, held: 0 });
+    }
+
+    fn insert(&mut self, start: u32, piece: DirtySlice) {
+        assert!(piece.length > 0 && piece.length as usize <= piece.memory.len(), "a piece has its memory");
+        self.bytes += piece.held;
+        let before = self.pieces.insert(start, piece);
+        assert!(before.is_none(), "D1: pieces of a chunk never overlap");
     }
 
     /// Memory held.
@@ -135,6 +142,8 @@ impl DirtyChunk {
     /// Puts `source` at `offset`, all inside one run.
     fn put(&mut self, offset: u32, source: &Placement, keep: bool, chunk_bytes: u32, pool: &BufferPool) {
         let end = offset + source.len() as u32;
+        assert!(offset < end && end <= chunk_bytes, "a chunk has what is put into it");
+        assert_eq!(offset / RUN_BYTES, (end - 1) / RUN_BYTES, "D1: no piece crosses a boundary of a run");
         let part = |from: u32, to: u32| source.slice((from - offset) as usize..(to - offset) as usize);
         let mut gaps = Vec::new();
         let mut at = offset;
@@ -159,8 +168,7 @@ impl DirtyChunk {
         let length = source.len() as u32;
         if keep && length >= KEEP_BYTES {
             let held = RUN_BYTES as usize;
-            self.bytes += held;
-            self.pieces.insert(offset, DirtySlice { memory: source.clone(), length, held });
+            self.insert(offset, DirtySlice { memory: source.clone(), length, held });
             return;
         }
         let run_end = ((offset / RUN_BYTES + 1) * RUN_BYTES).min(chunk_bytes);
@@ -184,8 +192,7 @@ impl DirtyChunk {
         let memory = memory_for(length, run_end - offset, pool);
         source.copy_into(&memory);
         let held = memory.len();
-        self.bytes += held;
-        self.pieces.insert(offset, DirtySlice { memory, length, held });
+        self.insert(offset, DirtySlice { memory, length, held });
     }
 
     /// Forgets everything from `end` on.
@@ -208,6 +215,7 @@ impl DirtyChunk {
             }
             at += piece.length;
         }
+        assert!(at <= run_end, "D1: no piece crosses a boundary of a run or chunk");
         at == run_end
     }
 }
@@ -290,7 +298,9 @@ impl Dirty {
 
     /// Takes a chunk out, to be written back.
     pub fn take(&mut self, index: u32) -> Option<DirtyChunk> {
-        self.chunks.remove(&index)
+        let chunk = self.chunks.remove(&index)?;
+        assert!(!chunk.pieces.is_empty(), "a chunk that is dirty has dirty bytes");
+        Some(chunk)
     }
 
     pub fn chunk(&self, index: u32) -> Option<&DirtyChunk> {

@@ -19,20 +19,23 @@ impl DirtyLimit {
         DirtyLimit { limit, used: Mutex::new(0), freed: Condvar::new() }
     }
 
+    fn fits(&self, used: usize, bytes: usize) -> bool {
+        assert!(bytes > 0, "a writer wants room for something");
+        used == 0 || used + bytes <= self.limit
+    }
+
     /// Take `bytes` if they fit.
     pub fn try_reserve(&self, bytes: usize) -> bool {
         let mut used = self.used.lock();
-        if *used != 0 && *used + bytes > self.limit {
-            return false;
-        }
-        *used += bytes;
-        true
+        let fits = self.fits(*used, bytes);
+        *used += if fits { bytes } else { 0 };
+        fits
     }
 
     /// Take `bytes`, waiting until they fit.
     pub fn reserve(&self, bytes: usize, deadline: Instant) -> Result<()> {
         let mut used = self.used.lock();
-        while *used != 0 && *used + bytes > self.limit {
+        while !self.fits(*used, bytes) {
             if self.freed.wait_until(&mut used, deadline).timed_out() {
                 return Err(Error::timeout(
                     "write buffer full: storage nodes do not accept writes (see `luciola status`)",

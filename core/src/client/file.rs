@@ -244,7 +244,9 @@ impl File {
 
     /// Whether the metadata service has ended its write session.
     fn is_lost(&self) -> bool {
-        self.options.write && self.inode.lost_sessions() != self.lost_sessions
+        let lost = self.inode.lost_sessions();
+        assert!(lost >= self.lost_sessions, "a session that was lost stays so");
+        self.options.write && lost != self.lost_sessions
     }
 
     /// Ask the metadata service what it knows: another client may have written.
@@ -426,7 +428,9 @@ impl File {
     }
 
     fn has_failed(&self) -> bool {
-        self.inode.errors() != self.opened_errors
+        let errors = self.inode.errors();
+        assert!(errors >= self.opened_errors, "I5: errors that were counted stay so");
+        errors != self.opened_errors
     }
 
     fn end(&self) {

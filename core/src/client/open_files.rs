@@ -3,7 +3,6 @@
 //! - F1 The reply to an open may be older than what this client has reported or changed since, through handles that are
 //!   gone by now or without one. Nothing may be written on top of it: the open asks again.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -52,11 +51,13 @@ impl Table {
         let opening = self.last_opening;
         let left = self.left.entry(inode).or_insert(Left { change, opening });
         *left = Left { change: left.change.max(change), opening };
+        assert!(self.left.len() <= LEFT_MAX && self.forgotten <= self.last_opening, "F1: memory is bounded");
     }
 
     fn begin_opening(&mut self) -> u64 {
         self.last_opening += 1;
-        self.opening.insert(self.last_opening);
+        let is_new = self.opening.insert(self.last_opening);
+        assert!(is_new, "F1: an open has a number of its own");
         self.last_opening
     }
 
@@ -115,7 +116,8 @@ impl OpenFiles {
     /// Drop one handle. With the last one, metadata that could not be reported is discarded.
     pub fn release(&self, inode: u64) {
         let mut table = self.table.lock();
-        let Some(known) = table.open.get_mut(&inode) else { return };
+        let known =
+            table.open.get_mut(&inode).expect("a handle is of a file in the table, and released once");
         assert!(known.handles > 0, "an open file has handles");
         known.handles -= 1;
         if known.handles == 0 {
@@ -132,12 +134,11 @@ impl OpenFiles {
     }
 
     pub fn unhold(&self, inode: u64) {
-        if let Entry::Occupied(mut count) = self.read_holds.lock().entry(inode) {
-            assert!(*count.get() > 0, "a hold is counted while it is there");
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
+        let mut holds = self.read_holds.lock();
+        let count = holds.get_mut(&inode).expect("a hold is counted while it is there");
+        *count -= 1;
+        if *count == 0 {
+            holds.remove(&inode);
         }
     }
 
@@ -230,6 +231,7 @@ impl Opening<'_> {
     pub fn opened(&mut self, inode: &pb::Inode) -> Option<Arc<OpenInode>> {
         let mut table = self.files.table.lock();
         if let Some(known) = table.open.get_mut(&inode.id) {
+            assert!(known.handles > 0 && known.inode.id() == inode.id, "an open file has handles");
             known.handles += 1;
             let known = known.inode.clone();
             drop(table);

@@ -77,6 +77,7 @@ impl Readahead {
                 break;
             };
             let bytes = wait(&block)?.transpose()?;
+            assert!((start..start + BLOCK_BYTES).contains(&at), "the block has the byte that is read");
             let from = (at - start) as usize;
             let Some(bytes) = bytes.filter(|bytes| from < bytes.len()) else {
                 // The file may have grown since; ask.
@@ -87,6 +88,7 @@ impl Readahead {
             bytes.slice(from..from + count).copy_into(&rest);
             done += count;
         }
+        assert!(done <= into.len(), "a read fills at most what it was given");
         self.advance(offset, done);
         Ok(done)
     }
@@ -142,6 +144,7 @@ impl Readahead {
                 None => break,
             }
         }
+        assert!(window.blocks.len() <= most, "no more is read ahead than the configuration allows");
         let block = window.blocks.front()?;
         Some((block.start, block.outcome.clone()))
     }

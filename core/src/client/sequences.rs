@@ -46,7 +46,9 @@ impl Sequences {
         state.last += 1;
         let number = state.last;
         state.live.insert(number);
-        Live { sequences: self, number, settled_below: state.lowest() }
+        let settled_below = state.lowest();
+        assert!(settled_below <= number, "V1: no request voids itself");
+        Live { sequences: self, number, settled_below }
     }
 }
 
@@ -59,6 +61,7 @@ impl Live<'_> {
             self.sequences.settled.wait(&mut state);
         }
         state.waiting -= 1;
+        assert_eq!(state.lowest(), self.number, "V2: no older request is live");
     }
 }
 

@@ -31,6 +31,8 @@ use crate::wire::pb::{self, Method, NodeKind};
 const TICK: Duration = Duration::from_millis(250);
 /// Closes and appended bytes wait this long for company.
 const GATHER: Duration = Duration::from_millis(50);
+const _: () =
+    assert!(GATHER.as_nanos() < TICK.as_nanos(), "the clock thread looks more often than it is late");
 const _: () = assert!(
     GATHER.as_nanos() * 4 <= WRITE_BACK.as_nanos(),
     "E4: of the time to write back, most is left for the storage nodes"
@@ -81,7 +83,8 @@ struct Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        (self.which)(&self.session).0.store(false, Ordering::Release);
+        let was_running = (self.which)(&self.session).0.swap(false, Ordering::AcqRel);
+        assert!(was_running || thread::panicking(), "a task of a kind runs once at a time");
     }
 }
 
@@ -253,6 +256,7 @@ impl Session {
 
     /// The cluster may have forgotten this client: what it has open is reported, and what was lost fails (N2).
     fn register_again(&self) -> Result<()> {
+        assert!(self.shared.fence.is_raised(), "N2: nothing continues before it is registered again");
         log::warn!(
             "client {}: session lapsed: mgmtd was not reached in time; registering open files again",
             self.id

@@ -47,7 +47,10 @@ fn stage(pool: &BufferPool, reads: &[Read]) -> (Vec<Read>, Vec<Staged>) {
             staged.push(Staged { owner, at, copy: false });
         }
     }
-    assert_eq!(slices.len(), staged.len());
+    assert_eq!(slices.len(), staged.len(), "each slice has its owner");
+    assert!(buffers <= BUFFERS_MAX, "a call takes few buffers");
+    let bytes = |reads: &[Read]| reads.iter().map(|read| read.into.len()).sum::<usize>();
+    assert_eq!(bytes(&slices), bytes(reads), "each byte of a read is in one slice");
     (slices, staged)
 }
 

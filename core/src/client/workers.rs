@@ -20,6 +20,7 @@ pub struct Workers {
 
 impl Workers {
     pub fn new(name: &'static str, most: usize) -> Workers {
+        assert!(most > 0, "a pool has a thread");
         let (queue, jobs) = unbounded();
         Workers { queue: Mutex::new(Some(queue)), threads: Mutex::new(Vec::new()), jobs, most, name }
     }
@@ -47,6 +48,7 @@ impl Workers {
         if threads.len() == self.most {
             return;
         }
+        assert!(threads.len() < self.most, "a pool has a limit");
         let jobs = self.jobs.clone();
         // A job that panics has been reported by the panic hook; its thread continues with the next.
         let body = move || jobs.iter().for_each(|job| drop(catch_unwind(AssertUnwindSafe(job))));

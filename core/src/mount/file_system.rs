@@ -223,7 +223,8 @@ impl MountedFs {
         };
         let handle = self.handle();
         let invalidation = AtomicU64::new(invalidation.unwrap_or_default());
-        self.files.write().insert(handle, Handle { file, invalidation });
+        let before = self.files.write().insert(handle, Handle { file, invalidation });
+        assert!(before.is_none(), "a handle is given out once");
         Opened { handle, cache }
     }
 
@@ -675,7 +676,9 @@ impl FileSystem for MountedFs {
 
     fn opendir(&self, _: &Caller, inode: u64) -> Reply<Opened> {
         let handle = self.handle();
-        self.directories.lock().insert(handle, Arc::new(Mutex::new(Directory::new(inode))));
+        let directory = Arc::new(Mutex::new(Directory::new(inode)));
+        let before = self.directories.lock().insert(handle, directory);
+        assert!(before.is_none(), "a handle is given out once");
         Ok(Opened { handle, cache: PageCache::Bypass })
     }
 

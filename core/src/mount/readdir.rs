@@ -21,6 +21,9 @@ use crate::wire::pb;
 const FIRST_ENTRIES: u32 = 256;
 const GROWTH: u32 = 64;
 const PAGE_ENTRIES_MAX: u32 = 1024;
+const _: () = assert!(FIRST_ENTRIES <= PAGE_ENTRIES_MAX);
+/// Pages that an open directory keeps: programs go back by less than one.
+const PAGES_MAX: usize = 2;
 
 /// The offset of an entry in its directory: listing continues after it.
 pub fn cookie(entry: &pb::Dentry) -> u64 {
@@ -126,6 +129,7 @@ impl Directory {
             None => self.fetch(shared, identity, after, with_inodes)?,
         };
         let page = &self.pages[held];
+        assert!(page.after <= after, "a page has what comes after the offset");
         Ok((page.rest(after), page.asked))
     }
 
@@ -164,10 +168,11 @@ impl Directory {
             self.fetch_ahead(shared, identity, page.last(), with_inodes);
         }
         self.pages.retain(|known| known.after != after);
-        if self.pages.len() == 2 {
+        if self.pages.len() == PAGES_MAX {
             self.pages.remove(0);
         }
         self.pages.push(page);
+        assert!(self.pages.len() <= PAGES_MAX, "an open directory keeps few pages");
         Ok(self.pages.len() - 1)
     }
 

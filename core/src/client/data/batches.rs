@@ -29,6 +29,7 @@ pub(super) struct BatchOps<O> {
 
 impl<O> BatchOps<O> {
     pub(super) fn add(&mut self, piece: usize, op: O, place: Placement) {
+        assert!(self.ops.len() < BATCH_OPS_MAX, "a batch with room was chosen");
         self.bytes += place.len();
         self.pieces.push(piece);
         self.ops.push(op);

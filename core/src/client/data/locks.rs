@@ -26,7 +26,7 @@ impl ChunkLocks {
         }
         let before = held.len();
         held.extend(chunks.iter().copied());
-        debug_assert_eq!(held.len(), before + chunks.len(), "the chunks differ");
+        assert_eq!(held.len(), before + chunks.len(), "the chunks differ");
         drop(held);
         Some(ChunkGuard { locks: self, chunks })
     }
@@ -40,9 +40,11 @@ pub(super) struct ChunkGuard<'a> {
 impl Drop for ChunkGuard<'_> {
     fn drop(&mut self) {
         let mut held = self.locks.held.lock();
+        let before = held.len();
         self.chunks.iter().for_each(|chunk| {
             held.remove(chunk);
         });
+        assert_eq!(held.len() + self.chunks.len(), before, "a chunk is locked until its guard is dropped");
         drop(held);
         self.locks.released.notify_all();
     }

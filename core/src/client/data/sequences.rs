@@ -15,6 +15,8 @@ pub(super) struct Sequences(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     last: u64,
+    /// All below were settled when that was last asked for.
+    settled: u64,
     /// Under way.
     open: BTreeSet<u64>,
     /// Acknowledged, while an attempt without an answer may still arrive somewhere, until then.
@@ -36,7 +38,7 @@ impl Sequences {
     pub(super) fn end(&self, sequence: u64, open_until: Option<Instant>) {
         let mut state = self.0.lock();
         let was_open = state.open.remove(&sequence);
-        debug_assert!(was_open, "it has begun and not ended");
+        assert!(was_open, "it has begun and not ended");
         if let Some(until) = open_until {
             state.void_at.insert(sequence, until);
         }
@@ -51,7 +53,10 @@ impl Sequences {
         }
         let open = state.open.first().copied().unwrap_or(u64::MAX);
         let not_void = state.void_at.keys().next().copied().unwrap_or(u64::MAX);
-        open.min(not_void).min(state.last + 1)
+        let settled = open.min(not_void).min(state.last + 1);
+        assert!(settled >= state.settled, "what is settled stays so: chunks have forgotten it");
+        state.settled = settled;
+        settled
     }
 }
 

@@ -99,6 +99,7 @@ pub(super) fn run(access: &ChainAccess, pieces: &mut [ChunkUpdate], deadline: In
         piece.tag = RequestTag { client: access.options.client, sequence };
     }
     attempt_all(access, pieces, deadline);
+    assert!(pieces.iter().all(|piece| piece.outcome.is_some()), "an update has an outcome");
     wait_until_void(pieces);
     pieces.iter().for_each(|piece| access.sequences.end(piece.tag.sequence, piece.open_until));
 }

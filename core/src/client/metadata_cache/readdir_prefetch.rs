@@ -111,6 +111,7 @@ impl ReaddirPrefetch {
             burst.misses = 0;
         }
         burst.misses += 1;
+        assert!((BURST_MISSES..=BURST_MISSES_MAX).contains(&burst.needed), "a listing costs some misses");
         if burst.misses < burst.needed || burst.listing.is_some() || !may_list {
             return None;
         }

@@ -33,6 +33,7 @@ pub(super) struct AppendTrust {
 impl AppendTrust {
     /// Make it when the first write session was opened, at `opened_ns`; at `alone_ns` no other client had one.
     pub(super) fn opened(opened_ns: u64, alone_ns: Option<u64>) -> AppendTrust {
+        assert!(alone_ns.is_none_or(|since| since <= opened_ns), "E1: it was asked before the reply came");
         AppendTrust { opened_ns, alone_until_ns: alone_ns.map_or(0, |since| since + TRUST_NS) }
     }
 }

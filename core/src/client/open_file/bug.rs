@@ -34,4 +34,8 @@ pub(super) enum Bug {
     EnterWhileInFlight,
     /// Writes are taken in while access is exclusive.
     WriteWhileExclusive,
+    /// A direct write is sent past bytes of its chunk that are dirty.
+    DirectPastDirty,
+    /// What waits is kept when the session is lost under which it was written.
+    KeepDirtyOfLostSession,
 }

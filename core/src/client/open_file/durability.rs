@@ -55,6 +55,7 @@ impl Durability {
     }
 
     pub(super) fn add_volatile(&mut self, range: Range<u64>) {
+        assert!(range.start < range.end, "V1: what is volatile has bytes");
         self.volatile = Some(match self.volatile.take() {
             Some(before) => before.start.min(range.start)..before.end.max(range.end),
             None => range,
@@ -71,6 +72,7 @@ impl Durability {
 
     /// The metadata service has taken what had been counted to `undurable`.
     pub(super) fn on_synced(&mut self, undurable: u64, durable: bool) {
+        assert!(undurable <= self.undurable, "V1: what an update has was counted before it");
         if durable {
             self.durable = self.durable.max(undurable);
         } else {

@@ -99,6 +99,10 @@ const TWO_UNEQUAL: Limits = Limits { writes: [2, 1], ..TWO };
 const TWO_CUT: Limits = Limits { cuts: 1, ..TWO };
 /// The same with chunks.
 const TWO_CHUNKED: Limits = Limits { is_chunked: true, early_syncs: 1, ..TWO_CUT };
+/// Buffered and direct writes of two chunks.
+const DIRECT: Limits = Limits { writes: [3, 0], direct: 2, is_chunked: true, ..Limits::SMALL };
+/// The metadata service ends the session of one of two clients.
+const LOST: Limits = Limits { losses: 1, ..TWO };
 /// Chains and the metadata service fail.
 const FAULTS: Limits = Limits { writes: [2, 0], faults: 1, ..Limits::SMALL };
 
@@ -135,6 +139,17 @@ fn two_clients_one_of_which_truncates() {
 #[test]
 fn two_clients_of_a_chunked_file_one_of_which_truncates() {
     must_hold("two, chunked, cut", TWO_CHUNKED);
+}
+
+#[test]
+fn one_client_that_writes_directly_too() {
+    must_hold("direct", DIRECT);
+}
+
+#[test]
+fn a_client_that_loses_its_session() {
+    must_hold("lost", LOST);
+    must_hold("lost, chunked", Limits { writes: [2, 0], is_chunked: true, clients: 1, ..LOST });
 }
 
 #[test]
@@ -210,4 +225,14 @@ fn finds_exclusive_access_while_a_batch_is_in_flight() {
 #[test]
 fn finds_writes_while_access_is_exclusive() {
     must_find(Bug::WriteWhileExclusive, ALONE, &["is read", "is stored", "I4", "I1"]);
+}
+
+#[test]
+fn finds_a_direct_write_that_overtakes_dirty_bytes() {
+    must_find(Bug::DirectPastDirty, DIRECT, &["is read", "is stored"]);
+}
+
+#[test]
+fn finds_bytes_kept_when_their_session_is_lost() {
+    must_find(Bug::KeepDirtyOfLostSession, LOST, &["is stored"]);
 }

@@ -147,6 +147,7 @@ impl Inline {
 
     /// Puts `source` at `offset`; a gap before it reads as zeros, but was not written.
     pub fn write(&mut self, offset: usize, length: usize, copy: impl FnOnce(&mut [u8])) {
+        assert!(length > 0, "an empty write changes nothing");
         let end = offset + length;
         if self.bytes.len() < end {
             self.bytes.resize(end, 0);
@@ -157,6 +158,7 @@ impl Inline {
 
     /// Somebody else changed the inode to `theirs`: keep their bytes where nothing was written here.
     pub fn rebase(&mut self, theirs: Vec<u8>, base: u64) {
+        assert!(self.edits().all(|range| range.end <= self.bytes.len()), "I1: what was written is there");
         let mut merged = theirs;
         for range in self.edits() {
             if merged.len() < range.end {

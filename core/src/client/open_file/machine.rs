@@ -11,7 +11,7 @@ use super::durability::{Durability, Stored};
 use super::inline::{Bytes, Inline};
 use super::metadata::Metadata;
 use super::sessions::Sessions;
-use super::write_back::{SPILLED, WriteBack};
+use super::write_back::{HELPERS_MAX, SPILLED, WriteBack};
 use crate::buffer::BufferPool;
 use crate::client::deferred_setattr::DeferredSetattr;
 use crate::error::Error;
@@ -128,11 +128,19 @@ impl Machine {
         );
         let is_quiet = !self.write_back.is_in_flight() && !self.bytes.is_migrating();
         assert!(
-            self.access != Access::Exclusive || is_quiet,
+            self.access != Access::Exclusive || is_quiet && !self.metadata.is_syncing(),
             "I4: with exclusive access nothing is under way"
         );
         assert_eq!(self.error_count > 0, self.error.is_some(), "I5: errors are counted with a reason");
-        assert!(self.length >= self.waiting_end(), "a reader sees the end of what waits here");
+        assert!(self.length >= self.written_end(), "a reader sees the end of what was written here");
+        assert_eq!(
+            self.bytes.inline().is_some(),
+            self.inode.is_inline,
+            "I6: bytes are where the inode says they are"
+        );
+        let is_sending = self.bytes.inline().is_some_and(|inline| !inline.syncing.is_empty());
+        assert!(!is_sending || self.metadata.is_syncing(), "I1: bytes that are being sent have a sync");
+        assert!(self.write_back.helpers <= HELPERS_MAX, "a file has a share of the threads");
         assert!(!self.metadata.is_empty_dirty(), "metadata that is dirty has something to send");
         assert!(self.durability.is_consistent(), "V1: what was made durable was counted before");
         assert!(self.deferred.is_none() || self.is_listed, "A2: what is deferred is sent by age");

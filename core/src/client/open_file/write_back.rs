@@ -105,6 +105,8 @@ impl WriteBack {
         if complete && overlay(offset, into, chunk_bytes, layers) {
             return None;
         }
+        let is_within = |(at, bytes): &(usize, Placement)| at + bytes.len() <= into.len();
+        assert!(found.iter().all(is_within), "what waits is laid over the range that is read");
         // Copied now: pieces that are dirty may change in place once the lock is free.
         Some(found.into_iter().map(|(at, bytes)| (at, Placement::from_vec(bytes.to_vec()))).collect())
     }
@@ -140,6 +142,7 @@ impl WriteBack {
             }
             indices.push(index);
         }
+        assert!(!indices.is_empty(), "a thread takes a batch where a chunk is ready");
         let mut batch = Vec::new();
         for index in indices {
             let chunk = Arc::new(self.dirty.take(index).expect("it is ready"));

@@ -37,6 +37,7 @@ impl OpenInode {
                 self.apply(Alone { until_ns: asked_ns + TRUST_NS });
                 return Ok(Writers::ThisClient);
             }
+            assert!(opened_ns <= asked_ns, "E2: a writer asks with a session");
             let may_append_ns = opened_ns + WAIT_NS;
             if asked_ns >= may_append_ns {
                 return Ok(Writers::Others);

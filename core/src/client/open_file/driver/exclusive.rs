@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::super::access::Access;
 use super::super::machine::Machine;
 use super::super::transitions::attributes::ForgetMtime;
 use super::super::transitions::exclusive::{Drain, Enter, Entered, Leave};
@@ -43,7 +44,10 @@ impl OpenInode {
             self.step(&mut machine, Drain);
             loop {
                 match self.step(&mut machine, Enter { length }) {
-                    Entered::Exclusive => return Ok((metadata, machine)),
+                    Entered::Exclusive => {
+                        assert_eq!(machine.access, Access::Exclusive, "I4: this thread is alone");
+                        return Ok((metadata, machine));
+                    }
                     Entered::Wait => self.changed.wait(&mut machine),
                     Entered::SyncFirst => break,
                 }

@@ -55,6 +55,7 @@ impl OpenInode {
 
     /// A panic in there is an error: callers that wait for this sync continue.
     fn sync_range(&self, stored: &Stored, range: Range<u64>) -> Result<()> {
+        assert!(range.start < range.end, "V1: what is volatile has bytes");
         let sync = || self.shared.chunks.sync(&stored.layout, ContentId(stored.content), range);
         let result = catch_unwind(AssertUnwindSafe(sync)).unwrap_or_else(|_| Err(mistake()));
         result.map_err(|error| error.context("fsync"))

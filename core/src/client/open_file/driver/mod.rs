@@ -281,7 +281,20 @@ impl OpenInode {
     /// Ask the metadata service again if what it said is older than `age`. Errors: ESTALE for a file that is gone,
     /// because the service forgot that this client has it open: its chunks are gone too, and would read as zeros.
     pub fn refresh(self: &Arc<Self>, identity: &Identity, age: Duration) -> Result<()> {
-        if self.machine.lock().is_younger_than(age, Instant::now()) {
+        self.refresh_older(identity, |_| age)
+    }
+
+    /// As `refresh`, with the age for what is known of the file.
+    fn refresh_older(
+        self: &Arc<Self>,
+        identity: &Identity,
+        age: impl FnOnce(&Machine) -> Duration,
+    ) -> Result<()> {
+        let is_young = {
+            let machine = self.machine.lock();
+            machine.is_younger_than(age(&machine), Instant::now())
+        };
+        if is_young {
             return Ok(());
         }
         match self.shared.meta.stat_open(identity, self.id) {

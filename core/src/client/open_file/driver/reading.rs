@@ -82,8 +82,8 @@ impl OpenInode {
 
     /// Ask the metadata service before a read up to `end`, if what is known is too old for it.
     pub fn refresh_for(self: &Arc<Self>, identity: &Identity, end: u64, mode: IoMode) -> Result<()> {
-        let age = self.machine.lock().freshness(end, mode, self.shared.attribute_timeout);
-        self.refresh(identity, age)
+        let timeout = self.shared.attribute_timeout;
+        self.refresh_older(identity, |machine| machine.freshness(end, mode, timeout))
     }
 
     /// Return what a read of a chunked file needs where nothing of its chunks is dirty or in flight: for batches of many

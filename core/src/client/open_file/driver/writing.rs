@@ -70,6 +70,10 @@ impl OpenInode {
                 }
             }
         };
+        assert!(
+            place == WriteOffset::Append || place == WriteOffset::At(offset),
+            "a write goes where it was put"
+        );
         if mode == IoMode::Buffered {
             if is_alone {
                 self.step(&mut machine, ListAppended);

@@ -30,6 +30,17 @@ impl Client {
         ]
     }
 
+    /// Values that wait here: dirty, or written to the inode's bytes and not being sent.
+    pub(super) fn waiting(&self) -> Vec<u8> {
+        let dirty = self.machine.write_back.dirty.chunks();
+        let dirty = dirty.flat_map(|(_, chunk)| chunk.pieces().flat_map(|(_, bytes)| bytes.to_vec()));
+        let inline = self.machine.bytes.inline();
+        let edited = inline
+            .into_iter()
+            .flat_map(|inline| inline.edited.iter().flat_map(|range| inline.bytes[range].to_vec()));
+        dirty.chain(edited).collect()
+    }
+
     /// I3, of an update that the metadata service would believe.
     pub(super) fn check_length_sent(
         &self,
@@ -155,7 +166,8 @@ impl World {
         let is_right = match of_slot().find(|written| written.value == value) {
             Some(written) => {
                 let is_replaced = written.is_overwritten && of_slot().all(is_kept);
-                !written.is_cut_by_self && !is_replaced && !self.is_gone(written)
+                let is_absent = written.is_cut_by_self || written.is_discarded;
+                !is_absent && !is_replaced && !self.is_gone(written)
             }
             None => value == 0 && !of_slot().any(is_kept),
         };

@@ -7,11 +7,12 @@ use super::super::access::Access;
 use super::super::append_trust::AppendTrust;
 use super::super::bug::Bug;
 use super::super::machine::{Effects, Event, Machine};
+use super::super::transitions::direct::{BeginDirect, DirectSlice};
 use super::super::transitions::exclusive::{Drain, Enter, Entered, Leave};
 use super::super::transitions::metadata_sync::{
     BeginSync, Described, Merge, MetadataUpdate, Sync, SyncEnded, SyncFailed,
 };
-use super::super::transitions::sessions::AddSession;
+use super::super::transitions::sessions::{AddSession, LoseSession};
 use super::super::transitions::write_back::{
     Batch, BatchEnded, Migrated, Migration, MigrationEnded, TakeTask, Want, WriteBackTask,
 };
@@ -46,6 +47,9 @@ pub(super) struct Limits {
     /// Times that the second client, or the only one, asks for the inode.
     pub(super) stats: usize,
     pub(super) faults: usize,
+    /// Of the first client: how many of its writes may be direct, and how often it may lose its session.
+    pub(super) direct: usize,
+    pub(super) losses: usize,
     /// The file is made in chunks.
     pub(super) is_chunked: bool,
 }
@@ -60,6 +64,8 @@ impl Limits {
         cuts: 0,
         stats: 0,
         faults: 0,
+        direct: 0,
+        losses: 0,
         is_chunked: false,
     };
 }
@@ -69,6 +75,11 @@ pub(super) enum Step {
     Write {
         slot: usize,
     },
+    WriteDirect {
+        slot: usize,
+    },
+    /// The metadata service has ended the session while the client was away.
+    LoseSession,
     /// A thread takes work.
     TakeTask,
     CarryOutBatch {
@@ -148,6 +159,8 @@ pub(super) struct Written {
     pub(super) value: u8,
     /// It cut the file after that.
     pub(super) is_cut_by_self: bool,
+    /// It waited here when the session was lost under which it was written.
+    pub(super) is_discarded: bool,
     /// Somebody cut the file after that.
     pub(super) may_be_cut: bool,
     /// The chains have refused it.
@@ -167,6 +180,9 @@ pub(super) struct Client {
     cuts_left: usize,
     stats_left: usize,
     early_syncs_left: usize,
+    direct_left: usize,
+    losses_left: usize,
+    session: u64,
     pub(super) flights: Vec<Flight>,
     pub(super) moving: Option<Moving>,
     pub(super) holder: Option<Holder>,
@@ -183,12 +199,15 @@ pub(super) struct World {
     pub(super) written: Vec<Written>,
     pub(super) faults_left: usize,
     slots: [usize; 2],
+    /// No time passes.
+    now: Instant,
 }
 
 impl Client {
     /// What it may still do.
-    pub(super) fn left(&self) -> [usize; 4] {
-        [self.writes_left, self.cuts_left, self.stats_left, self.early_syncs_left]
+    pub(super) fn left(&self) -> [usize; 6] {
+        let Client { writes_left, cuts_left, stats_left, early_syncs_left, .. } = self;
+        [*writes_left, *cuts_left, *stats_left, *early_syncs_left, self.direct_left, self.losses_left]
     }
 }
 
@@ -202,7 +221,7 @@ impl World {
         let meta = FakeMeta::new(chunks.clone());
         meta.lay_out(CHUNK_BYTES, INLINE_BYTES);
         let pool = BufferPool::new(1 << 20, 1).expect("memory for one buffer");
-        let mut clients = Vec::new();
+        let (now, mut clients) = (Instant::now(), Vec::new());
         for client in 0..limits.clients {
             let request = pb::CreateRequest {
                 caller: caller(client),
@@ -215,7 +234,7 @@ impl World {
             let reply: pb::InodeReply = meta.call(Method::MetaCreate, &request).expect("nothing fails yet");
             let inode = reply.inode.expect("a create replies with the inode");
             let change = inode.change;
-            let mut machine = Machine::new(inode, pool.clone(), Instant::now());
+            let mut machine = Machine::new(inode, pool.clone(), now);
             machine.bug = limits.bug;
             let append_trust = AppendTrust::default();
             let mut effects = Effects::default();
@@ -230,6 +249,9 @@ impl World {
                 cuts_left: if client == 0 { limits.cuts } else { 0 },
                 stats_left: if client + 1 == limits.clients { limits.stats } else { 0 },
                 early_syncs_left: limits.early_syncs,
+                direct_left: if client == 0 { limits.direct } else { 0 },
+                losses_left: if client == 0 { limits.losses } else { 0 },
+                session: reply.session,
                 flights: Vec::new(),
                 moving: None,
                 holder: None,
@@ -237,7 +259,15 @@ impl World {
                 change,
             });
         }
-        World { chunks, meta, clients, written: Vec::new(), faults_left: limits.faults, slots: limits.slots }
+        World {
+            chunks,
+            meta,
+            clients,
+            written: Vec::new(),
+            faults_left: limits.faults,
+            slots: limits.slots,
+            now,
+        }
     }
 
     /// What may happen next. Some of it turns out to change nothing when it is applied.
@@ -247,6 +277,12 @@ impl World {
             let mut add = |step| actions.push(Action { client, step });
             if state.writes_left > 0 {
                 (0..self.slots[client]).for_each(|slot| add(Step::Write { slot }));
+                if state.direct_left > 0 {
+                    (0..self.slots[client]).for_each(|slot| add(Step::WriteDirect { slot }));
+                }
+            }
+            if state.losses_left > 0 {
+                add(Step::LoseSession);
             }
             add(Step::TakeTask);
             for (number, flight) in state.flights.iter().enumerate() {
@@ -298,6 +334,8 @@ impl World {
         let Action { client, step } = action;
         let is_enabled = match step {
             Step::Write { slot } => self.write(client, slot)?,
+            Step::WriteDirect { slot } => self.write_direct(client, slot)?,
+            Step::LoseSession => self.lose_session(client)?,
             Step::TakeTask => self.take_task(client)?,
             Step::CarryOutBatch { number } => self.carry_out_batch(client, number),
             Step::FailBatch { number } => self.fail_batch(client, number),
@@ -321,7 +359,7 @@ impl World {
             }
             Step::EndStat => {
                 let inode = self.clients[client].stat.take().expect("it was carried out");
-                self.step(client, Described { inode, now: self.now(client) })?;
+                self.step(client, Described { inode, now: self.now })?;
                 true
             }
             Step::BeginCut { to } => self.begin_cut(client, CUTS[to])?,
@@ -333,10 +371,6 @@ impl World {
             self.check()?;
         }
         Ok(is_enabled)
-    }
-
-    fn now(&self, client: usize) -> Instant {
-        self.clients[client].machine.described.expect("this client is never away")
     }
 
     /// Give this world services of its own, before a request changes them.
@@ -371,6 +405,39 @@ impl World {
             Taken::Wait => return Ok(false),
             Taken::TooLarge => return Err("a small write is too large".to_owned()),
         }
+        self.count_write(client, slot, value);
+        Ok(true)
+    }
+
+    /// A direct write; where it cannot be sent out of its caller's memory, nothing happens.
+    fn write_direct(&mut self, client: usize, slot: usize) -> std::result::Result<bool, String> {
+        let value = self.written.len() as u8 + 1;
+        let payload = Placement::from_vec(vec![value]);
+        let slices = [DirectSlice { number: 0, offset: SLOTS[slot], payload: &payload }];
+        let begun = self.step(client, BeginDirect { writes: &slices, now_ns: 1 })?;
+        let Some((_, batch)) = begun else { return Ok(false) };
+        let writes = batch.writes();
+        self.clients[client].flights.push(Flight { batch, writes, results: None });
+        self.clients[client].direct_left -= 1;
+        self.count_write(client, slot, value);
+        Ok(true)
+    }
+
+    /// Handles that write fail from here on.
+    fn lose_session(&mut self, client: usize) -> std::result::Result<bool, String> {
+        let discarded = self.clients[client].waiting();
+        let session = self.clients[client].session;
+        self.step(client, LoseSession(session))?;
+        self.clients[client].losses_left -= 1;
+        self.clients[client].writes_left = 0;
+        for written in self.written.iter_mut().filter(|written| written.client == client) {
+            written.may_be_lost = true;
+            written.is_discarded |= discarded.contains(&written.value);
+        }
+        Ok(true)
+    }
+
+    fn count_write(&mut self, client: usize, slot: usize, value: u8) {
         self.clients[client].writes_left -= 1;
         for written in self.written.iter_mut().filter(|written| written.slot == slot && written.is_synced) {
             written.is_overwritten |= written.client != client;
@@ -380,12 +447,12 @@ impl World {
             slot,
             value,
             is_cut_by_self: false,
+            is_discarded: false,
             may_be_cut: false,
             may_be_lost: false,
             is_synced: false,
             is_overwritten: false,
         });
-        Ok(true)
     }
 
     fn take_task(&mut self, client: usize) -> std::result::Result<bool, String> {
@@ -484,7 +551,7 @@ impl World {
         let moving = self.clients[client].moving.take().expect("it is under way");
         let (inode, ours) = moving.result.expect("it was carried out");
         let result = Ok(Migrated { inode, ours });
-        self.step(client, MigrationEnded { result, now: self.now(client) })?;
+        self.step(client, MigrationEnded { result, now: self.now })?;
         Ok(true)
     }
 
@@ -531,7 +598,7 @@ impl World {
     }
 
     fn end_sync(&mut self, client: usize) -> std::result::Result<bool, String> {
-        let now = self.now(client);
+        let now = self.now;
         let Some(Holder::Sync { update, covers, reply: Some(reply) }) = self.clients[client].holder.take()
         else {
             return Err("no sync was carried out".to_owned());
@@ -553,7 +620,7 @@ impl World {
     }
 
     fn end_merge(&mut self, client: usize) -> std::result::Result<bool, String> {
-        let now = self.now(client);
+        let now = self.now;
         let Some(Holder::Merge { theirs: Some(theirs) }) = self.clients[client].holder.take() else {
             return Err("no merge is under way".to_owned());
         };
@@ -614,7 +681,7 @@ impl World {
     }
 
     fn end_cut(&mut self, client: usize) -> std::result::Result<bool, String> {
-        let now = self.now(client);
+        let now = self.now;
         let Some(Holder::Cut { length, reply }) = self.clients[client].holder.take() else {
             return Err("no truncation is under way".to_owned());
         };

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::access::Access;
+use super::super::bug::Bug;
 use super::super::machine::{Effects, Event, Machine};
 use super::write_back::Batch;
 use crate::buffer::Placement;
@@ -50,7 +51,7 @@ impl Event for BeginDirect<'_> {
                 chunk_slices(write.offset, write.payload.len(), chunk_bytes, RUN_BYTES).collect();
             let is_free = |slice: &ChunkSlice| {
                 let known = chunks.get(&slice.index);
-                machine.write_back.is_idle(slice.index)
+                (machine.write_back.is_idle(slice.index) || machine.bug == Bug::DirectPastDirty)
                     && !known.is_some_and(|(_, pieces)| touches(pieces, slice))
             };
             if !slices.iter().all(is_free) {

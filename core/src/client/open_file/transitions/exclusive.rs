@@ -81,6 +81,7 @@ impl Machine {
             inline.forget_edits();
             inline.bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
         }
+        assert!(!self.write_back.is_in_flight(), "I4: nothing is in flight over a cut");
         self.acknowledged = 0;
         self.unverified_size = None;
         self.metadata.forget_mtime();

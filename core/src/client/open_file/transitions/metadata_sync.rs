@@ -46,6 +46,7 @@ impl MetadataUpdate {
 impl Machine {
     /// Describe what is to be sent now; empty if nothing was written since the last sync.
     fn update(&self) -> MetadataUpdate {
+        assert!(!self.has_spilled(), "I3: what has left the inode is acknowledged first");
         // Of an inline file all of it is sent, and it may be longer than its bytes: zeros after them.
         let is_all = self.is_all_inline() || self.bug == Bug::ReportUnacknowledged;
         let length = if is_all { self.length } else { self.acknowledged };
@@ -140,6 +141,8 @@ impl Event for SyncEnded<'_> {
 
     fn apply(self, machine: &mut Machine, effects: &mut Effects) {
         let SyncEnded { inode, update, durable, now } = self;
+        assert!(machine.metadata.is_syncing(), "a sync of metadata ends once");
+        assert!(update.ack_count <= machine.ack_count, "I3: an update has what was acknowledged before it");
         machine.drop_deferred(update.deferred.as_ref().map(|deferred| deferred.number), effects);
         let source = ChangeOrigin::of(&machine.inode, &inode, update.reports());
         machine.follow_pages(&inode, source, effects);
@@ -193,6 +196,7 @@ impl Event for Merge {
     type Outcome = u64;
 
     fn apply(self, machine: &mut Machine, effects: &mut Effects) -> u64 {
+        assert!(!machine.metadata.is_syncing(), "a merge follows a sync that was refused");
         machine.writes += 1;
         machine.apply_inode(self.theirs, ChangeOrigin::Any, self.now, effects);
         machine.writes

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::append_trust::AppendTrust;
+use super::super::bug::Bug;
 use super::super::machine::{Effects, Event, Machine};
 use super::super::sessions::lost;
 use crate::client::identity::Identity;
@@ -63,7 +64,9 @@ impl Event for LoseSession {
         }
         machine.sessions.open.clear();
         machine.sessions.lost += 1;
-        machine.discard_dirty(effects);
+        if machine.bug != Bug::KeepDirtyOfLostSession {
+            machine.discard_dirty(effects);
+        }
         machine.acknowledged = 0;
         machine.unverified_size = None;
         machine.described = None;

@@ -25,6 +25,7 @@ impl Machine {
             .take(HELPERS_MAX.saturating_add(others))
             .count()
             .saturating_sub(others);
+        assert!(ready <= HELPERS_MAX, "a file has a share of the threads");
         if self.write_back.helpers < ready {
             effects.start_helpers += ready - self.write_back.helpers;
             self.write_back.helpers = ready;

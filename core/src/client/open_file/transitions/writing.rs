@@ -83,6 +83,7 @@ impl Event for TakeWrite<'_> {
             is_complete = !complete.is_empty();
         }
         machine.list(effects);
+        assert!(machine.length >= end, "a reader sees the write");
         Taken::Done { offset, number: machine.writes, is_inline: machine.is_all_inline(), is_complete }
     }
 }
