@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::close_batcher::Close;
 use super::identity::Identity;
 use super::meta::inode_path;
-use super::open_file::{DirectWrite, IoMode, OpenInode, WriteOffset, lost, write_direct};
+use super::open_file::{DirectWrite, IoMode, OpenInode, WriteOffset, lost, stale, write_direct};
 use super::open_files::{OpenFiles, Opening};
 use super::readahead::Readahead;
 use super::shared::Shared;
@@ -484,7 +484,7 @@ impl File {
         let outcome = self.shared().meta.close(&self.identity, vec![close.one])?.pop();
         let missing =
             || Error::new(Kind::CorruptData, "a close that carried metadata was answered without an inode");
-        outcome.expect("one outcome for one close")?.ok_or_else(missing)
+        stale(outcome.expect("one outcome for one close"))?.ok_or_else(missing)
     }
 
     fn close_request(&self) -> Close {

@@ -1747,3 +1747,17 @@ fn reading_ahead_does_not_wait_at_a_raised_fence() {
         assert_eq!(reader.join().unwrap().unwrap(), bytes[8192..12288]);
     });
 }
+
+#[test]
+fn file_that_the_metadata_service_has_lost_is_stale() {
+    let operations: [fn(&File) -> Result<()>; 4] =
+        [|file| file.fsync(false), File::flush, |file| file.extend(100), File::close];
+    for operation in operations {
+        let cluster = FakeCluster::new();
+        let file = cluster.create(5);
+        put(&file, 0, b"bytes");
+        cluster.meta.remove(5);
+        let error = operation(&file).unwrap_err();
+        assert_eq!(error.errno(), rustix::io::Errno::STALE.raw_os_error(), "{error}");
+    }
+}

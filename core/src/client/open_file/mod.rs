@@ -36,6 +36,6 @@ mod view;
 mod write_back;
 
 pub use append_trust::WRITE_BACK;
-pub use driver::{DirectWrite, OpenInode, now_ns, write_direct};
+pub use driver::{DirectWrite, OpenInode, now_ns, stale, write_direct};
 pub use mode::{IoMode, WriteOffset};
 pub use sessions::lost;

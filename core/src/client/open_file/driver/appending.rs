@@ -31,7 +31,7 @@ impl OpenInode {
             .ok_or_else(|| Error::invalid("append without a write session: open the file for writing"))?;
         loop {
             let asked_ns = clock::now_ns();
-            let inode = self.shared.meta.stat_open(&identity, self.id)?;
+            let inode = self.ask(&identity)?;
             self.apply_server_inode(&inode);
             if !inode.others_write {
                 self.apply(Alone { until_ns: asked_ns + TRUST_NS });

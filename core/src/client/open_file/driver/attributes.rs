@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::super::transitions::attributes::{
     ClearSetId, Created, DeferSetattr, DeferredSynced, FirstClose, KeepSetId,
 };
-use super::{OpenInode, now_ns};
+use super::{OpenInode, now_ns, stale};
 use crate::client::identity::Identity;
 use crate::client::meta::inode_path;
 use crate::error::Result;
@@ -36,7 +36,7 @@ impl OpenInode {
         let _metadata = self.metadata_lock.lock();
         let Some(deferred) = self.machine.lock().deferred.clone() else { return Ok(()) };
         let request = pb::SetAttrRequest { path: Some(inode_path(self.id)), ..deferred.request.clone() };
-        let inode = self.shared.meta.set_attr(&deferred.identity, request)?;
+        let inode = stale(self.shared.meta.set_attr(&deferred.identity, request))?;
         self.shared.metadata_cache.learn(inode.clone());
         self.apply_own_change(&inode);
         self.apply(DeferredSynced(deferred.number));

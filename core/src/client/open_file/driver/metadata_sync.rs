@@ -9,7 +9,7 @@ use super::super::transitions::metadata_sync::{
     BeginFinalSync, BeginSync, Merge, MetadataUpdate, Sync, SyncEnded, SyncFailed,
 };
 use super::super::write_back::SPILLED;
-use super::{OpenInode, now_ns};
+use super::{OpenInode, now_ns, stale};
 use crate::client::identity::Identity;
 use crate::error::{Error, Kind, Result};
 use crate::wire::pb;
@@ -64,7 +64,7 @@ impl OpenInode {
                 session,
                 ..Default::default()
             };
-            let inode = match self.shared.meta.sync(identity, request) {
+            let inode = match stale(self.shared.meta.sync(identity, request)) {
                 Err(error) if error.kind() == Kind::Conflict => continue,
                 result => result?,
             };
@@ -120,7 +120,7 @@ impl OpenInode {
                 clear_set_id: update.clears_set_id,
                 ..Default::default()
             };
-            match self.shared.meta.sync(identity, request) {
+            match stale(self.shared.meta.sync(identity, request)) {
                 Ok(inode) => {
                     let layout = inode.layout.unwrap_or(update.layout);
                     let stored = Stored { layout, content: inode.content };
@@ -158,7 +158,7 @@ impl OpenInode {
 
     /// Take in what another client has made of the small file, with what was written here over it.
     fn merge(self: &Arc<Self>, identity: &Identity) -> Result<()> {
-        let theirs = self.shared.meta.stat_open(identity, self.id)?;
+        let theirs = self.ask(identity)?;
         let write = self.apply(Merge { theirs, now: Instant::now() });
         self.flush_until(write);
         Ok(())

@@ -58,6 +58,12 @@ pub fn now_ns() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
 }
 
+/// Of a reply about a file that is open. Errors: ESTALE for a file that is gone: the metadata service has lost it, or
+/// forgot that this client has it open.
+pub fn stale<T>(reply: Result<T>) -> Result<T> {
+    reply.map_err(|error| if error.kind() == Kind::NotFound { error.with_errno(Errno::STALE) } else { error })
+}
+
 /// Error of an operation that panicked.
 fn mistake() -> Error {
     Error::new(Kind::Other, "internal error (see the log of this client)")
@@ -297,11 +303,12 @@ impl OpenInode {
         if is_young {
             return Ok(());
         }
-        match self.shared.meta.stat_open(identity, self.id) {
-            Ok(inode) => self.apply_server_inode(&inode),
-            Err(error) if error.kind() == Kind::NotFound => return Err(error.with_errno(Errno::STALE)),
-            Err(error) => return Err(error),
-        }
+        self.apply_server_inode(&self.ask(identity)?);
         Ok(())
+    }
+
+    /// Return the inode as the metadata service has it now.
+    fn ask(&self, identity: &Identity) -> Result<pb::Inode> {
+        stale(self.shared.meta.stat_open(identity, self.id))
     }
 }
