@@ -112,6 +112,7 @@ proto: $(STAMPS)/dev
 	mkdir -p core/target
 	$(PY) -m grpc_tools.protoc -Iproto --include_imports --descriptor_set_out=core/target/proto.bin proto/common.proto proto/mgmtd.proto proto/meta.proto
 	cd core/protogen && cargo run -q --release -- ../target/proto.bin ../target && mv ../target/luciola.rs ../src/wire/pb.rs
+	cd core && rustfmt --edition 2024 target/verbs.rs && mv target/verbs.rs src/wire/verbs.rs
 
 clean:
 	rm -rf $(VENV) build *.egg-info src/*.egg-info core/target core/protogen/target

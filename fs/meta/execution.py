@@ -44,7 +44,7 @@ from .retry import (
     RetryLater,
 )
 from .sessions import SESSIONS_MAX
-from .verbs import READ, RECORDED, Length, Mode, Verb
+from .verbs import READ, RECORDED, Length, Verb
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -85,7 +85,7 @@ class Execution:
         user = User(*identity.user(caller))
         admitted = self.admit(caller)
         self.count += 1
-        mode = verb.mode if isinstance(verb.mode, Mode) else verb.mode(message)
+        mode = verb.mode_of(message)
         if mode is READ:
             return self._run_read(verb, Request(message, user, caller.client))
         request = Request(message, user, caller.client, caller.sequence, mode is RECORDED, admitted)

@@ -1,12 +1,10 @@
 """Every operation on names, attributes and open files, one row a verb.
 
-A row says which method asks for it, which function carries it out, and how: what its transaction may do, whether the
-reply is recorded, and how exact the lengths of files must be that other clients are writing. `service.MetaService`
-derives its handlers from the table, `execution.Execution` runs the rows and reads recorded replies by them. What is
-not a transaction (read holds, space, scans, dumps, loads) is in `service`.
-
-To add a verb: its messages and lane number in `proto/`, its method in `wire/methods.py`, a function in `operations/`,
-and a row here.
+The service in `proto/meta.proto` says of each method what messages it has, and whether it reads, writes, or has its
+reply recorded: client and service both follow that. A row here adds which function carries it out, and how exact the
+lengths of files must be that other clients are writing. `service.MetaService` derives its handlers from the table,
+`execution.Execution` runs the rows and reads recorded replies by them. What is not a transaction (read holds, space,
+scans, dumps, loads) is in `service`.
 """
 
 import enum
@@ -16,7 +14,7 @@ from typing import Final, Generic, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from ..wire.methods import Meta, Method, Sent
+from ..wire.methods import Meta, Method, Mode, Sent
 from ..wire.pb import meta_pb2 as pb
 from .context import OperationContext
 from .operations.close import close
@@ -44,14 +42,6 @@ Body = TypeVar("Body", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
 
-class Mode(enum.Enum):
-    """What the transaction of an operation does."""
-
-    READ = "read"  # nothing is committed
-    WRITE = "write"  # carried out twice it does no harm
-    RECORDED = "recorded"  # the reply is recorded with it, and sent again if the request comes again
-
-
 class Length(enum.Enum):
     """The length that a reply shows of a file in chunks that another client has open for writing."""
 
@@ -67,13 +57,17 @@ RECORDED: Final = Mode.RECORDED
 
 @dataclass(frozen=True, slots=True)
 class Verb(Generic[Body, Reply]):
-    """One row. Where `mode` or `length` depend on the request, they are functions of it."""
+    """One row."""
 
     method: Method[Body, Reply]
     operation: Callable[[OperationContext, Body], Sent[Reply]]
-    mode: Mode | Callable[[Body], Mode]
     length: Length | Callable[[Body], Length] = Length.BEST_EFFORT
     opens_session: Callable[[Body], bool] | None = None  # a write session, whose number the service chooses
+    mode: Callable[[Body], Mode] | None = None  # where some requests do less than the method's mode says
+
+    def mode_of(self, request: Body) -> Mode:
+        """Return what the transaction of `request` does."""
+        return self.method.mode if self.mode is None else self.mode(request)
 
     def length_of(self, request: Body) -> Length:
         """How exact lengths must be in the reply to `request`."""
@@ -104,33 +98,36 @@ def _writes(request: pb.CreateRequest | pb.OpenRequest) -> bool:
 
 # Without an annotation mypy checks each row: the function takes the method's request, and returns its reply.
 _ROWS: Final = (
-    Verb(Meta.lookup, lookup, READ, Length.RECENT),
-    Verb(Meta.stat, stat, READ, _stat_length),
-    Verb(Meta.list, list_directory, READ),  # shows stored lengths rather than nothing
-    Verb(Meta.real_path, real_path, READ),
-    Verb(Meta.get_xattr, get_xattr, READ),
-    Verb(Meta.list_xattr, list_xattr, READ),
-    Verb(Meta.create, create, RECORDED, Length.EXACT, _writes),
-    Verb(Meta.open, open_path, _open_mode, Length.EXACT, _writes),
-    Verb(Meta.close, close, _close_mode),
-    Verb(Meta.sync, sync, _sync_mode),
-    Verb(Meta.mknod, mknod, RECORDED),
-    Verb(Meta.mkdir, mkdir, RECORDED),
-    Verb(Meta.symlink, symlink, RECORDED),
-    Verb(Meta.link, link, RECORDED),
-    Verb(Meta.unlink, unlink, RECORDED),
-    Verb(Meta.rmdir, rmdir, RECORDED),
-    Verb(Meta.rename, rename, RECORDED),
-    Verb(Meta.remove_tree, remove_tree, RECORDED),
-    Verb(Meta.set_attr, set_attr, RECORDED),
-    Verb(Meta.set_xattr, set_xattr, RECORDED),
-    Verb(Meta.remove_xattr, remove_xattr, RECORDED),
+    Verb(Meta.lookup, lookup, Length.RECENT),
+    Verb(Meta.stat, stat, _stat_length),
+    Verb(Meta.list, list_directory),  # shows stored lengths rather than nothing
+    Verb(Meta.real_path, real_path),
+    Verb(Meta.get_xattr, get_xattr),
+    Verb(Meta.list_xattr, list_xattr),
+    Verb(Meta.create, create, Length.EXACT, _writes),
+    Verb(Meta.open, open_path, Length.EXACT, _writes, _open_mode),
+    Verb(Meta.close, close, mode=_close_mode),
+    Verb(Meta.sync, sync, mode=_sync_mode),
+    Verb(Meta.mknod, mknod),
+    Verb(Meta.mkdir, mkdir),
+    Verb(Meta.symlink, symlink),
+    Verb(Meta.link, link),
+    Verb(Meta.unlink, unlink),
+    Verb(Meta.rmdir, rmdir),
+    Verb(Meta.rename, rename),
+    Verb(Meta.remove_tree, remove_tree),
+    Verb(Meta.set_attr, set_attr),
+    Verb(Meta.set_xattr, set_xattr),
+    Verb(Meta.remove_xattr, remove_xattr),
 )
 VERBS: Final = cast("tuple[Verb[Message, Message], ...]", _ROWS)
 _BY_PATH: Final = {verb.method.path: verb for verb in VERBS}
 
 assert len(_BY_PATH) == len(VERBS), "a method has one row"
 assert all(verb.method.lane for verb in VERBS), "replies are recorded under the lane's numbers"
+assert all(verb.method.mode is RECORDED for verb in VERBS if verb.mode), (
+    "a request does at most what its method says"
+)
 
 
 def verb_of(method: Method[Body, Reply]) -> Verb[Body, Reply]:

@@ -9,11 +9,13 @@ A plain function that answers at once costs the lane no task; one that may have 
 (or is an `async def`). Tests compare this table with `proto/`.
 """
 
+import enum
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, TypeAlias, TypeVar, cast
 
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 
 from .credentials import ADMIN, CLIENT, SERVICE, Identity
@@ -34,6 +36,16 @@ AnyMethod: TypeAlias = "Method[Message, Message]"
 """A method whose messages are known only when it runs."""
 
 
+class Mode(enum.Enum):
+    """What a request that names its `Caller` does: the `idempotency_level` of its method in `proto/`."""
+
+    READ = MethodOptions.NO_SIDE_EFFECTS  # nothing is committed
+    WRITE = MethodOptions.IDEMPOTENT  # carried out twice it does no harm
+    RECORDED = (
+        MethodOptions.IDEMPOTENCY_UNKNOWN
+    )  # the reply is recorded with it, and sent again if asked again
+
+
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Request, Reply]):
     """One method. `lane` is 0 where only gRPC carries it."""
@@ -44,6 +56,7 @@ class Method(Generic[Request, Reply]):
     reply: type[Reply]
     role: Claims.Role
     lane: int
+    mode: Mode = Mode.RECORDED
     streams: bool = False
 
     @property
@@ -58,6 +71,11 @@ class Method(Generic[Request, Reply]):
 
 
 _LANE: Final = dict(common_pb2.Method.items())
+_SERVICES: Final = {
+    name: service
+    for module in (meta_pb2, mgmtd_pb2, storage_pb2)
+    for name, service in module.DESCRIPTOR.services_by_name.items()
+}
 
 
 def _snake(name: str) -> str:
@@ -69,21 +87,19 @@ def _method(
     request: type[Request],
     reply: type[Reply],
     role: Claims.Role = CLIENT,
-    *,
-    streams: bool = False,
 ) -> Method[Request, Reply]:
     service, _, name = where.partition(".")
-    number = 0 if streams else _LANE.get(f"{service}_{_snake(name)}".upper(), 0)
-    return Method(service, name, request, reply, role, number, streams)
+    number = _LANE.get(f"{service}_{_snake(name)}".upper(), 0)
+    defined = _SERVICES[service].methods_by_name[name]
+    mode = Mode(defined.GetOptions().idempotency_level)
+    return Method(service, name, request, reply, role, number, mode, defined.server_streaming)
 
 
 class Mgmtd:
     """The cluster manager."""
 
     get_routing: Final = _method("Mgmtd.GetRouting", mgmtd_pb2.GetRoutingRequest, mgmtd_pb2.Routing)
-    stream_routing: Final = _method(
-        "Mgmtd.StreamRouting", mgmtd_pb2.GetRoutingRequest, mgmtd_pb2.Routing, streams=True
-    )
+    stream_routing: Final = _method("Mgmtd.StreamRouting", mgmtd_pb2.GetRoutingRequest, mgmtd_pb2.Routing)
     heartbeat: Final = _method(
         "Mgmtd.Heartbeat", mgmtd_pb2.HeartbeatRequest, mgmtd_pb2.HeartbeatReply, SERVICE
     )
@@ -129,21 +145,17 @@ class Meta:
     remove_xattr: Final = _method("Meta.RemoveXattr", meta_pb2.XattrRequest, Empty)
     hold: Final = _method("Meta.Hold", meta_pb2.HoldRequest, meta_pb2.HoldReply)
     real_path: Final = _method("Meta.RealPath", meta_pb2.RealPathRequest, meta_pb2.RealPathReply)
-    scan_inodes: Final = _method("Meta.ScanInodes", meta_pb2.ScanRequest, meta_pb2.Inode, ADMIN, streams=True)
-    scan_dentries: Final = _method(
-        "Meta.ScanDentries", meta_pb2.ScanRequest, meta_pb2.ScannedDentry, ADMIN, streams=True
-    )
-    scan_removed: Final = _method(
-        "Meta.ScanRemoved", meta_pb2.ScanRequest, meta_pb2.RemovedContent, ADMIN, streams=True
-    )
+    scan_inodes: Final = _method("Meta.ScanInodes", meta_pb2.ScanRequest, meta_pb2.Inode, ADMIN)
+    scan_dentries: Final = _method("Meta.ScanDentries", meta_pb2.ScanRequest, meta_pb2.ScannedDentry, ADMIN)
+    scan_removed: Final = _method("Meta.ScanRemoved", meta_pb2.ScanRequest, meta_pb2.RemovedContent, ADMIN)
     quarantine: Final = _method("Meta.Quarantine", meta_pb2.QuarantineRequest, Empty, ADMIN)
     scan_quarantined: Final = _method(
-        "Meta.ScanQuarantined", meta_pb2.ScanRequest, meta_pb2.QuarantinedContent, ADMIN, streams=True
+        "Meta.ScanQuarantined", meta_pb2.ScanRequest, meta_pb2.QuarantinedContent, ADMIN
     )
     release_quarantined: Final = _method(
         "Meta.ReleaseQuarantined", meta_pb2.ReleaseQuarantinedRequest, Empty, ADMIN
     )
-    dump: Final = _method("Meta.Dump", meta_pb2.DumpRequest, meta_pb2.DumpBatch, ADMIN, streams=True)
+    dump: Final = _method("Meta.Dump", meta_pb2.DumpRequest, meta_pb2.DumpBatch, ADMIN)
     begin_load: Final = _method("Meta.BeginLoad", meta_pb2.BeginLoadRequest, meta_pb2.BeginLoadReply, ADMIN)
     load: Final = _method("Meta.Load", meta_pb2.LoadRequest, meta_pb2.LoadReply, ADMIN)
     finish_load: Final = _method("Meta.FinishLoad", meta_pb2.FinishLoadRequest, Empty, ADMIN)
@@ -170,7 +182,7 @@ class Storage:
         "Storage.ReleaseUpdates", storage_pb2.ReleaseUpdatesRequest, storage_pb2.ReleaseUpdatesReply, ADMIN
     )
     sync_start: Final = _method(
-        "Storage.SyncStart", storage_pb2.SyncStartRequest, storage_pb2.ListChunksReply, SERVICE, streams=True
+        "Storage.SyncStart", storage_pb2.SyncStartRequest, storage_pb2.ListChunksReply, SERVICE
     )
     quarantine_chunks: Final = _method(
         "Storage.QuarantineChunks",

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 
-use super::about::About;
 #[cfg(test)]
 use super::fake::FakeMeta;
 use super::identity::Identity;
@@ -21,6 +20,8 @@ use crate::error::{Error, Kind, Result};
 use crate::log_rate_limit::Warnings;
 use crate::types::ClientId;
 use crate::wire::pb::{self, Method};
+use crate::wire::verb::{MetaRequest, Verb};
+use crate::wire::verbs;
 
 /// First and longest pause before a transaction that lost to another one is run again.
 const CONFLICT_FIRST: Duration = Duration::from_millis(1);
@@ -71,7 +72,7 @@ impl Meta {
     }
 
     /// An operator hears of a call that was given up.
-    fn once<Q: Message + About, R: Message + Default>(
+    fn once<Q: MetaRequest, R: Message + Default>(
         &self,
         method: Method,
         request: &Q,
@@ -93,7 +94,7 @@ impl Meta {
     }
 
     /// Calls and runs again what lost to another transaction.
-    fn call<Q: Message + About, R: Message + Default>(
+    fn until_no_conflict<Q: MetaRequest, R: Message + Default>(
         &self,
         method: Method,
         request: &Q,
@@ -112,41 +113,45 @@ impl Meta {
         }
     }
 
-    /// A request that changes nothing.
-    fn ask<Q: Message + About, R: Message + Default>(
+    /// Call `verb`, with a sequence number if it may change something.
+    fn call<Q: MetaRequest, R: Message + Default>(
         &self,
-        method: Method,
+        verb: &Verb<Q, R>,
         identity: &Identity,
         mut request: Q,
     ) -> Result<R> {
+        let send = |request: &Q, attempts: &mut _| self.until_no_conflict(verb.method, request, attempts);
+        if verb.has_side_effects {
+            return self.numbered(identity, request, send);
+        }
         request.set_caller(self.caller(identity));
-        self.call(method, &request, &mut Attempts::new())
+        send(&request, &mut Attempts::new())
     }
 
-    /// A request that changes something.
-    fn change<Q: Message + About, R: Message + Default>(
+    /// As `call`, but `Conflict` comes back as it is.
+    fn call_once<Q: MetaRequest, R: Message + Default>(
         &self,
-        method: Method,
-        identity: &Identity,
-        request: Q,
-    ) -> Result<R> {
-        self.numbered(identity, request, |request, attempts| self.call(method, request, attempts))
-    }
-
-    /// As `change`, but `Conflict` comes back as it is.
-    fn change_once<Q: Message + About, R: Message + Default>(
-        &self,
-        method: Method,
+        verb: &Verb<Q, R>,
         identity: &Identity,
         request: Q,
     ) -> Result<R> {
         self.numbered(identity, request, |request, attempts| {
-            self.once(method, request, self.deadline(), attempts)
+            self.once(verb.method, request, self.deadline(), attempts)
         })
     }
 
+    /// As `call`, for a reply whose inode is all of it that matters.
+    fn call_inode<Q: MetaRequest>(
+        &self,
+        verb: &Verb<Q, pb::InodeReply>,
+        identity: &Identity,
+        request: Q,
+    ) -> Result<pb::Inode> {
+        self.call(verb, identity, request)?.inode.ok_or_else(missing)
+    }
+
     /// Gives the request its number for as long as `send` works on it.
-    fn numbered<Q: Message + About, R>(
+    fn numbered<Q: MetaRequest, R>(
         &self,
         identity: &Identity,
         mut request: Q,
@@ -163,39 +168,21 @@ impl Meta {
         result
     }
 
-    fn ask_inode<Q: Message + About>(
-        &self,
-        method: Method,
-        identity: &Identity,
-        request: Q,
-    ) -> Result<pb::Inode> {
-        self.ask::<Q, pb::InodeReply>(method, identity, request)?.inode.ok_or_else(missing)
-    }
-
-    fn change_inode<Q: Message + About>(
-        &self,
-        method: Method,
-        identity: &Identity,
-        request: Q,
-    ) -> Result<pb::Inode> {
-        self.change::<Q, pb::InodeReply>(method, identity, request)?.inode.ok_or_else(missing)
-    }
-
     pub fn lookup(&self, identity: &Identity, parent: u64, name: &[u8]) -> Result<pb::Inode> {
         let request = pb::LookupRequest { caller: None, parent, name: name.to_vec() };
-        self.ask_inode(Method::MetaLookup, identity, request)
+        self.call_inode(&verbs::LOOKUP, identity, request)
     }
 
     /// Of a file that others write, the length may be 50 ms old.
     pub fn stat(&self, identity: &Identity, path: pb::Path, follow: bool) -> Result<pb::Inode> {
         let request = pb::StatRequest { caller: None, path: Some(path), follow, exact: false };
-        self.ask_inode(Method::MetaStat, identity, request)
+        self.call_inode(&verbs::STAT, identity, request)
     }
 
     /// As `stat`, with every write that was acknowledged before the call, to any client.
     pub fn stat_exactly(&self, identity: &Identity, path: pb::Path, follow: bool) -> Result<pb::Inode> {
         let request = pb::StatRequest { caller: None, path: Some(path), follow, exact: true };
-        self.ask_inode(Method::MetaStat, identity, request)
+        self.call_inode(&verbs::STAT, identity, request)
     }
 
     /// The inode of a file that is open here, with the bytes of a small one. The service withholds those from a user
@@ -210,11 +197,11 @@ impl Meta {
     }
 
     pub fn create(&self, identity: &Identity, request: pb::CreateRequest) -> Result<pb::InodeReply> {
-        self.change(Method::MetaCreate, identity, request)
+        self.call(&verbs::CREATE, identity, request)
     }
 
     pub fn open(&self, identity: &Identity, request: pb::OpenRequest) -> Result<pb::InodeReply> {
-        self.change(Method::MetaOpen, identity, request)
+        self.call(&verbs::OPEN, identity, request)
     }
 
     /// The outcome of each close, in order; with the inode if the close brought news of it.
@@ -225,7 +212,7 @@ impl Meta {
     ) -> Result<Vec<Result<Option<pb::Inode>>>> {
         let count = closes.len();
         let request = pb::CloseRequest { caller: None, closes };
-        let reply: pb::CloseReply = self.change(Method::MetaClose, identity, request)?;
+        let reply = self.call(&verbs::CLOSE, identity, request)?;
         if reply.errors.len() != count || reply.results.len() != count {
             return Err(Error::new(
                 Kind::CorruptData,
@@ -241,14 +228,14 @@ impl Meta {
 
     /// `Conflict` comes back as it is: the bytes to send must be made again.
     pub fn sync(&self, identity: &Identity, request: pb::SyncRequest) -> Result<pb::Inode> {
-        let reply: pb::InodeReply = self.change_once(Method::MetaSync, identity, request)?;
+        let reply = self.call_once(&verbs::SYNC, identity, request)?;
         reply.inode.ok_or_else(missing)
     }
 
     /// A content for the bytes of a file that is to leave its inode. `Conflict` comes back, as from `sync`.
     pub fn reserve_spare(&self, identity: &Identity, request: pb::SyncRequest) -> Result<pb::Spare> {
         let request = pb::SyncRequest { reserve_spare: true, ..request };
-        let reply: pb::InodeReply = self.change_once(Method::MetaSync, identity, request)?;
+        let reply = self.call_once(&verbs::SYNC, identity, request)?;
         reply
             .spare
             .ok_or_else(|| Error::new(Kind::CorruptData, "a spare content was asked for and none came"))
@@ -269,16 +256,16 @@ impl Meta {
             permissions: mode,
             device,
         };
-        self.change_inode(Method::MetaMknod, identity, request)
+        self.call_inode(&verbs::MKNOD, identity, request)
     }
 
     pub fn mkdir(&self, identity: &Identity, request: pb::MkdirRequest) -> Result<pb::Inode> {
-        self.change_inode(Method::MetaMkdir, identity, request)
+        self.call_inode(&verbs::MKDIR, identity, request)
     }
 
     pub fn symlink(&self, identity: &Identity, path: pb::Path, target: &[u8]) -> Result<pb::Inode> {
         let request = pb::SymlinkRequest { caller: None, path: Some(path), target: target.to_vec() };
-        self.change_inode(Method::MetaSymlink, identity, request)
+        self.call_inode(&verbs::SYMLINK, identity, request)
     }
 
     pub fn link(
@@ -289,43 +276,43 @@ impl Meta {
         follow: bool,
     ) -> Result<pb::Inode> {
         let request = pb::LinkRequest { caller: None, source: Some(source), target: Some(target), follow };
-        self.change_inode(Method::MetaLink, identity, request)
+        self.call_inode(&verbs::LINK, identity, request)
     }
 
     /// The inode that lost a name.
     pub fn unlink(&self, identity: &Identity, path: pb::Path) -> Result<pb::Inode> {
-        self.change_inode(Method::MetaUnlink, identity, pb::UnlinkRequest { caller: None, path: Some(path) })
+        self.call_inode(&verbs::UNLINK, identity, pb::UnlinkRequest { caller: None, path: Some(path) })
     }
 
     pub fn rmdir(&self, identity: &Identity, path: pb::Path) -> Result<()> {
         let request = pb::RmdirRequest { caller: None, path: Some(path) };
-        self.change::<_, pb::Empty>(Method::MetaRmdir, identity, request).map(drop)
+        self.call(&verbs::RMDIR, identity, request).map(drop)
     }
 
     pub fn rename(&self, identity: &Identity, request: pb::RenameRequest) -> Result<pb::RenameReply> {
-        self.change(Method::MetaRename, identity, request)
+        self.call(&verbs::RENAME, identity, request)
     }
 
     pub fn set_attr(&self, identity: &Identity, request: pb::SetAttrRequest) -> Result<pb::Inode> {
-        self.change_inode(Method::MetaSetAttr, identity, request)
+        self.call_inode(&verbs::SET_ATTR, identity, request)
     }
 
     pub fn list(&self, identity: &Identity, request: pb::ListRequest) -> Result<pb::ListReply> {
-        self.ask(Method::MetaList, identity, request)
+        self.call(&verbs::LIST, identity, request)
     }
 
     pub fn stat_fs(&self, identity: &Identity) -> Result<pb::StatFsReply> {
-        self.ask(Method::MetaStatFs, identity, pb::StatFsRequest { caller: None })
+        self.call(&verbs::STAT_FS, identity, pb::StatFsRequest { caller: None })
     }
 
     pub fn remove_tree(&self, identity: &Identity, path: pb::Path) -> Result<()> {
         let request = pb::RemoveTreeRequest { caller: None, path: Some(path) };
-        self.change::<_, pb::Empty>(Method::MetaRemoveTree, identity, request).map(drop)
+        self.call(&verbs::REMOVE_TREE, identity, request).map(drop)
     }
 
     pub fn get_xattr(&self, identity: &Identity, inode: u64, name: &[u8]) -> Result<Vec<u8>> {
         let request = pb::XattrRequest { inode, name: name.to_vec(), ..Default::default() };
-        Ok(self.ask::<_, pb::XattrReply>(Method::MetaGetXattr, identity, request)?.value)
+        Ok(self.call(&verbs::GET_XATTR, identity, request)?.value)
     }
 
     /// `flags` of setxattr(2).
@@ -339,27 +326,27 @@ impl Meta {
     ) -> Result<()> {
         let (name, value) = (name.to_vec(), value.to_vec());
         let request = pb::XattrRequest { caller: None, inode, name, value, flags };
-        self.change::<_, pb::Empty>(Method::MetaSetXattr, identity, request).map(drop)
+        self.call(&verbs::SET_XATTR, identity, request).map(drop)
     }
 
     pub fn list_xattr(&self, identity: &Identity, inode: u64) -> Result<Vec<Vec<u8>>> {
         let request = pb::XattrRequest { inode, ..Default::default() };
-        Ok(self.ask::<_, pb::XattrReply>(Method::MetaListXattr, identity, request)?.names)
+        Ok(self.call(&verbs::LIST_XATTR, identity, request)?.names)
     }
 
     pub fn remove_xattr(&self, identity: &Identity, inode: u64, name: &[u8]) -> Result<()> {
         let request = pb::XattrRequest { inode, name: name.to_vec(), ..Default::default() };
-        self.change::<_, pb::Empty>(Method::MetaRemoveXattr, identity, request).map(drop)
+        self.call(&verbs::REMOVE_XATTR, identity, request).map(drop)
     }
 
     /// Reports what is open. Returns the write sessions that the service does not know.
     pub fn hold(&self, identity: &Identity, request: pb::HoldRequest) -> Result<Vec<pb::WriteSession>> {
-        Ok(self.change::<_, pb::HoldReply>(Method::MetaHold, identity, request)?.lost)
+        Ok(self.call(&verbs::HOLD, identity, request)?.lost)
     }
 
     pub fn real_path(&self, identity: &Identity, inode: u64) -> Result<Vec<u8>> {
         let request = pb::RealPathRequest { caller: None, inode };
-        Ok(self.ask::<_, pb::RealPathReply>(Method::MetaRealPath, identity, request)?.path)
+        Ok(self.call(&verbs::REAL_PATH, identity, request)?.path)
     }
 }
 

@@ -3,7 +3,6 @@
 //! `data` sends chunk operations to storage nodes and `meta` metadata calls, both over `cluster`; this module, `file`,
 //! `open_file` and `metadata_cache` keep what a process knows of the files it uses.
 
-mod about;
 mod chunk_slice;
 mod chunk_store;
 mod close_batcher;

@@ -12,6 +12,8 @@ pub mod lane;
 pub mod pb;
 mod raw;
 pub mod rdma;
+pub mod verb;
+pub mod verbs;
 
 #[cfg(test)]
 mod drawings;

@@ -31,7 +31,7 @@ def test_every_method_of_the_lane_has_a_row():
 def test_replies_are_recorded_only_where_a_request_changes_what_a_second_one_would_find(
     method, request_, mode
 ):
-    assert verb_of(method).mode(request_) is mode
+    assert verb_of(method).mode_of(request_) is mode
 
 
 def test_only_an_exact_stat_waits_for_the_chains():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 
 from luciola.wire.pb import common_pb2, meta_pb2, mgmtd_pb2
 
@@ -62,6 +63,29 @@ def _kind(field: FieldDescriptor) -> str:
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return "btree_map"
     return KINDS[field.type]
+
+
+VERB = re.compile(r"pub const (\w+): Verb<pb::(\w+), pb::(\w+)> =\s+Verb::new\(Method::(\w+), (\w+)\)")
+
+
+def test_rust_code_has_the_same_methods_of_the_metadata_service():
+    wanted = {
+        method.name: (
+            method.input_type.name,
+            method.output_type.name,
+            method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS,
+        )
+        for method in meta_pb2.DESCRIPTOR.services_by_name["Meta"].methods
+        if "caller" in method.input_type.fields_by_name
+    }
+    assert len(wanted) == 23, "what clients call"
+    rust = VERB.findall((ROOT / "core/src/wire/verbs.rs").read_text())
+    assert {
+        number.removeprefix("Meta"): (request, reply, side_effects == "true")
+        for _, request, reply, number, side_effects in rust
+    } == wanted, "verbs.rs is stale: run `make proto`"
+    for constant, _, _, number, _ in rust:
+        assert "META" + constant.replace("_", "") == number.upper()
 
 
 def test_rust_code_has_the_same_numbers_of_enumerations():
