@@ -36,6 +36,11 @@ const PREALLOCATE_FREE_FACTOR: u64 = 8;
 /// The journal files together; fjall wants at least 64 MiB.
 const JOURNAL_BYTES_MAX: u64 = 128 << 20;
 
+/// Threads that flush and compact. They read requests from a bounded queue, which updates fill while the memtable is full,
+/// and a flush is requested through the same queue: a thread alone would wait for itself and never flush again (fjall
+/// pull request 323).
+const WORKERS: usize = 2;
+
 pub struct Index {
     dir: PathBuf,
     database: Database,
@@ -65,7 +70,7 @@ impl Index {
         let database = Database::builder(dir)
             .cache_size(cache_bytes as u64)
             .max_journaling_size(JOURNAL_BYTES_MAX)
-            .worker_threads(1)
+            .worker_threads(WORKERS)
             .open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let chunks = database.keyspace("chunks", options)?;
@@ -316,5 +321,31 @@ fn failed(error: &fjall::Error) -> Status {
     match error {
         fjall::Error::Io(error) if error.kind() == ErrorKind::StorageFull => Status::NoSpace,
         _ => Status::Io,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::types::ChunkId;
+
+    #[test]
+    fn memtables_are_flushed_while_updates_come_faster_than_requests_are_read() {
+        const LIMIT: Duration = Duration::from_secs(30);
+        let dir = tempfile::tempdir().unwrap();
+        let index = Index::open(&dir.path().join("index"), 1 << 20, Arc::default(), false).unwrap();
+        let value = [7; 4096];
+        for index_of_chunk in 0..6 * MEMTABLE_BYTES as u32 / 4096 {
+            let chunk = ChunkId { content: ContentId(1), index: index_of_chunk };
+            index.put_raw(ChunkKey { chain: ChainId(1), chunk }, &value);
+        }
+        let began = Instant::now();
+        while index.database.write_buffer_size() > 2 * MEMTABLE_BYTES {
+            assert!(began.elapsed() < LIMIT, "{} bytes wait for a flush", index.database.write_buffer_size());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 }
