@@ -507,7 +507,8 @@ class Model:
             target = self.targets.setdefault(member.target, TargetLife())
             if member.target in served and member.state is not Public.SERVING:
                 target.demoted_at = chain.version
-                if member.state is Public.SYNCING:  # rotated: being up to date was yesterday
+                # Rotated: being up to date was yesterday. Its process may have ended while that was stored.
+                if member.state is Public.SYNCING and target.local is not Local.OFFLINE:
                     target.local = Local.ONLINE
             if member.state in FALLEN:
                 target.must_fall = False

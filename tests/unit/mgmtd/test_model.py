@@ -399,6 +399,19 @@ def test_rotated_replica_is_not_waited_for_longer_than_its_lease(manager):
     assert manager.states[HEAD] is Public.LASTSRV
 
 
+def test_replica_whose_process_ends_while_its_rotation_is_stored_falls_and_comes_back(manager):
+    swapped(manager)
+    request = pb.UpdateChainRequest(chain=CHAIN, action=pb.UpdateChainRequest.ROTATE_PREFERRED)
+    change = manager.model.updated_chain(request, now_s=manager.now_s)
+    manager.model.end(TAIL)
+    manager.keep(change)
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.OFFLINE}
+    assert manager.beat(TAIL, (target(TAIL), manager.version, ONLINE), incarnation=2).lease_ms > 0
+    manager.wait(0.1)
+    assert manager.states[TAIL] is Public.SYNCING
+
+
 def test_rotation_needs_a_chain_that_serves_everywhere(manager):
     manager.beat(TAIL, (target(TAIL), 1, OFFLINE))
     manager.wait(0.1)
