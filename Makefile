@@ -2,7 +2,7 @@
 # make test     set up, pass all tests
 # make check    formatting, lint, types, import rules, clippy, API reference
 # make docs     the API reference, from docstrings, in build/site; warnings are errors
-# make dev      set up for development: environment, native module, editable install
+# make dev      set up for development: environment, native module, editable install; PYTHON=… chooses the interpreter
 # make bench    measure this machine, beside other file systems where they are installed
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
 # make test-rdma  everything that speaks RDMA, in a virtual machine with Soft-RoCE (Debian, root)
@@ -17,6 +17,7 @@ SHELL := /bin/bash
 .PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust docs bench gpu nemesis sim planted proto fmt clean
 
 VENV ?= .venv
+PYTHON ?= python3
 MINUTES ?= 10
 SEED ?=
 PY := $(VENV)/bin/python
@@ -35,7 +36,7 @@ $(STAMPS)/system:
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/venv: | $(STAMPS)/system
-	python3 -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q --upgrade pip
 	@mkdir -p $(@D) && touch $@
 
