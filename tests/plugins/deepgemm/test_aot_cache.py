@@ -1,6 +1,7 @@
 """Kernels compiled ahead of time: machine code gates, and a cache directory shared by many writers."""
 
 import json
+import sys
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
@@ -183,8 +184,7 @@ def entries(directory: Path) -> int:
 
 
 @pytest.mark.mount
-@pytest.mark.usefixtures("warm_spawn")
-def test_many_writers_fill_one_shared_directory(warm_python: str, mounted_dir: Path) -> None:
+def test_many_writers_fill_one_shared_directory(mounted_dir: Path) -> None:
     shapes, directory = "quantize_activations m=64,4096 n=512\n", mounted_dir / "kernels"
     command = (
         "-m",
@@ -200,7 +200,7 @@ def test_many_writers_fill_one_shared_directory(warm_python: str, mounted_dir: P
     )
     calls = aot_cache.parse(shapes.splitlines())
     with ThreadPoolExecutor() as threads:
-        other = threads.submit(run_program, warm_python, *command, given=shapes)
+        other = threads.submit(run_program, sys.executable, *command, given=shapes)
         mine = list(aot_cache.warm(calls, directory))
         assert len(mine) == len(other.result()) == 2
     count = entries(directory)
