@@ -149,7 +149,7 @@ def reports(cases: Iterable[Case]) -> list[dict[str, Any]]:
 
 
 def run_program(python: str, *arguments: str | Path, given: str = "") -> Any:
-    """What a program prints as JSON; it finds the modules that the tests find. `python` does not interpret kernels."""
+    """What a program prints as JSON; it finds the modules that the tests find. `python` runs it."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [python, *arguments],
