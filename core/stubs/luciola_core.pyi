@@ -417,7 +417,7 @@ class StorageNode:
     def space(self) -> tuple[int, int, int]:
         """(capacity, free for clients, used) in bytes."""
     def counters(self) -> dict[str, int]: ...
-    def held_up(self, seconds: float) -> list[str]:
+    def slow_ops(self, seconds: float) -> list[str]:
         """A line for each chunk that one update has held for so long, the longest first.
 
         It says what the update waits for, and how many wait for it.

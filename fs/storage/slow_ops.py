@@ -22,7 +22,7 @@ async def report(engine: Engine) -> None:
 
 async def look(engine: Engine, *, slow_s: float) -> None:
     """Log a warning for each chunk that something has held for `slow_s`, the longest first."""
-    lines = await engine.quick(engine.node.held_up, slow_s)
+    lines = await engine.quick(engine.node.slow_ops, slow_s)
     for line in lines[:LINES_MAX]:
         log.warning("slow update: %s", line)
     if len(lines) > LINES_MAX:

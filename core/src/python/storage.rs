@@ -358,7 +358,7 @@ impl PyStorageNode {
         self.run(py, |server| Ok(server.counters().into_iter().collect()))
     }
 
-    fn held_up(&self, py: Python<'_>, seconds: f64) -> PyResult<Vec<String>> {
+    fn slow_ops(&self, py: Python<'_>, seconds: f64) -> PyResult<Vec<String>> {
         let limit = Duration::try_from_secs_f64(seconds)
             .map_err(|_| Error::invalid(format!("{seconds} is no length of time")))?;
         self.run(py, |server| Ok(server.slow_ops(limit)))

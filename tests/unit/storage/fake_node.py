@@ -79,7 +79,7 @@ class FakeNode:
         self.table.apply(Routing.FromString(routing))
         return self.table.version
 
-    def held_up(self, seconds: float) -> list[str]:
+    def slow_ops(self, seconds: float) -> list[str]:
         return [line for line, held_s in self.stuck.items() if held_s >= seconds]
 
     def set_lease(self, until_s: float, routing_version: int) -> None:
