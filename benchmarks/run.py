@@ -43,10 +43,14 @@ SYSTEMS: Systems = {
     "local": local,
 }
 DEFAULT_SYSTEMS = ("luciola", "luciola 2 copies", "juicefs", "local")
+STOLEN_MAX = 0.03  # of the processors' time in a round; with more, rounds differ too much to be compared
 
 
 Figures = dict[str, dict[str, list[float]]]
 """The values of all rounds, by system and figure."""
+STOLEN_MAX = (
+    0.03  # of the processors' time in a round; with more, rounds differ by more than what is compared
+)
 
 
 def main() -> None:
@@ -73,6 +77,8 @@ def main() -> None:
     if options.realtime:
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # all that is started from here inherits it
     figures = (measure_together if options.together else measure_in_turn)(systems, options)
+    if not any(figures.values()):
+        sys.exit("every round was dropped: measure when the host is quiet")
     print_figures(figures)
     print_ratios(figures)
     keep(figures)
@@ -82,14 +88,15 @@ def measure_in_turn(systems: Systems, options: argparse.Namespace) -> Figures:
     """One system after another, each started for its turn, all phases of it."""
     figures: Figures = {name: {} for name in systems}
     for round_number in range(options.rounds):
+        before, found = processor_ticks(), {}
         for name, system in systems.items():
             print(f"round {round_number + 1}: {name}", file=sys.stderr, flush=True)
             with (
                 tempfile.TemporaryDirectory(dir=options.directory) as root,
                 system(Path(root)) as directory,
             ):
-                for figure, value in measure(directory, options, options.only).items():
-                    figures[name].setdefault(figure, []).append(value)
+                found[name] = measure(directory, options, options.only)
+        add_round(figures, found, stolen_since(before))
     return figures
 
 
@@ -103,12 +110,37 @@ def measure_together(systems: Systems, options: argparse.Namespace) -> Figures:
             directories[name] = running.enter_context(system(Path(root)))
         for round_number in range(options.rounds):
             order = list(systems) if round_number % 2 == 0 else list(reversed(systems))
+            before = processor_ticks()
+            found: dict[str, dict[str, float]] = {name: {} for name in systems}
             for phase in options.only:
                 for name in order:
                     print(f"round {round_number + 1}: {phase}, {name}", file=sys.stderr, flush=True)
-                    for figure, value in measure(directories[name], options, [phase]).items():
-                        figures[name].setdefault(figure, []).append(value)
+                    found[name] |= measure(directories[name], options, [phase])
+            add_round(figures, found, stolen_since(before))
     return figures
+
+
+def add_round(figures: Figures, found: dict[str, dict[str, float]], stolen: float) -> None:
+    """Keep what one round found, unless other machines of the host took too much of the processors' time."""
+    print(f"stolen processor time: {stolen:.1%}", file=sys.stderr, flush=True)
+    if stolen > STOLEN_MAX:
+        print(f"round dropped: more than {STOLEN_MAX:.0%} was stolen", file=sys.stderr, flush=True)
+        return
+    for name, values in found.items():
+        for figure, value in values.items():
+            figures[name].setdefault(figure, []).append(value)
+
+
+def processor_ticks() -> tuple[int, int]:
+    """Of all processors, since the machine started: stolen, and all."""
+    ticks = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
+def stolen_since(before: tuple[int, int]) -> float:
+    """The stolen share of the processors' time since `processor_ticks` returned `before`."""
+    stolen, total = (now - then for now, then in zip(processor_ticks(), before, strict=True))
+    return stolen / max(total, 1)
 
 
 def measure(directory: Path, options: argparse.Namespace, phases: list[str]) -> dict[str, float]:

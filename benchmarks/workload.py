@@ -90,13 +90,16 @@ def read_sequentially(path: Path, size_mib: int) -> dict[str, float]:
 
 def access_randomly(path: Path, size_mib: int, seconds: int) -> dict[str, float]:
     figures = {}
-    for pattern, block, jobs in (
-        ("randread", "4K", 1),
-        ("randread", "4K", 8),
-        ("randread", "1M", 4),
-        ("randwrite", "4K", 1),
-        ("randwrite", "4K", 8),
-        ("randwrite", "128K", 4),
+    # A direct write is acknowledged by the file system's servers, a buffered one by the memory of the client.
+    for pattern, block, jobs, mode in (
+        ("randread", "4K", 1, "direct"),
+        ("randread", "4K", 8, "direct"),
+        ("randread", "1M", 4, "direct"),
+        ("randwrite", "4K", 1, "direct"),
+        ("randwrite", "4K", 8, "direct"),
+        ("randwrite", "128K", 4, "direct"),
+        ("randwrite", "4K", 1, "buffered"),
+        ("randwrite", "4K", 8, "buffered"),
     ):
         job = fio(
             filename=path,
@@ -106,11 +109,11 @@ def access_randomly(path: Path, size_mib: int, seconds: int) -> dict[str, float]
             numjobs=jobs,
             runtime=seconds,
             time_based=1,
-            direct=1,
+            direct=int(mode == "direct"),
             randrepeat=0,
         )
         side = job["read" if pattern == "randread" else "write"]
-        figures[f"{pattern} {block} x{jobs} direct IOPS"] = side["iops"]
+        figures[f"{pattern} {block} x{jobs} {mode} IOPS"] = side["iops"]
     return figures
 
 
