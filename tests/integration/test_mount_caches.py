@@ -1,5 +1,7 @@
 """What the kernel keeps of files and names never hides what a mount has to show."""
 
+import ctypes
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     root = tmp_path_factory.mktemp("caches")
     with LocalCluster(root, storage_nodes=1, replicas=1, mount=True, config=CONFIG) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="module")
+def forgetful_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """Mounts of this one ask the metadata service for attributes every time."""
+    config = CONFIG.replace("600000", "0")
+    root = tmp_path_factory.mktemp("forgetful")
+    with LocalCluster(root, storage_nodes=1, replicas=1, mount=True, config=config) as cluster:
+        yield cluster
+
+
+def resident_pages(mapped: mmap.mmap) -> int:
+    """Count the pages of the mapping that the kernel has."""
+    pages = (ctypes.c_ubyte * (len(mapped) // mmap.PAGESIZE))()
+    address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(mapped)), pages) == 0
+    return sum(page & 1 for page in pages)
 
 
 @pytest.mark.parametrize(("before", "after"), [(10, 20), (10, 100_000), (100_000, 200_000), (100_000, 10)])
@@ -92,3 +111,47 @@ def test_name_believed_free_opens_the_file_that_another_mount_has_made_of_any_gr
             assert as_user(1000, opened.format("new"), groups=(5000, 5001)) == "ok"
         finally:
             os.close(directory)
+
+
+def test_write_keeps_the_pages_of_its_file_in_the_kernel(forgetful_cluster):
+    path, size = forgetful_cluster.mountpoint / "kept", 1 << 20
+    path.write_bytes(bytes(size))
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), size) as mapped:
+        assert os.pread(file.fileno(), size, 0) == bytes(size)
+        for number in range(20):
+            assert os.pwrite(file.fileno(), b"x" * 512, number * 5000) == 512
+            if number % 4 == 0:
+                os.fsync(file.fileno())
+            assert os.fstat(file.fileno()).st_size == size
+            assert os.pread(file.fileno(), 512, number * 5000) == b"x" * 512
+        assert resident_pages(mapped) == size // mmap.PAGESIZE
+
+
+def test_mapping_shows_what_another_mount_has_written_after_a_look_at_the_attributes(forgetful_cluster):
+    path, size = forgetful_cluster.mountpoint / "mapped", 1 << 16
+    path.write_bytes(b"a" * size)
+    with (
+        forgetful_cluster.mounted("writing") as second,
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as mapped,
+    ):
+        assert mapped[:] == b"a" * size
+        for letter in (b"b", b"c", b"d"):
+            with (second / path.name).open("r+b") as writer:
+                writer.write(letter * size)
+            assert os.fstat(file.fileno()).st_size == size
+            assert mapped[:] == letter * size
+            assert os.pread(file.fileno(), size, 0) == letter * size
+
+
+def test_reader_that_stays_open_sees_what_another_mount_appends(forgetful_cluster):
+    path, line = forgetful_cluster.mountpoint / "followed", b"a line that ends within a page\n" * 40
+    path.touch()
+    with forgetful_cluster.mounted("appending") as second, path.open("rb", buffering=0) as file:
+        for number in range(1, 20):
+            with (second / path.name).open("ab") as writer:
+                writer.write(line)
+            if number % 2:
+                assert os.fstat(file.fileno()).st_size == number * len(line)
+            assert file.read(1 << 20) == line
+            assert os.pread(file.fileno(), 1 << 20, 0) == line * number

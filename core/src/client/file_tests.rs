@@ -480,11 +480,11 @@ fn pages_are_dropped_if_only_others_changed_the_file_before_an_fsync() {
     let file = cluster.create(5);
     let change = file.inode().change();
     let names = &cluster.shared.metadata_cache;
-    names.page_cache_dropped(5, names.page_cache_at(5, change).unwrap());
+    names.page_cache_dropped(5, names.page_cache_at(5, change, 0).unwrap());
     write_elsewhere(&cluster);
     file.fsync(false).unwrap();
     assert_eq!(cluster.meta.inode(5).change, change + 1);
-    assert!(names.page_cache_at(5, change + 1).is_some(), "they must be dropped");
+    assert!(names.page_cache_at(5, change + 1, 0).is_some(), "they must be dropped");
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! Answers writes after the kernel has dropped its pages of what they wrote.
+//! Answers after the kernel has dropped pages: writes those of what they wrote, attributes those that are older.
 //!
 //! Threads of their own, started when the first is needed: dropping a page waits for a READ of it, which the threads of
-//! the session have to serve meanwhile. An inode has one of them, so a READ that hangs holds up the writes of few others.
+//! the session have to serve meanwhile. An inode has one of them, so a READ that hangs holds up the answers of few others.
 
 use std::thread;
 
@@ -62,7 +62,7 @@ fn start_thread(notifier: Notifier) -> Option<Sender<Job>> {
         Ok(_) => Some(jobs),
         Err(error) => {
             log::warn!(
-                "starting the thread that invalidates kernel pages failed: {error}; writes do not invalidate"
+                "starting the thread that invalidates kernel pages failed: {error}; the kernel keeps old ones"
             );
             None
         }

@@ -128,6 +128,13 @@ pub trait FileSystem: Send + Sync + 'static {
         false
     }
 
+    /// Whether the kernel may have pages of the file that are older than these attributes, which `lookup`, `find` or
+    /// `getattr` has just returned. They are dropped before it gets them; at another length than it knows it drops
+    /// pages by itself.
+    fn outdates_pages(&self, shown: &Attributes) -> bool {
+        false
+    }
+
     /// close(2) of one descriptor that may write: the last chance to report failed writes to a program.
     fn flush(&self, caller: &Caller, inode: u64, handle: u64) -> Reply<()>;
 

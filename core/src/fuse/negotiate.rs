@@ -10,13 +10,14 @@ use super::options::SessionOptions;
 /// What we use of what a kernel offers; docs/decisions/0003-fuse.md says what each is worth.
 ///
 /// Not used: WRITEBACK_CACHE (our own coalescing reports errors at fsync and close, and lengths stay ours),
-/// POSIX_ACL, NO_OPEN_SUPPORT (close-to-open needs the open), POSIX_LOCKS and FLOCK_LOCKS (the kernel keeps locks
-/// among the processes of this mount), SPLICE_* (payloads go to registered memory, not through pipes).
+/// AUTO_INVAL_DATA (it drops all pages of a file whose time of change has moved, be it by an own write; without it the
+/// kernel drops them at another length only, and `FileSystem::outdates_pages` says when else), POSIX_ACL, NO_OPEN_SUPPORT
+/// (close-to-open needs the open), POSIX_LOCKS and FLOCK_LOCKS (the kernel keeps locks among the processes of this mount),
+/// SPLICE_* (payloads go to registered memory, not through pipes).
 const WANTED: u64 = init::ASYNC_READ
     | init::ATOMIC_O_TRUNC
     | init::EXPORT_SUPPORT
     | init::BIG_WRITES
-    | init::AUTO_INVAL_DATA
     | init::DO_READDIRPLUS
     | init::READDIRPLUS_AUTO
     | init::ASYNC_DIO

@@ -215,7 +215,8 @@ impl MountedFs {
             file.inode().set_cached_by_kernel();
         }
         let inode = file.inode().local_view();
-        let invalidation = self.client.shared().metadata_cache.page_cache_at(inode.id, inode.change);
+        let invalidation =
+            self.client.shared().metadata_cache.page_cache_at(inode.id, inode.change, inode.length);
         let cache = match self.consistency {
             Consistency::Strict => PageCache::Bypass,
             Consistency::CloseToOpen if invalidation.is_none() => PageCache::Keep,
@@ -301,7 +302,8 @@ impl MountedFs {
     }
 
     /// Puts an entry of a listing, with attributes if they are wanted and known: those of a directory in which something
-    /// was changed here since it was listed are not. False: the sink is full.
+    /// was changed here since it was listed are not, and those for which pages must be dropped are looked up. False: the
+    /// sink is full.
     fn show(
         &self,
         dentry: &pb::Dentry,
@@ -310,10 +312,13 @@ impl MountedFs {
         sink: &mut DirectorySink<'_>,
     ) -> bool {
         let offset = cookie(dentry);
+        let names = &self.client.shared().metadata_cache;
         if sink.wants_attributes()
             && let Some(inode) = &dentry.attributes
-            && !(inode.r#type() == pb::FileType::Directory
-                && self.client.shared().metadata_cache.have_changed_since(inode.id, asked))
+            && !match inode.r#type() {
+                pb::FileType::Directory => names.have_changed_since(inode.id, asked),
+                _ => names.has_outdated_pages(inode.id, inode.change),
+            }
         {
             return sink.plus(&dentry.name, &self.entry(inode, left), offset);
         }
@@ -657,6 +662,12 @@ impl FileSystem for MountedFs {
         let Some(Handle { file, .. }) = files.get(&handle) else { return false };
         // One that has become direct by fcntl may write through the page cache all the same.
         file.options().direct && file.inode().is_cached_by_kernel()
+    }
+
+    fn outdates_pages(&self, shown: &Attributes) -> bool {
+        shown.kind == FileKind::Regular
+            && self.client.files().find(shown.inode).is_some()
+            && self.client.shared().metadata_cache.outdates_pages(shown.inode, shown.length)
     }
 
     fn flush(&self, _: &Caller, _: u64, handle: u64) -> Reply<()> {

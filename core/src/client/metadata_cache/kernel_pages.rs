@@ -1,4 +1,4 @@
-//! Which of the kernel's pages of a file may be used at its next open (N4).
+//! Which of the kernel's pages of a file may be used at its next open, and once newer attributes are shown (N4).
 
 use super::generations::Generations;
 
@@ -8,6 +8,8 @@ struct Pages {
     change: u64,
     /// once the open of this number has dropped older ones; `None`: there are none older.
     invalidation: Option<u64>,
+    /// Length that the kernel was last shown.
+    length: u64,
 }
 
 pub(super) struct KernelPages {
@@ -22,15 +24,39 @@ impl KernelPages {
 
     /// Record an open at `change`. Return the number of the invalidation that it has to carry out; `None`: the kernel's
     /// pages are valid.
-    pub(super) fn open(&mut self, inode: u64, change: u64) -> Option<u64> {
+    pub(super) fn open(&mut self, inode: u64, change: u64, length: u64) -> Option<u64> {
         let is_valid = |pages: &Pages| pages.change == change && pages.invalidation.is_none();
         if self.known.get(&inode).is_some_and(is_valid) {
             return None;
         }
+        self.invalidate(inode, change, length);
+        Some(self.last_invalidation)
+    }
+
+    fn invalidate(&mut self, inode: u64, change: u64, length: u64) {
         self.last_invalidation += 1;
-        let invalidation = Some(self.last_invalidation);
-        self.known.put(inode, Pages { change, invalidation });
-        invalidation
+        self.known.put(inode, Pages { change, invalidation: Some(self.last_invalidation), length });
+    }
+
+    /// Whether others have changed the inode, up to `change`, since its pages were cached.
+    pub(super) fn are_outdated(&mut self, inode: u64, change: u64) -> bool {
+        self.known.get(&inode).is_some_and(|pages| pages.change < change)
+    }
+
+    /// Record that the kernel is about to be shown attributes at `change`. Return whether it must drop its pages before. At
+    /// another length it drops them itself, and is not asked to: it ignores attributes that a notification overtakes, and
+    /// would not learn of the length.
+    pub(super) fn show(&mut self, inode: u64, change: u64, length: u64) -> bool {
+        // What was forgotten is older than anything.
+        let unknown = Pages { change: 0, invalidation: None, length };
+        let pages = self.known.get(&inode).copied().unwrap_or(unknown);
+        if pages.change >= change || pages.length != length {
+            self.known.put(inode, Pages { length, ..pages });
+            return false;
+        }
+        // Not reported as carried out: the next open drops them once more.
+        self.invalidate(inode, change, length);
+        true
     }
 
     /// Record that the kernel has carried out an invalidation.

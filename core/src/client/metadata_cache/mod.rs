@@ -7,7 +7,8 @@
 //! - N2 A change that this client made is known at once; a reply to an older request never replaces it.
 //! - N3 Memory is bounded, whatever has been listed: old generations are dropped as a whole.
 //! - N4 The kernel is shown the newest that is known, and an open finds neither attributes nor pages of its file there
-//!   that are older than the reply to the open.
+//!   that are older than the reply to the open. Before a look-up shows newer attributes of an open file, its pages are
+//!   dropped: by the kernel itself if it is shown another length than before.
 //!
 //! Many look-ups in one directory within a short time become one listing with attributes, from which the following
 //! ones are answered, absent names too.
@@ -225,8 +226,21 @@ impl MetadataCache {
     /// Record an open of the file at `change`: pages of the kernel's cache belong to the inode as it was then. `None`:
     /// those that the kernel has do. Else this open must drop them; call `page_cache_dropped` with the number returned
     /// once it has.
-    pub fn page_cache_at(&self, inode: u64, change: u64) -> Option<u64> {
-        self.inner.lock().kernel_pages.open(inode, change)
+    pub fn page_cache_at(&self, inode: u64, change: u64, length: u64) -> Option<u64> {
+        self.inner.lock().kernel_pages.open(inode, change, length)
+    }
+
+    /// Return whether the kernel's pages of a file are older than its attributes of `change`.
+    pub fn has_outdated_pages(&self, inode: u64, change: u64) -> bool {
+        self.inner.lock().kernel_pages.are_outdated(inode, change)
+    }
+
+    /// Record that the kernel is about to be shown the newest known attributes of an open file, with this length. Return
+    /// whether it must drop its pages before: others have changed the file.
+    pub fn outdates_pages(&self, inode: u64, length: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let Some(change) = inner.attributes.get(inode).map(|known| known.inode.change) else { return false };
+        inner.kernel_pages.show(inode, change, length)
     }
 
     /// Record that the kernel has dropped the pages it had before the open of that number.
@@ -404,7 +418,7 @@ mod tests {
     #[test]
     fn pages_are_kept_only_if_no_other_client_changed_the_file() {
         let names = names();
-        let is_kept = |change| match names.page_cache_at(5, change) {
+        let is_kept = |change| match names.page_cache_at(5, change, 0) {
             None => true,
             Some(invalidation) => {
                 names.page_cache_dropped(5, invalidation);
@@ -425,15 +439,37 @@ mod tests {
     #[test]
     fn pages_are_not_kept_until_the_open_that_drops_them_was_answered() {
         let names = names();
-        let first = names.page_cache_at(5, 2).unwrap();
-        let second = names.page_cache_at(5, 2).expect("older pages may still be there");
+        let first = names.page_cache_at(5, 2, 0).unwrap();
+        let second = names.page_cache_at(5, 2, 0).expect("older pages may still be there");
         names.page_cache_dropped(5, first);
-        assert!(names.page_cache_at(5, 3).is_some());
+        assert!(names.page_cache_at(5, 3, 0).is_some());
         names.page_cache_dropped(5, second);
-        let third = names.page_cache_at(5, 3).expect("another open has dropped older ones");
+        let third = names.page_cache_at(5, 3, 0).expect("another open has dropped older ones");
         names.page_cache_follows(5, 3, 4);
         names.page_cache_dropped(5, third);
-        assert!(names.page_cache_at(5, 4).is_none());
+        assert!(names.page_cache_at(5, 4, 0).is_none());
+    }
+
+    #[test]
+    fn pages_are_dropped_before_newer_attributes_of_the_same_length_are_shown() {
+        let names = names();
+        names.page_cache_dropped(5, names.page_cache_at(5, 1, 10).unwrap());
+        let shows = |change, length| {
+            names.learn_at(inode(5, change), Instant::now());
+            names.outdates_pages(5, length)
+        };
+        assert!(!shows(1, 10));
+        names.page_cache_follows(5, 1, 2);
+        assert!(!shows(2, 20), "an own change");
+        assert!(names.has_outdated_pages(5, 3) && !names.has_outdated_pages(5, 2));
+        assert!(shows(3, 20), "somebody else's");
+        assert!(!shows(3, 20), "they are dropped by now");
+        assert!(names.page_cache_at(5, 3, 20).is_some(), "or will be");
+        assert!(!shows(4, 30), "the kernel sees another length");
+        assert!(shows(4, 30), "it may have known of that");
+        names.page_cache_is_wrong(5);
+        assert!(shows(4, 30), "nothing is known of them");
+        assert!(!names.outdates_pages(6, 0), "nor of the file");
     }
 
     #[test]

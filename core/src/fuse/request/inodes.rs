@@ -9,7 +9,7 @@ use crate::fuse::attributes::{attr_out, time_ns};
 use crate::fuse::operations::{Reply, SetAttributes, SetTime, XattrMode};
 use crate::fuse::privileges::CAPABILITY;
 
-use super::{Request, put};
+use super::{Answer, Request, put};
 
 /// Most bytes of an extended attribute, and of a list of their names: the kernel's own limits.
 const XATTR_BYTES_MAX: usize = 64 << 10;
@@ -18,11 +18,12 @@ const XATTR_BYTES_MAX: usize = 64 << 10;
 const TRUSTED: &[u8] = b"trusted.";
 
 impl Request<'_> {
-    pub fn getattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {
+    pub fn getattr(&mut self, out: &mut Vec<u8>) -> Reply<Answer> {
         let input: abi::GetAttrIn = self.body.take()?;
         let handle = (input.flags & abi::GETATTR_FH != 0).then_some(input.fh);
-        put(out, &attr_out(&self.context.fs.getattr(&self.caller, self.inode, handle)?));
-        Ok(())
+        let reply = self.context.fs.getattr(&self.caller, self.inode, handle)?;
+        put(out, &attr_out(&reply));
+        Ok(self.answer_with(&reply.attributes))
     }
 
     pub fn setattr(&mut self, out: &mut Vec<u8>) -> Reply<()> {

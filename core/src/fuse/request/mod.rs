@@ -21,7 +21,7 @@ use super::caller::Caller;
 use super::file_system::FileSystem;
 use super::negotiate::Agreement;
 use super::notify::Notifier;
-use super::operations::{Entry, Opened, PageCache, Reply};
+use super::operations::{Attributes, Entry, Opened, PageCache, Reply};
 use super::options::SessionOptions;
 
 /// What every request needs to know of its session.
@@ -118,7 +118,7 @@ pub fn perform(request: &mut Request<'_>, out: &mut Vec<u8>) -> Reply<Answer> {
     assert!(out.is_empty(), "an answer begins with its fixed part");
     let opcode = Opcode::from_wire(request.opcode).ok_or(Errno::NOSYS)?;
     match opcode {
-        Lookup => request.lookup(out)?,
+        Lookup => return request.lookup(out),
         Mknod => request.mknod(out)?,
         Mkdir => request.mkdir(out)?,
         Unlink => request.unlink()?,
@@ -144,7 +144,7 @@ pub fn perform(request: &mut Request<'_>, out: &mut Vec<u8>) -> Reply<Answer> {
         Lseek => request.lseek(out)?,
         CopyFileRange => request.copy_file_range(out)?,
 
-        GetAttr => request.getattr(out)?,
+        GetAttr => return request.getattr(out),
         SetAttr => request.setattr(out)?,
         ReadLink => request.readlink(out)?,
         SetXattr => request.setxattr()?,
@@ -186,6 +186,14 @@ impl Request<'_> {
             Some(OpenedHandle::File(handle)) => self.context.fs.release(self.inode, handle),
             Some(OpenedHandle::Directory(handle)) => self.context.fs.releasedir(self.inode, handle),
             None => {}
+        }
+    }
+
+    /// Answer with `out`, which shows these attributes.
+    fn answer_with(&self, shown: &Attributes) -> Answer {
+        match self.context.fs.outdates_pages(shown) {
+            true => Answer::AfterDropping { inode: shown.inode, offset: 0, length: 0 },
+            false => Answer::Out,
         }
     }
 

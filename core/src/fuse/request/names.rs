@@ -8,29 +8,25 @@ use crate::fuse::attributes::{absent, kind_of};
 use crate::fuse::directory::DirectorySink;
 use crate::fuse::operations::{FileKind, PageCache, RenameMode, Reply};
 
-use super::{OpenedHandle, Request, put, put_entry};
+use super::{Answer, OpenedHandle, Request, put, put_entry};
 
 impl Request<'_> {
-    pub fn lookup(&mut self, out: &mut Vec<u8>) -> Reply<()> {
-        match self.body.0 {
-            b".\0" => {
-                put_entry(out, &self.context.fs.find(&self.caller, self.inode)?);
-                return Ok(());
-            }
-            b"..\0" => {
-                put_entry(out, &self.context.fs.parent(&self.caller, self.inode)?);
-                return Ok(());
-            }
-            _ => {}
-        }
-        let name = self.body.name()?;
+    pub fn lookup(&mut self, out: &mut Vec<u8>) -> Reply<Answer> {
+        let fs = self.context.fs;
         let ttl = self.context.options.negative_ttl;
-        match self.context.fs.lookup(&self.caller, self.inode, name) {
-            Ok(entry) => put_entry(out, &entry),
-            Err(Errno::NOENT) if !ttl.is_zero() => put(out, &absent(ttl)),
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        let found = match self.body.0 {
+            b".\0" => fs.find(&self.caller, self.inode)?,
+            b"..\0" => fs.parent(&self.caller, self.inode)?,
+            _ => match fs.lookup(&self.caller, self.inode, self.body.name()?) {
+                Err(Errno::NOENT) if !ttl.is_zero() => {
+                    put(out, &absent(ttl));
+                    return Ok(Answer::Out);
+                }
+                result => result?,
+            },
+        };
+        put_entry(out, &found);
+        Ok(self.answer_with(&found.attributes))
     }
 
     pub fn mknod(&mut self, out: &mut Vec<u8>) -> Reply<()> {
