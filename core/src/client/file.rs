@@ -17,6 +17,9 @@ use crate::error::{Error, Kind, Result};
 use crate::wire::pb;
 use rustix::io::Errno;
 
+/// A longer write is carried out in slices, each with a deadline of its own.
+const DIRECT_BYTES_MAX: usize = 4 << 20;
+
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OpenOptions {
@@ -307,12 +310,27 @@ impl File {
     ) -> Result<u64> {
         self.check_write()?;
         let place = if self.options.append { WriteOffset::Append } else { place };
+        if let (IoMode::Direct, WriteOffset::At(offset)) = (mode, place)
+            && let Some(result) = self.write_directly(offset, payload)
+        {
+            return result.map(|()| offset);
+        }
         let result = self.inode.write(place, payload, keep, mode);
         if mode == IoMode::Direct {
             // Reported to this writer now; fsync reports it to the others.
             self.written.fetch_max(self.inode.errors(), Ordering::AcqRel);
         }
         result
+    }
+
+    /// Write out of the caller's memory. `None`: that is not possible now (W1), or too much at once.
+    fn write_directly(&self, offset: u64, payload: &Placement) -> Option<Result<()>> {
+        if payload.len() > DIRECT_BYTES_MAX {
+            return None;
+        }
+        let (inode, written) = (&self.inode, &self.written);
+        let write = DirectWrite { inode, offset, payload: payload.clone(), written };
+        write_direct(self.shared(), &[write]).pop().expect("one outcome for one write")
     }
 
     /// Make a range read as zeros, at the price of what is there; the length stays.

@@ -1761,3 +1761,23 @@ fn file_that_the_metadata_service_has_lost_is_stale() {
         assert_eq!(error.errno(), rustix::io::Errno::STALE.raw_os_error(), "{error}");
     }
 }
+
+#[test]
+fn direct_write_leaves_its_callers_memory_only_for_the_chains() {
+    let cluster = FakeCluster::new();
+    let file = cluster.create(5);
+    put(&file, 0, &[1; 100_000]);
+    file.fsync(false).unwrap();
+    cluster.chunks.hold_writes(true);
+    let direct = cluster.open_with(5, DIRECT);
+    thread::scope(|scope| {
+        let writer =
+            scope.spawn(|| direct.write(WriteOffset::At(7), &Placement::from_vec(vec![2; 9]), false));
+        cluster.chunks.wait_for_writers(1);
+        let (dirty, seen) = (cluster.shared.dirty_limit.used(), get(&file, 6, 11));
+        cluster.chunks.hold_writes(false);
+        assert_eq!(dirty, 0, "nothing of it is dirty");
+        assert_eq!(seen, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1], "reads see what is in flight (W2)");
+        assert_eq!(writer.join().unwrap().unwrap(), 7);
+    });
+}
