@@ -20,6 +20,7 @@ mod flag;
 mod placement;
 mod pool;
 mod region;
+mod write_back;
 
 pub use flag::Flag;
 pub use placement::{
@@ -28,6 +29,7 @@ pub use placement::{
 pub(crate) use placement::{sources, targets};
 pub use pool::{Buffer, BufferPool};
 pub use region::{REGION_BYTES_MAX, Region, RegionId};
+pub use write_back::begin_write_back;
 
 /// Unit of mapping and alignment of everything here.
 pub const ALIGNMENT: usize = 4096;

@@ -1,6 +1,7 @@
 //! Failing disks, for tests: the next calls of a kind fail with a chosen error. And a hook within a round of `sync`.
 
 use std::io;
+use std::sync::atomic::AtomicUsize;
 
 use crate::lock::Mutex;
 
@@ -14,6 +15,8 @@ pub struct Faults {
     pub index: Mutex<Fault>,
     /// Called at each moment of a round, outside of all locks.
     pub hook: Mutex<Option<Hook>>,
+    /// Bytes of which write-back has begun before a sync.
+    pub write_back_bytes: AtomicUsize,
 }
 
 pub type Hook = Box<dyn FnMut(Moment) + Send>;

@@ -17,6 +17,12 @@ use super::accesses::Accesses;
 use super::api::EngineOptions;
 use super::payload::Sink;
 use super::state::{Extent, PAGE, PageNumber};
+use crate::buffer::begin_write_back;
+
+/// Runs of at least this many bytes are written back at once: a stream keeps the disk busy before somebody syncs. Shorter
+/// ones are left to the kernel, which gathers them, and cost a system call each.
+const WRITE_BACK_BYTES_MIN: usize = 256 << 10;
+const _: () = assert!(WRITE_BACK_BYTES_MIN.is_multiple_of(PAGE), "whole pages are written back");
 
 pub struct Segments {
     dir: PathBuf,
@@ -101,6 +107,11 @@ impl Segments {
             self.faults.on_write()?;
             segment.file.write_all_at(now, position)?;
             segment.dirty.store(true, Ordering::Release);
+            if now.len() >= WRITE_BACK_BYTES_MIN {
+                begin_write_back(&segment.file, position, now.len());
+                #[cfg(test)]
+                self.faults.write_back_bytes.fetch_add(now.len(), Ordering::Relaxed);
+            }
             address += now.len() as u64;
             bytes = rest;
         }

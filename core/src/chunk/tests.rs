@@ -1148,6 +1148,19 @@ fn listing_since_a_round_shows_what_was_staged_since_and_what_is_pending() {
 }
 
 #[test]
+fn write_back_of_long_runs_begins_before_a_sync() {
+    let dir = directory();
+    let engine = open(dir.path());
+    let begun = || engine.core.segments.faults.write_back_bytes.load(Ordering::Relaxed);
+    write(&engine, 0, 1, 0, &noise(PAGE, 1));
+    assert_eq!(begun(), 0, "the kernel gathers short ones");
+    write(&engine, 1, 1, 0, &noise(32 * PAGE, 2));
+    assert_eq!(begun(), 32 * PAGE);
+    write(&engine, 1, 2, 5, &noise(100, 3));
+    assert_eq!(begun(), 32 * PAGE);
+}
+
+#[test]
 fn sync_flushes_only_what_was_written_since_the_last_round() {
     let dir = directory();
     let engine = open(dir.path());
