@@ -81,6 +81,11 @@ impl Writer<'_> {
         self.history.lock().unwrap().insert((index, version + 1), seen);
         let tag = RequestTag { client: ClientId(1), sequence: version + 1 };
         let update = Update { key: key(index), stamp, op, tag, origin: Origin::Client, fresh: false };
+        if self.random.below(2) == 0 {
+            self.engine.stage_and_commit(&update, &payload).unwrap();
+            self.chunks.insert(index, (version + 1, bytes));
+            return;
+        }
         self.engine.stage(&update, &payload).unwrap();
         if self.random.below(8) == 0 && !matches!(op, Op::Replace { .. }) {
             // Dropped and staged again: the same version with the same content.

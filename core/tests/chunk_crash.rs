@@ -109,6 +109,11 @@ fn keep_writing(engine: &Engine, chunks: std::ops::Range<u32>) {
             let stamp = Stamp { chain_version: ChainVersion(1), version: Version(*version) };
             let tag = RequestTag { client: ClientId(1), sequence: *version };
             let update = Update { key: key(chunk), stamp, op, tag, origin: Origin::Client, fresh: false };
+            if *version % 3 == 0 {
+                assert_eq!(engine.stage_and_commit(&update, &payload).unwrap().staged, Staged::Committed);
+                acknowledge("committed", chunk, *version);
+                continue;
+            }
             assert_eq!(engine.stage(&update, &payload).unwrap().staged, Staged::Pending);
             acknowledge("staged", chunk, *version);
             commit(engine, chunk, *version);

@@ -126,6 +126,15 @@ fn an_empty_replica_joins_while_writing() {
 const JOINING: Limits =
     Limits { replicas: 2, serving: 1, crashes: 0, expiries: 1, chain_versions: 4, sends: 1, ..Limits::SMALL };
 
+/// An empty replica joins while the only one that serves has a slow disk: what is being staged is compared as well.
+#[test]
+fn an_empty_replica_joins_beside_a_slow_disk() {
+    explore("slow join", SLOW_JOINING);
+}
+
+const SLOW_JOINING: Limits =
+    Limits { expiries: 0, chain_versions: 3, slow_disks: true, resends: 0, ..JOINING };
+
 /// The last replica falls and comes back.
 #[test]
 fn the_last_replica_falls_and_returns() {
@@ -542,6 +551,11 @@ fn finds_an_own_update_of_a_rotated_replica_committed_alone() {
 #[test]
 fn finds_a_comparison_that_does_not_look_at_what_is_pending() {
     must_find(Limits { mistake: Mistake::CompareCommittedOnly, ..RETURNING }, WRONG);
+}
+
+#[test]
+fn finds_a_comparison_that_does_not_look_at_what_is_being_staged() {
+    must_find(Limits { mistake: Mistake::CompareIndexOnly, ..SLOW_JOINING }, WRONG);
 }
 
 #[test]

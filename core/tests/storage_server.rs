@@ -212,6 +212,7 @@ fn a_stale_replica_loses_what_was_never_decided() {
 
 /// A disk that hangs on demand. An update that is staged waits at it.
 static STAGES: Gate = Gate::new();
+static TAIL_STAGES: Gate = Gate::new();
 
 struct Gate {
     state: Mutex<GateState>,
@@ -308,6 +309,32 @@ fn an_update_that_is_staged_while_its_replica_is_away_is_taken_back() {
     STAGES.set(GateState::Open);
     recovery.join().unwrap();
     assert_taken_back(&cluster, write);
+}
+
+/// A replica returns while the only one that serves is staging an update, and commits it with that: it gets it as well.
+#[test]
+fn an_update_that_the_tail_is_staging_reaches_a_replica_that_returns() {
+    let cluster = Cluster::start(2);
+    cluster.restart_with(0, |options| options.engine.on_write = Some(|| TAIL_STAGES.pass()));
+    assert_eq!(cluster.write(chunk(0), 0, b"old", tag(1, 1)).status, Status::Ok);
+    cluster.set_state(1, TargetState::Offline);
+    TAIL_STAGES.set(GateState::Closed);
+    let write = cluster.write_in_background(chunk(0), 0, b"new", tag(1, 2));
+    TAIL_STAGES.wait_until_reached();
+    let other = cluster.clone();
+    let recovery = std::thread::spawn(move || other.resync(1));
+    cluster.wait_until("recovery has looked at the chunk", || {
+        let waits =
+            cluster.node(0).slow_ops(Duration::ZERO).iter().any(|line| line.contains("behind it 1 updates"));
+        waits || cluster.states()[1] == TargetState::Serving
+    });
+    TAIL_STAGES.set(GateState::Open);
+    recovery.join().unwrap();
+    assert_eq!(write.join().unwrap().status, Status::Ok);
+    cluster.assert_equal_replicas();
+    for node in 0..2 {
+        assert_eq!(cluster.read(node, chunk(0)).unwrap(), b"new");
+    }
 }
 
 /// N-to-1 with native clients: each writes its part of one chunk, and is known at the head that comes next.

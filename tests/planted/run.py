@@ -75,6 +75,9 @@ PLAN: Final[dict[str, dict[str, Suite]]] = {
         "simulator": Rust(("--test", "craq_simulator"), ("long_random_walks",)),
         "server": Rust(("--test", "storage_server"), ("while_its_replica_is_away",)),
     },
+    "compare-index-only": {
+        "server": Rust(("--test", "storage_server"), ("the_tail_is_staging",)),
+    },
     "one-fallback": {
         "model": Rust(MODEL, ("rounds_of_sync",)),
         "simulator": Rust(("--test", "craq_simulator"), ("long_random_walks",)),

@@ -140,6 +140,34 @@ fn a_write_is_visible_once_committed() {
 }
 
 #[test]
+fn an_update_of_the_tail_is_committed_as_it_is_staged() {
+    let dir = directory();
+    let engine = open(dir.path());
+    let apply = |version, offset, bytes: &[u8]| {
+        let op = Op::Write { offset, length: bytes.len() as u32 };
+        engine.stage_and_commit(&update(0, version, op), &bytes).map(|outcome| outcome.staged)
+    };
+    assert_eq!(apply(1, 0, b"hello"), Ok(Staged::Committed));
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"hello");
+    let state = engine.lookup(key(0)).unwrap().unwrap();
+    assert_eq!((state.pending, state.writers[0].tag), (None, tag(1, 1)));
+    engine.commit(key(0), Version(1), ChainVersion(1)).expect("a late commit changes nothing");
+    assert_eq!(apply(1, 0, b"other"), Ok(Staged::Committed), "it came before");
+    assert_eq!(apply(3, 0, b"other"), Err(Status::MissingVersion));
+    // What was pending before waits for its commit.
+    assert_eq!(stage_write(&engine, 0, 2, 0, b"J"), Ok(Staged::Pending));
+    assert_eq!(apply(2, 0, b"J"), Ok(Staged::AlreadyPending));
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"hello");
+    // Under a newer chain version another one takes its place.
+    let op = Op::Write { offset: 5, length: 3 };
+    let stamp = Stamp { chain_version: ChainVersion(2), version: Version(2) };
+    let other = Update { stamp, tag: tag(2, 1), ..update(0, 2, op) };
+    assert_eq!(engine.stage_and_commit(&other, &&b"!!!"[..]).unwrap().length, 8);
+    assert_eq!(read(&engine, 0, 0, 10).unwrap(), b"hello!!!");
+    assert_no_leak(&engine);
+}
+
+#[test]
 fn a_read_says_that_a_pending_version_exists() {
     let dir = directory();
     let engine = open(dir.path());

@@ -30,6 +30,15 @@ impl Engine {
     /// `Op::Replace` is `install`: committed at once at the given stamp, regardless of what was there or pending. A commit
     /// of that version afterwards is allowed and changes nothing. Its payload is the content, then the records.
     pub fn stage(&self, update: &Update, payload: &dyn Source) -> Result<StageOutcome, Status> {
+        self.stage_as(update, payload, Staged::Pending)
+    }
+
+    /// As `stage`, and committed in the same record (`Staged::Committed`), if that version was not pending before.
+    pub fn stage_and_commit(&self, update: &Update, payload: &dyn Source) -> Result<StageOutcome, Status> {
+        self.stage_as(update, payload, Staged::Committed)
+    }
+
+    fn stage_as(&self, update: &Update, payload: &dyn Source, end: Staged) -> Result<StageOutcome, Status> {
         check(update, payload)?;
         if let Op::Replace { length, removed, .. } = update.op {
             let Update { key, stamp, tag, .. } = *update;
@@ -50,7 +59,7 @@ impl Engine {
                 core.put(update.key, &slot, record, after)?;
                 Ok(outcome)
             }
-            Admission::New => core.stage_new(update, payload, &slot, record),
+            Admission::New => core.stage_new(update, payload, &slot, record, end),
         }
     }
 
@@ -80,10 +89,7 @@ impl Engine {
             false => Arc::new(ContentState { stamp, ..(*pending.state).clone() }),
         };
         let outcome = CommitOutcome { stamp, length: state.length };
-        let round = core.group_commit.begun();
-        let own = WriterRecord { tag: pending.tag, version, round };
-        let writers = core.writers.with(&record.writers, own, round);
-        let after = Record { committed: Some(state), writers, ..Record::default() };
+        let after = core.committed(&record.writers, PendingState { state, ..pending.clone() });
         core.put(key, &slot, record, after)?;
         Ok(outcome)
     }
@@ -281,6 +287,7 @@ impl Core {
         payload: &dyn Source,
         slot: &CacheSlot,
         record: Arc<Record>,
+        end: Staged,
     ) -> Result<StageOutcome, Status> {
         let begun = self.group_commit.begun();
         if update.origin == Origin::Client && !self.writers.has_room(&record.writers, update.tag, begun) {
@@ -294,10 +301,24 @@ impl Core {
         state.removed = update.op == Op::Remove;
         state.round = self.group_commit.begun();
         let pending = PendingState { state: Arc::new(state), op: update.op, tag: update.tag };
-        let writers = record.writers.clone();
-        let after = Record { committed: settled, pending: Some(pending), writers, ..Record::default() };
+        let after = match end {
+            Staged::Committed => self.committed(&record.writers, pending),
+            _ => {
+                let writers = record.writers.clone();
+                Record { committed: settled, pending: Some(pending), writers, ..Record::default() }
+            }
+        };
         self.put(update.key, slot, record, after)?;
-        Ok(StageOutcome { staged: Staged::Pending, length })
+        Ok(StageOutcome { staged: end, length })
+    }
+
+    /// The record once `pending` is committed, where requests of `writers` are remembered.
+    fn committed(&self, writers: &[WriterRecord], pending: PendingState) -> Record {
+        let PendingState { state, tag, .. } = pending;
+        let round = self.group_commit.begun();
+        let own = WriterRecord { tag, version: state.stamp.version, round };
+        let writers = self.writers.with(writers, own, round);
+        Record { committed: Some(state), writers, ..Record::default() }
     }
 
     fn write_update(

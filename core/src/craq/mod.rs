@@ -76,8 +76,8 @@ pub enum Event {
     Push { ticket: Ticket, chain_version: ChainVersion },
     /// A client asks for committed bytes.
     Read { ticket: Ticket, chain_version: ChainVersion, leased: bool },
-    /// `Effect::Stage` is done: the pending version is on disk, or was refused and left nothing behind.
-    Staged { result: Result<(), Status> },
+    /// `Effect::Stage` is done: the version is on disk, or was refused and left nothing behind.
+    Staged { result: Result<StageEnd, Status> },
     /// The successor answered the `Forward` or `Push` of that attempt, or its connection was lost.
     Answered { attempt: u64, result: Result<(), Status> },
     /// `Effect::Commit` is done.
@@ -92,6 +92,14 @@ pub enum Event {
     Forget { stamp: Stamp },
     /// Routing says something new of the chain.
     ViewChanged { view: View },
+}
+
+/// What a version is once it is staged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StageEnd {
+    Pending,
+    /// Its record says at once that it is committed: no later member has to take it, or it was a `Replace`.
+    Committed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -122,6 +130,8 @@ pub enum Effect {
         update: StoredPending,
         /// There is nothing here, so any higher stamp may follow.
         fresh: bool,
+        /// No replica follows, so that it may be committed in the same record.
+        last: bool,
     },
     /// Send the pending update to the successor. Answer with `Answered`, sooner or later.
     Forward {

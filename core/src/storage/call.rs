@@ -10,9 +10,9 @@ use super::node::Node;
 use super::send::SendRequest;
 use super::table::{Mailbox, SlotRef};
 use crate::buffer::Placement;
-use crate::chunk::{Origin, Update};
+use crate::chunk::{Origin, Source, Staged, Update};
 use crate::clock::Suspension;
-use crate::craq::{Effect, Event, Outcome, StoredPending, Ticket};
+use crate::craq::{Effect, Event, Outcome, StageEnd, StoredPending, Ticket};
 use crate::types::{BATCH_OPS_MAX, ChunkKey, Op, Status, Version};
 
 /// Pauses before an update is sent again to a successor that did not take it.
@@ -161,11 +161,15 @@ impl<'a> Call<'a> {
                 job.pause = (job.pause * 2).min(RETRY_MAX);
             }
             Effect::Forget { .. } => unreachable!("`Node::forget` carries it out"),
-            Effect::Stage { update, fresh, .. } => {
+            Effect::Stage { update, fresh, last, .. } => {
                 let bytes = job.payload.as_ref().map(|payload| &payload.bytes);
                 // Its caller may have given it up while it waited for this chunk, or for a processor (S5).
                 let result = match is_late {
-                    false => self.node.stage(job.slot.key, update, fresh, job.origin, bytes),
+                    false => {
+                        let StoredPending { stamp, op, tag } = update;
+                        let (key, origin) = (job.slot.key, job.origin);
+                        self.node.stage(&Update { key, stamp, op, tag, origin, fresh }, bytes, last)
+                    }
                     true => Err(Status::Timeout),
                 };
                 job.staged = result.is_ok();
@@ -270,31 +274,27 @@ impl Node {
         }
     }
 
-    fn stage(
-        &self,
-        key: ChunkKey,
-        update: StoredPending,
-        fresh: bool,
-        origin: Origin,
-        payload: Option<&Placement>,
-    ) -> Result<(), Status> {
-        let StoredPending { stamp, op, tag } = update;
-        let update = Update { key, stamp, op, tag, origin, fresh };
+    /// `last`: no replica follows, so that the update is committed with it.
+    fn stage(&self, update: &Update, payload: Option<&Placement>, last: bool) -> Result<StageEnd, Status> {
         let nothing: &[u8] = &[];
-        let result = match payload {
-            Some(payload) => self.engine.stage(&update, payload),
-            None => self.engine.stage(&update, &nothing),
+        let payload: &dyn Source = payload.map_or(&nothing, |payload| payload);
+        let result = match last {
+            true => self.engine.stage_and_commit(update, payload),
+            false => self.engine.stage(update, payload),
         };
         match result {
-            Ok(_) => {
-                if let Op::Write { length, .. } = op {
+            Ok(outcome) => {
+                if let Op::Write { length, .. } = update.op {
                     add(&self.counters.update_bytes, u64::from(length));
                 }
-                Ok(())
+                Ok(match outcome.staged {
+                    Staged::Committed => StageEnd::Committed,
+                    Staged::Pending | Staged::AlreadyPending => StageEnd::Pending,
+                })
             }
-            Err(status) => Err(match self.failed(key, status) {
+            Err(status) => Err(match self.failed(update.key, status) {
                 // A page around the written bytes is damaged; it may be whole again soon.
-                Status::Checksum if self.has_other_replica(key.chain) => Status::Busy,
+                Status::Checksum if self.has_other_replica(update.key.chain) => Status::Busy,
                 status => status,
             }),
         }

@@ -76,7 +76,8 @@ pub struct Chunk {
     pub fallbacks: Vec<Fallback>,
 }
 
-/// What recovery compares: the chunk as the index has it. What a machine is staging is in no index.
+/// What recovery compares: the chunk as the index has it. What a machine is staging is in no index; that of the tail counts
+/// as pending, because the tail may commit it with that. That of the returning replica need not be looked at (R9).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Listing {
     pub stamp: Stamp,
@@ -110,6 +111,11 @@ impl Chunk {
         Chunk { pending: Some(Pending { update, state }), ..self.clone() }
     }
 
+    pub fn with_pending_committed(&self) -> Chunk {
+        let Pending { update, state } = self.pending.clone().expect("a pending version");
+        self.committed_as(state, update.tag)
+    }
+
     pub fn committed_as(&self, state: State, tag: RequestTag) -> Chunk {
         let mut writers = self.writers.clone();
         if tag.client.0 != 0 {
@@ -124,10 +130,10 @@ impl Chunk {
         self.pending.as_ref().map_or(&self.committed, |pending| &pending.state)
     }
 
-    pub fn listing(&self) -> Listing {
+    pub fn listing(&self, under_way: Option<Version>) -> Listing {
         let State { stamp, removed, bytes, .. } = &self.committed;
         let bytes = if *removed { Vec::new() } else { bytes.clone() };
-        let pending = self.pending.as_ref().map(|pending| pending.update.stamp.version);
+        let pending = self.pending.as_ref().map(|pending| pending.update.stamp.version).or(under_way);
         Listing { stamp: *stamp, removed: *removed, bytes, pending }
     }
 

@@ -268,7 +268,7 @@ impl World {
 
     fn resync_actions(&self, chunk: usize, actions: &mut Vec<Action>) {
         let Some(resync) = self.resync() else { return };
-        let theirs = self.nodes[resync.returning].disk.chunk(chunk).listing();
+        let theirs = self.nodes[resync.returning].disk.chunk(chunk).listing(None);
         match &resync.chunks[chunk] {
             Compared::NotYet => actions.push(Action::List { chunk }),
             Compared::Listed(listing) => {
@@ -294,13 +294,15 @@ impl World {
 
     pub(super) fn list(&mut self, chunk: usize) {
         let returning = self.resync.as_ref().expect("a replica is compared").returning;
-        *self.compared(chunk) = Compared::Listed(self.nodes[returning].disk.chunk(chunk).listing());
+        *self.compared(chunk) = Compared::Listed(self.nodes[returning].disk.chunk(chunk).listing(None));
     }
 
     pub(super) fn compare(&mut self, limits: &Limits, chunk: usize) {
         let Some(Resync { tail, returning, .. }) = self.resync else { unreachable!("a replica is compared") };
+        let under_way = self.nodes[tail].machine(chunk).pending().map(|stamp| stamp.version);
+        let under_way = under_way.filter(|_| limits.mistake != Mistake::CompareIndexOnly);
         let about = self.nodes[tail].disk.chunk(chunk);
-        let (ours, history) = (about.listing(), about.committed.history.clone());
+        let (ours, history) = (about.listing(under_way), about.committed.history.clone());
         let compared = self.compared(chunk);
         let Compared::Listed(theirs) = std::mem::replace(compared, Compared::NotYet) else {
             unreachable!("listed before")

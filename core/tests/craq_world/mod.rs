@@ -103,6 +103,8 @@ pub enum Mistake {
     ServeOnAfterPowerLoss,
     /// What is pending on one side is not looked at when chunks are compared.
     CompareCommittedOnly,
+    /// What the tail is staging does not count as pending when chunks are compared.
+    CompareIndexOnly,
     /// A chunk that is ahead of its predecessor's counts as up to date.
     KeepAhead,
 }
@@ -198,7 +200,7 @@ impl Message {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum DiskWork {
-    Stage { update: StoredPending, replacement: Option<Replacement> },
+    Stage { update: StoredPending, replacement: Option<Replacement>, last: bool },
     Commit(Stamp),
     Drop(Stamp),
 }

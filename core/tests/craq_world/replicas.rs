@@ -2,7 +2,9 @@
 
 use std::collections::VecDeque;
 
-use luciola_core::craq::{Content, Effect, Event, Forwarded, Outcome, Place, StoredPending, Ticket, View};
+use luciola_core::craq::{
+    Content, Effect, Event, Forwarded, Outcome, Place, StageEnd, StoredPending, Ticket, View,
+};
 use luciola_core::types::*;
 
 use super::disk::{Chunk, State};
@@ -79,7 +81,7 @@ impl World {
                 self.nodes[node].disk.forget(chunk);
                 self.nodes[node].disk.learn_history(chunk, history);
             }
-            Effect::Stage { owner, update, .. } => {
+            Effect::Stage { owner, update, last, .. } => {
                 let is_clients = owner.0 < CHAIN;
                 if is_clients && World::version_of(owner) != update.stamp.chain_version.0 {
                     self.fault = Some("an update was begun under another chain version than its request's");
@@ -90,7 +92,7 @@ impl World {
                     Op::Replace { .. } => Some(part.held.remove(place.expect("its payload is held")).1),
                     _ => None,
                 };
-                part.work.push_back(DiskWork::Stage { update, replacement });
+                part.work.push_back(DiskWork::Stage { update, replacement, last });
             }
             Effect::Commit { stamp, .. } => part.work.push_back(DiskWork::Commit(stamp)),
             Effect::Drop { stamp, .. } => part.work.push_back(DiskWork::Drop(stamp)),
@@ -222,23 +224,24 @@ impl World {
         let one_fallback = limits.mistake == Mistake::OneFallback;
         let (before, round) = (disk.chunk(chunk), disk.begun());
         let event = match work {
-            DiskWork::Stage { update, replacement } => {
+            DiskWork::Stage { update, replacement, last } => {
                 let after = match (result, replacement) {
                     (Err(_), _) => None,
                     // As the engine does it: a replacement is committed at once.
                     (Ok(()), Some(replacement)) => Some(installed(update, replacement, round)),
+                    (Ok(()), None) if last => Some(before.staged(update, round).with_pending_committed()),
                     (Ok(()), None) => Some(before.staged(update, round)),
                 };
+                let is_pending = after.as_ref().is_some_and(|after| after.pending.is_some());
                 if let Some(after) = after {
                     disk.put(chunk, after, one_fallback);
                 }
-                Event::Staged { result }
+                let end = if is_pending { StageEnd::Pending } else { StageEnd::Committed };
+                Event::Staged { result: result.map(|()| end) }
             }
             DiskWork::Commit(stamp) => {
-                if let Some(pending) = before.pending.as_ref().filter(|pending| pending.update.stamp == stamp)
-                {
-                    let after = before.committed_as(pending.state.clone(), pending.update.tag);
-                    disk.put(chunk, after, one_fallback);
+                if before.pending.as_ref().is_some_and(|pending| pending.update.stamp == stamp) {
+                    disk.put(chunk, before.with_pending_committed(), one_fallback);
                 }
                 Event::Committed { result: Ok(()) }
             }

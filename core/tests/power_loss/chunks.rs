@@ -211,8 +211,9 @@ impl Workload<'_> {
             }
             (None, kind) => {
                 self.stage(chunk, kind);
-                let pending = self.now(chunk).pending.expect("just staged");
-                if self.chance.below(3) > 0 {
+                if let Some(pending) = self.now(chunk).pending
+                    && self.chance.below(3) > 0
+                {
                     self.commit(chunk, pending);
                 }
             }
@@ -252,10 +253,16 @@ impl Workload<'_> {
         let stamp = Stamp { chain_version: ChainVersion(1), version: Version(version) };
         let tag = self.tag();
         let removed = op == Op::Remove;
-        let pending = Some(Content { stamp, removed, bytes: Arc::new(bytes), tag });
-        self.begin(chunk, Moment { pending, ..now });
+        let content = Some(Content { stamp, removed, bytes: Arc::new(bytes), tag });
         let update = Update { key: key(chunk), stamp, op, tag, origin: Origin::Client, fresh: true };
-        assert_eq!(self.engine.stage(&update, &payload).map(|outcome| outcome.staged), Ok(Staged::Pending));
+        let (outcome, expected) = if self.chance.below(3) == 0 {
+            self.begin(chunk, Moment { committed: content, pending: None });
+            (self.engine.stage_and_commit(&update, &payload), Staged::Committed)
+        } else {
+            self.begin(chunk, Moment { pending: content, ..now });
+            (self.engine.stage(&update, &payload), Staged::Pending)
+        };
+        assert_eq!(outcome.map(|outcome| outcome.staged), Ok(expected));
     }
 
     fn commit(&mut self, chunk: usize, pending: Content) {
@@ -501,7 +508,7 @@ fn chunks_keep_their_promises_whenever_power_is_lost() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let disk = Disk::mount(directory.path()).expect("mounts");
     for_each_seed(|seed| {
-        let (log, history) = record(&disk, seed, 60);
+        let (log, history) = record(&disk, seed, 80);
         let promises = |cut| history.promises(cut);
         let plan = Plan {
             seed,

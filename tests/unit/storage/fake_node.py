@@ -159,7 +159,7 @@ class FakeNode:
         return len(chunks) - len(failures), failures
 
     def _send(self, peer: "FakeNode", chain: int, name: Name) -> str:
-        """As the chain machine does: what is newer stays, and content is not taken away by a missing chunk."""
+        """As the chain machine does: what is newer stays and is compared again, as is content that is missing here."""
         with peer.lock:
             ours = self.chain(chain).get(name)
             theirs = peer.chain(chain).get(name)
@@ -170,7 +170,9 @@ class FakeNode:
                     return "Stale"
                 if theirs is not None and theirs.pending:
                     del peer.chain(chain)[name]
-            elif _stamp(theirs) <= _stamp(ours):
+            elif _stamp(theirs) > _stamp(ours):
+                return "Stale"
+            else:
                 peer.chain(chain)[name] = replace(ours, pending=False, pending_version=0)
         return ""
 

@@ -56,8 +56,12 @@ impl Replica {
             return out.push(Effect::Reply { ticket, outcome });
         }
         if update.stamp <= self.committed {
-            let rolls_back = is_replace && self.bug == Bug::ReplaceRollsBack && update.stamp < self.committed;
-            if !rolls_back {
+            let is_ahead = is_replace && update.stamp < self.committed;
+            if is_ahead && self.bug != Bug::ReplaceRollsBack {
+                // A late message, or what this replica was staging when its predecessor's power was lost: to be compared again.
+                return refuse(ticket, Status::Stale, out);
+            }
+            if !is_ahead {
                 return out.push(Effect::Reply { ticket, outcome: done });
             }
         } else if is_replace && self.view.place != Place::Syncing {

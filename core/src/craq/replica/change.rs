@@ -86,7 +86,7 @@ impl Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::craq::{Event, Outcome, Place, Stored};
+    use crate::craq::{Event, Outcome, Place, StageEnd, Stored};
     use crate::types::{ChainVersion, ClientId, Op, RequestTag};
 
     #[test]
@@ -107,6 +107,7 @@ mod tests {
         let outcome = Outcome::Refused(Status::WrongChainVersion);
         let refused = Effect::Reply { ticket: Ticket(2), outcome };
         assert_eq!(replica.step(Event::ViewChanged { view: view(2) }), [refused]);
-        assert!(matches!(replica.step(Event::Staged { result: Ok(()) })[..], [Effect::Commit { .. }]));
+        let staged = Event::Staged { result: Ok(StageEnd::Pending) };
+        assert!(matches!(replica.step(staged)[..], [Effect::Commit { .. }]));
     }
 }

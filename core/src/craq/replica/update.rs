@@ -1,10 +1,11 @@
 //! The steps of one update: staged, forwarded if a member follows, committed, and answered; or dropped.
 //!
-//! Each station is one effect, and the next begins when its end is reported. What was forwarded more than once is not
-//! taken back (R9); what is on disk and has no way on stalls there (R5).
+//! Each station is one effect, and the next begins when its end is reported. A member without a successor commits what
+//! it stages in the same record. What was forwarded more than once is not taken back (R9); what is on disk and has no way on
+//! stalls there (R5).
 
 use super::{Active, Phase, Replica, Update, has_identity, refuse};
-use crate::craq::{Bug, Content, Effect, Outcome, Place, QUEUE_MAX, StoredPending, Ticket};
+use crate::craq::{Bug, Content, Effect, Outcome, Place, QUEUE_MAX, StageEnd, StoredPending, Ticket};
 use crate::types::{Op, RequestTag, Status, Version, WRITERS_MAX, WriterRecord};
 
 impl Update {
@@ -60,7 +61,8 @@ impl Replica {
             sends: 0,
             left: false,
         }));
-        out.push(Effect::Stage { owner: ticket, update, fresh: self.is_bare() });
+        let last = self.view.is_member() && self.view.successor.is_none();
+        out.push(Effect::Stage { owner: ticket, update, fresh: self.is_bare(), last });
     }
 
     /// The same update came again: its caller receives the one outcome.
@@ -77,11 +79,13 @@ impl Replica {
         self.retry(out);
     }
 
-    pub(super) fn staged(&mut self, result: Result<(), Status>, out: &mut Vec<Effect>) {
+    pub(super) fn staged(&mut self, result: Result<StageEnd, Status>, out: &mut Vec<Effect>) {
         let active = self.update_in(|phase| phase == Phase::Staging);
         match result {
-            Ok(()) if active.left => active.take_back(Some(Status::WrongChainVersion), out),
-            Ok(()) => self.drive(out),
+            // Also if a replica has come behind this one meanwhile: its comparison finds the chunk pending, and sends it.
+            Ok(StageEnd::Committed) => self.end_update(out),
+            Ok(StageEnd::Pending) if active.left => active.take_back(Some(Status::WrongChainVersion), out),
+            Ok(StageEnd::Pending) => self.drive(out),
             Err(status) => {
                 active.refuse(status, out);
                 self.settle(out);
@@ -170,14 +174,20 @@ impl Replica {
     }
 
     pub(super) fn committed_event(&mut self, result: Result<(), Status>, out: &mut Vec<Effect>) {
-        let head = self.view.is_head();
-        let bug = self.bug;
         let active = self.update_in(|phase| phase == Phase::Committing);
         if let Err(status) = result {
             // It is still pending on disk, and a later member may have committed it.
             active.phase = Phase::Stalled;
             return active.refuse(status, out);
         }
+        self.end_update(out);
+    }
+
+    /// The update is committed on this disk, and on all that had to take it before.
+    fn end_update(&mut self, out: &mut Vec<Effect>) {
+        let head = self.view.is_head();
+        let bug = self.bug;
+        let active = self.update_in(|phase| matches!(phase, Phase::Staging | Phase::Committing));
         let outcome = Outcome::Done { version: active.update.stamp.version };
         for ticket in active.callers() {
             out.push(Effect::Reply { ticket, outcome });
