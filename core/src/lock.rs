@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{self, PoisonError, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -154,11 +155,16 @@ impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
 
 /// A condition of what a `Mutex` protects. Waiting may end for no reason: look again.
 #[derive(Debug, Default)]
-pub struct Condvar(sync::Condvar);
+pub struct Condvar {
+    condition: sync::Condvar,
+    /// Threads that wait, counted under the mutex before they do: a thread that changes what it protects sees them. Without
+    /// any, to notify costs no system call; that of `std` always makes one.
+    waiting: AtomicU32,
+}
 
 impl Condvar {
     pub const fn new() -> Condvar {
-        Condvar(sync::Condvar::new())
+        Condvar { condition: sync::Condvar::new(), waiting: AtomicU32::new(0) }
     }
 
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
@@ -168,7 +174,9 @@ impl Condvar {
             return;
         }
         let held = guard.held.take().expect(HELD);
-        guard.held = Some(self.0.wait(held).unwrap_or_else(PoisonError::into_inner));
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        guard.held = Some(self.condition.wait(held).unwrap_or_else(PoisonError::into_inner));
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, limit: Duration) -> Waited {
@@ -177,7 +185,9 @@ impl Condvar {
             return self.wait_in_turn(guard, true);
         }
         let held = guard.held.take().expect(HELD);
-        let (held, result) = self.0.wait_timeout(held, limit).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let (held, result) = self.condition.wait_timeout(held, limit).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
         guard.held = Some(held);
         Waited { timed_out: result.timed_out() }
     }
@@ -189,20 +199,24 @@ impl Condvar {
     pub fn notify_one(&self) {
         #[cfg(test)]
         self.notify_in_turn(false);
-        self.0.notify_one();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.condition.notify_one();
+        }
     }
 
     pub fn notify_all(&self) {
         #[cfg(test)]
         self.notify_in_turn(true);
-        self.0.notify_all();
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.condition.notify_all();
+        }
     }
 }
 
 #[cfg(test)]
 impl Condvar {
     fn address(&self) -> usize {
-        (&raw const self.0) as usize
+        (&raw const self.condition) as usize
     }
 
     fn wait_in_turn<T>(&self, guard: &mut MutexGuard<'_, T>, limited: bool) -> Waited {

@@ -48,6 +48,12 @@ impl Engine {
         }))
     }
 
+    /// Length of the committed content; 0 if there is none.
+    pub fn length(&self, key: ChunkKey) -> Result<u32, Status> {
+        let (_slot, record) = self.core.record(key)?;
+        Ok(record.committed.as_ref().map_or(0, |state| state.length))
+    }
+
     /// Read committed bytes from `offset` on, at most `into.len()`, each page verified. Never waits for an update.
     /// `NotFound` for a chunk without committed content; a read at or past the end places nothing.
     /// After an error the content of `into` is undefined.

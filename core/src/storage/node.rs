@@ -347,10 +347,9 @@ impl Node {
         Placement::private(len).map_err(|_| Status::Busy)
     }
 
-    /// Length of the committed content; 0 if there is none.
+    /// Length of the committed content; 0 if there is none, or it cannot be read.
     pub fn length(&self, key: ChunkKey) -> u32 {
-        let found = self.engine.lookup(key).ok().flatten().and_then(|state| state.committed);
-        found.map_or(0, |committed| committed.length)
+        self.engine.length(key).unwrap_or(0)
     }
 }
 
