@@ -146,6 +146,7 @@ impl Cache {
                 continue;
             }
             let entry = shard.slots.remove(&key).expect("queued");
+            assert_eq!(shard.queue.len(), shard.slots.len(), "every slot is queued once");
             self.resize(shard, entry.bytes, 0);
         }
     }

@@ -157,7 +157,10 @@ impl GroupCommit {
             state.is_running = false;
             state.ended = round;
             match outcome {
-                Ok(()) => self.synced.store(round, Ordering::Release),
+                Ok(()) => {
+                    let before = self.synced.swap(round, Ordering::AcqRel);
+                    assert!(before < round, "rounds succeed in order");
+                }
                 Err(status) => {
                     state.failure.get_or_insert(status);
                     self.has_failed.store(true, Ordering::Release);

@@ -90,6 +90,7 @@ impl Index {
 
     /// Store the record.
     pub fn put(&self, key: ChunkKey, record: &Record) -> Result<(), Status> {
+        assert!(!record.is_absent(), "{key:?}: a record of nothing is forgotten");
         let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         batch.insert(&self.chunks, codec::encode_key(key), codec::encode_record(record));
@@ -164,6 +165,7 @@ impl Index {
     }
 
     pub fn set_synced(&self, round: u64) -> Result<(), Status> {
+        assert!(round > 0, "0 stands for a directory without a round");
         let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         batch.insert(&self.engine, SYNCED, round.to_le_bytes());

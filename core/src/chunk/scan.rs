@@ -35,7 +35,15 @@ impl Engine {
             Ok((_, Ok(record))) => is_recent(record),
             _ => true,
         });
-        records.take(limit).map(|entry| entry.map(|(key, record)| line(key, record))).collect()
+        let lines: Result<Vec<_>, _> =
+            records.take(limit).map(|entry| entry.map(|(key, record)| line(key, record))).collect();
+        if let Ok(lines) = &lines {
+            assert!(
+                lines.is_sorted_by(|one, next| one.chunk < next.chunk),
+                "each chunk is listed once, in order"
+            );
+        }
+        lines
     }
 
     /// The last chunk with content: its index and length.

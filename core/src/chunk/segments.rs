@@ -16,7 +16,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 use super::accesses::Accesses;
 use super::api::EngineOptions;
 use super::payload::Sink;
-use super::state::{Extent, PAGE, PageNumber};
+use super::state::{Extent, HOLE, PAGE, PageNumber};
 use crate::buffer::begin_write_back;
 
 /// Runs of at least this many bytes are written back at once: a stream keeps the disk busy before somebody syncs. Shorter
@@ -218,6 +218,7 @@ impl Segments {
 
     /// Give the space of `extent` back to the file system.
     pub fn punch(&self, extent: Extent) -> io::Result<()> {
+        assert!(extent.first != HOLE && extent.count > 0, "pages of a block file");
         let mut address = extent.first as u64 * PAGE as u64;
         let mut left = extent.count as u64 * PAGE as u64;
         while left > 0 {

@@ -199,6 +199,7 @@ impl Record {
     /// At most one round is under way. If power is lost now, the index may say that it has succeeded or that only the
     /// one before has, so a state of before each must be named. A state once skipped is never needed again: rounds grow.
     pub fn fallbacks_for(&self, after: &Record, begun: u64, synced: u64) -> Vec<Arc<ContentState>> {
+        assert!(synced <= begun, "a round succeeds after it has begun");
         let Some(committed) = &after.committed else { return Vec::new() };
         let is_other = |before: &&Arc<ContentState>| {
             !Arc::ptr_eq(before, committed) && !before.is_same_content(committed)
@@ -215,6 +216,10 @@ impl Record {
                 fallbacks.push(state.clone());
             }
         }
+        assert!(
+            fallbacks.iter().all(|state| state.round <= committed.round),
+            "I7: power loss leads back to what was written before"
+        );
         fallbacks
     }
 

@@ -34,6 +34,7 @@ impl Core {
 
     /// One round: data, then the index that names it, then what that set free.
     fn flush(&self, round: u64, mark: u64) -> Result<(), Status> {
+        assert_eq!(self.group_commit.begun(), round, "what is written from now on is of this round");
         #[cfg(test)]
         self.segments.faults.reach(Moment::Begun);
         self.segments.pause();
@@ -43,6 +44,7 @@ impl Core {
         })?;
         #[cfg(test)]
         self.segments.faults.reach(Moment::Flushed);
+        assert!(self.group_commit.synced() < round, "I6: the index names a round after its data is on disk");
         // From here on the data of states of earlier rounds counts as durable, also after power loss.
         self.index.set_synced(round)?;
         self.segments.pause();

@@ -355,6 +355,7 @@ impl Core {
     ) -> Result<(), Status> {
         check_record(key, &after);
         let begun = self.group_commit.begun();
+        assert!(after.states().all(|state| state.round <= begun), "I6: {key:?}: a round that has not begun");
         after.fallbacks = before.fallbacks_for(&after, begun, self.group_commit.synced());
         self.store(key, &before, &after).inspect_err(|&status| {
             // Whether the index took it is unknown until the next opening; until then nothing may build on it.
@@ -390,6 +391,7 @@ impl Core {
     pub fn forget(&self, key: ChunkKey, before: &Record) -> Result<(), Status> {
         let mut floor = self.floor.lock();
         let raised = before.version().max(*floor);
+        assert!(before.version() <= raised, "{key:?}: what is forgotten is not above the floor");
         self.index.forget(key, raised)?;
         *floor = raised;
         Ok(())

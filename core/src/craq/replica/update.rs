@@ -185,7 +185,7 @@ impl Replica {
 
     /// The update is committed on this disk, and on all that had to take it before.
     fn end_update(&mut self, out: &mut Vec<Effect>) {
-        let head = self.view.is_head();
+        let (head, before) = (self.view.is_head(), self.committed);
         let bug = self.bug;
         let active = self.update_in(|phase| matches!(phase, Phase::Staging | Phase::Committing));
         let outcome = Outcome::Done { version: active.update.stamp.version };
@@ -193,6 +193,7 @@ impl Replica {
             out.push(Effect::Reply { ticket, outcome });
         }
         let StoredPending { stamp, op, tag } = active.update;
+        assert!(stamp > before || bug != Bug::None, "stamps of a chunk only grow");
         let records = std::mem::take(&mut active.writers);
         self.committed = stamp;
         self.removed = matches!(op, Op::Remove | Op::Replace { removed: true, .. });
