@@ -88,7 +88,7 @@ thread_local! {
     static CURRENT: RefCell<Option<(Arc<Schedule>, usize)>> = const { RefCell::new(None) };
 }
 
-const NOBODY: usize = usize::MAX;
+const NO_THREAD: usize = usize::MAX;
 
 /// Run `body`, and all that it spawns, in the order that the seed makes of it. The error says what went wrong; the
 /// threads are then left where they are.
@@ -106,7 +106,7 @@ pub fn run(seed: u64, body: impl FnOnce() + Send + 'static) -> Result<u64, Strin
             is_over: false,
         }),
         over: Condvar::new(),
-        running: AtomicUsize::new(NOBODY),
+        running: AtomicUsize::new(NO_THREAD),
     });
     schedule.spawn("first".to_owned(), body);
     let mut inner = schedule.lock();
@@ -318,7 +318,7 @@ impl Schedule {
     fn hand_over(&self, inner: &mut SchedulerInner) -> Option<usize> {
         self.count(inner);
         if inner.is_over {
-            self.running.store(NOBODY, Ordering::Release);
+            self.running.store(NO_THREAD, Ordering::Release);
             return None;
         }
         let Some(next) = inner.choose() else {
@@ -338,7 +338,7 @@ impl Schedule {
     fn end(&self, inner: &mut SchedulerInner, failure: Option<String>) {
         inner.failure = failure;
         inner.is_over = true;
-        self.running.store(NOBODY, Ordering::Release);
+        self.running.store(NO_THREAD, Ordering::Release);
         self.over.notify_all();
     }
 

@@ -121,7 +121,7 @@ class LocalRing(Closing):
             if left <= 0:
                 return
             with contextlib.suppress(Empty):
-                self._shared.news.get(timeout=left)
+                self._shared.wake_ups.get(timeout=left)
 
     def fileno(self) -> int:
         """Return a descriptor (eventfd) that is readable while there are results to drain."""
@@ -148,7 +148,7 @@ class _Shared:
     def __init__(self) -> None:
         self.jobs: SimpleQueue[tuple[_Job, Operation, int] | None] = SimpleQueue()
         self.completed: deque[tuple[Completion, int]] = deque()
-        self.news: SimpleQueue[None] = SimpleQueue()
+        self.wake_ups: SimpleQueue[None] = SimpleQueue()
         self.event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._event_lock = threading.Lock()
         weakref.finalize(self, os.close, self.event)
@@ -157,8 +157,8 @@ class _Shared:
         with self._event_lock:
             self.completed.append((completion, ticket))
             os.eventfd_write(self.event, 1)
-        if self.news.empty():
-            self.news.put(None)
+        if self.wake_ups.empty():
+            self.wake_ups.put(None)
 
     def quieten(self) -> None:
         """The descriptor is readable only while there is a result."""

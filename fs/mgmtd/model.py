@@ -188,7 +188,7 @@ class Model:
         return ((node, mark),) if mark else ()
 
     def _raised_engine(self, request: pb.HeartbeatRequest) -> EngineMark | None:
-        """Return the mark of this heartbeat, if it is news. A new engine replaces the one that was known."""
+        """Return the mark of this heartbeat, if it is another one. A new engine replaces the one that was known."""
         if not request.engine.identity:
             return None
         node, mark = NodeId(request.node.id), EngineMark.from_pb(request.engine)

@@ -41,7 +41,7 @@ WAIT_MS_MAX: Final = 60_000  # of one long poll
 DRIFT_PERCENT_MAX: Final = 50  # clocks that differ by more are broken
 KEEP_ALIVE_S: Final = 20.0  # of a stream without updates: finds out whether a client still listens
 UNHEARD_INTERVAL_MS: Final = 100  # between heartbeats while no node has a lease
-WAITERS_MAX: Final = 100_000  # polls and streams that wait for news
+WAITERS_MAX: Final = 100_000  # polls and streams that wait for changes
 assert 4 * PRIMARY_RENEW_S < PRIMARY_LEASE_S * (1 - PRIMARY_DRIFT), "four renewals may fail"
 assert PRIMARY_LEASE_S * (1 + PRIMARY_DRIFT) < STORE_FAILED_S, "others take over from one whose store fails"
 assert UNHEARD_INTERVAL_MS < PRIMARY_RENEW_S * 1000, "nodes without a lease report soon"
@@ -57,7 +57,7 @@ class Term:
     model: Model
     publisher: Publisher
     sessions: Sessions
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
     was_bootstrapping: bool = True
 
 
@@ -237,13 +237,13 @@ class Service:
         if self._waiters >= WAITERS_MAX:
             raise Unavailable("too many calls wait for changes of routing; try again later")
         self._waiters += 1
-        news = asyncio.ensure_future(term.news.wait())
+        changed = asyncio.ensure_future(term.changed.wait())
         late = asyncio.ensure_future(self._clock.sleep(duration_s))
         try:
-            await asyncio.wait((news, late), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((changed, late), return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._waiters -= 1
-            news.cancel()
+            changed.cancel()
             late.cancel()
 
     async def _register(self, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
@@ -326,8 +326,8 @@ class Service:
             self._wake(term)
 
     def _wake(self, term: Term) -> None:
-        term.news.set()
-        term.news = asyncio.Event()
+        term.changed.set()
+        term.changed = asyncio.Event()
 
     async def finish_writes(self) -> None:
         """Return when nothing is being stored any more; call it before the engine is closed."""

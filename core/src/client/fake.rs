@@ -28,7 +28,7 @@ use crate::wire::pb::{self, Method};
 pub const CHUNK_BYTES: u32 = 64 << 10;
 pub const INLINE_BYTES: u32 = 4096;
 /// No client has this number.
-const NOBODY: u64 = 0;
+const NO_CLIENT: u64 = 0;
 const PERMISSION_BITS: u32 = 0o7777;
 /// As user or group: leave it.
 const NO_ID: u32 = u32::MAX;
@@ -295,7 +295,7 @@ impl ChunkStore for ChunkClient {
         for chunk in &chunks {
             let mut under_way = self.under_way.lock();
             let count = under_way.entry(*chunk).or_default();
-            assert_eq!(*count, 0, "I2: one flight of a chunk at a time");
+            assert_eq!(*count, 0, "I2: one update of a chunk in flight at a time");
             *count += 1;
         }
         let mut held = self.fake.held.lock();
@@ -766,7 +766,7 @@ impl FakeMeta {
             inode.inline_data.resize(length.min(u64::from(layout.inline_bytes())) as usize, 0);
         } else if length == 0 && !self.others_write(inode.id, client) {
             // Content that was never written stays.
-            if inode.length > 0 || self.others_write(inode.id, NOBODY) {
+            if inode.length > 0 || self.others_write(inode.id, NO_CLIENT) {
                 inode.content = self.fresh_content();
             }
             inode.is_inline = layout.inline_bytes() > 0;

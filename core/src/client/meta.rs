@@ -204,7 +204,7 @@ impl Meta {
         self.call(&verbs::OPEN, identity, request)
     }
 
-    /// The outcome of each close, in order; with the inode if the close brought news of it.
+    /// The outcome of each close, in order; with the inode if the close changed what is known of it.
     pub fn close(
         &self,
         identity: &Identity,

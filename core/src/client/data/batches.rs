@@ -9,7 +9,7 @@ use crate::net::{ConnectError, Connection, Pool, Pooled};
 use crate::types::{BATCH_OPS_MAX, NodeId, Status};
 
 /// Batches in flight at once for one call. Each occupies a connection, that is a thread of a server.
-const FLIGHTS_MAX: usize = 8;
+const IN_FLIGHT_MAX: usize = 8;
 
 /// One batch for one node. `W` is what is sent, and what the sender knows it by.
 pub(super) struct Batch<W> {
@@ -70,34 +70,34 @@ pub(super) trait Exchange<W> {
 
 /// Carries out all `batches`. A small call is one batch, for which this costs next to nothing.
 pub(super) fn carry_out<W>(batches: Vec<Batch<W>>, exchange: &mut impl Exchange<W>) {
-    let ways: Vec<[Arc<Pool>; 2]> = batches.iter().map(|batch| batch.link.ways()).collect();
-    let mut flights: Vec<(Pooled<'_>, Batch<W>)> = Vec::with_capacity(batches.len().min(FLIGHTS_MAX));
-    for (batch, [first, second]) in batches.into_iter().zip(&ways) {
-        if flights.len() == FLIGHTS_MAX {
-            land(&mut flights, exchange);
+    let pools: Vec<[Arc<Pool>; 2]> = batches.iter().map(|batch| batch.link.pools()).collect();
+    let mut in_flight: Vec<(Pooled<'_>, Batch<W>)> = Vec::with_capacity(batches.len().min(IN_FLIGHT_MAX));
+    for (batch, [first, second]) in batches.into_iter().zip(&pools) {
+        if in_flight.len() == IN_FLIGHT_MAX {
+            receive_all(&mut in_flight, exchange);
         }
         // A thread that holds a connection must not wait for another one.
-        let at_once = if flights.is_empty() { None } else { first.try_get(batch.deadline) };
+        let at_once = if in_flight.is_empty() { None } else { first.try_get(batch.deadline) };
         let connection = at_once.unwrap_or_else(|| {
-            land(&mut flights, exchange);
+            receive_all(&mut in_flight, exchange);
             first.get(batch.deadline)
         });
         let connection = connection.or_else(|error| {
-            land(&mut flights, exchange);
-            another_way(&batch, first, second, error)
+            receive_all(&mut in_flight, exchange);
+            get_fallback(&batch, first, second, error)
         });
         match connection {
             Err(error) => fail(batch, error.status(), exchange),
             Ok(mut connection) => match exchange.send(&mut connection, &batch) {
-                Ok(()) => flights.push((connection, batch)),
+                Ok(()) => in_flight.push((connection, batch)),
                 Err(status) => fail(batch, status, exchange),
             },
         }
     }
-    land(&mut flights, exchange);
+    receive_all(&mut in_flight, exchange);
 }
 
-fn another_way<'a, W>(
+fn get_fallback<'a, W>(
     batch: &Batch<W>,
     first: &Arc<Pool>,
     second: &'a Pool,
@@ -106,8 +106,8 @@ fn another_way<'a, W>(
     if batch.link.connect_failed(first, &error) { second.get(batch.deadline) } else { Err(error) }
 }
 
-fn land<W>(flights: &mut Vec<(Pooled<'_>, Batch<W>)>, exchange: &mut impl Exchange<W>) {
-    for (mut connection, batch) in flights.drain(..) {
+fn receive_all<W>(in_flight: &mut Vec<(Pooled<'_>, Batch<W>)>, exchange: &mut impl Exchange<W>) {
+    for (mut connection, batch) in in_flight.drain(..) {
         if let Err(status) = exchange.receive(&mut connection, &batch) {
             fail(batch, status, exchange);
         }

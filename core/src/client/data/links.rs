@@ -33,20 +33,20 @@ impl NodeLink {
     }
 
     /// The pool to use, and the one to use if it turns out that the first cannot be.
-    pub(super) fn ways(&self) -> [Arc<Pool>; 2] {
+    pub(super) fn pools(&self) -> [Arc<Pool>; 2] {
         let fallback = self.fallback.as_ref().unwrap_or(&self.preferred);
         let first = if is_before(&self.avoid_preferred_until) { fallback } else { &self.preferred };
         [first.clone(), fallback.clone()]
     }
 
-    /// Learns from a failed attempt to connect through `pool`; true if another way is open at once.
+    /// Learns from a failed attempt to connect through `pool`; true if the other pool may be used at once.
     pub(super) fn connect_failed(&self, pool: &Arc<Pool>, error: &ConnectError) -> bool {
-        let other_way = self.fallback.is_some() && Arc::ptr_eq(pool, &self.preferred);
-        if other_way && matches!(error, ConnectError::Io(_)) {
+        let has_other = self.fallback.is_some() && Arc::ptr_eq(pool, &self.preferred);
+        if has_other && matches!(error, ConnectError::Io(_)) {
             *self.avoid_preferred_until.lock() = Some(Instant::now() + SOCKET_RETRY);
             return true;
         }
-        // The node may be down rather than its socket unusable: back to the preferred way when it comes up.
+        // The node may be down rather than its socket unusable: back to the preferred pool when it comes up.
         *self.avoid_preferred_until.lock() = None;
         false
     }

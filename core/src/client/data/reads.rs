@@ -19,7 +19,7 @@ const BATCH_BYTES: usize = 2 << 20;
 /// A node that has not answered a read for so long is given up for another replica, where the memory is not registered.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same where the memory is registered, and its owner reads into other memory then: soon, because a program waits.
-const LENT_TIMEOUT: Duration = Duration::from_secs(2);
+const SHARED_TIMEOUT: Duration = Duration::from_secs(2);
 /// Reads into memory of this process alone, from a node on this host: from here on it is cheaper to let the node
 /// fill a shared buffer and to copy that, than to send the bytes through the socket.
 const BOUNCE_BYTES_MIN: usize = 32 << 10;
@@ -157,7 +157,7 @@ fn batches(
         if local && piece.into.is_shared() {
             // While a node may still write into the caller's memory there is no other replica to turn to.
             batch.deadline = match piece.into.is_expendable() {
-                true => batch.deadline.min(Instant::now() + LENT_TIMEOUT),
+                true => batch.deadline.min(Instant::now() + SHARED_TIMEOUT),
                 false => deadline,
             };
         }
@@ -254,12 +254,12 @@ impl Exchange<BatchOps<ReadOp>> for ReadExchange<'_> {
     }
 
     fn failed(&mut self, batch: Batch<BatchOps<ReadOp>>, status: Status) {
-        let lent = batch.link.is_local() && status == Status::Timeout;
+        let is_in_shared_memory = batch.link.is_local() && status == Status::Timeout;
         for index in batch.work.pieces {
             let piece = &mut self.pieces[index];
             piece.last = status;
             // Lost to the node that hangs: only other memory can be read into.
-            let is_lost = lent && piece.into.is_shared() && piece.into.is_expendable();
+            let is_lost = is_in_shared_memory && piece.into.is_shared() && piece.into.is_expendable();
             match status.is_retryable() && !is_lost {
                 true => piece.avoided.push(batch.node),
                 false => piece.outcome = Some(Err(status)),

@@ -209,12 +209,12 @@ impl Client {
             inline.syncing.iter().for_each(|range| (1, range.start, range.end).hash(hasher));
         }
         machine.write_back.hash_into(hasher);
-        for flight in &self.flights {
-            for write in &flight.writes {
+        for batch_in_flight in &self.in_flight {
+            for write in &batch_in_flight.writes {
                 (write.content.0, write.offset, write.payload.to_vec()).hash(hasher);
             }
-            flight.batch.stamp().hash(hasher);
-            flight.results.as_ref().map(|results| results.iter().all(Result::is_ok)).hash(hasher);
+            batch_in_flight.batch.stamp().hash(hasher);
+            batch_in_flight.results.as_ref().map(|results| results.iter().all(Result::is_ok)).hash(hasher);
         }
         if let Some(moving) = &self.moving {
             (&moving.bytes, moving.base, moving.spare.map(|spare| spare.content)).hash(hasher);

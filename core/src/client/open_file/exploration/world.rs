@@ -117,7 +117,7 @@ pub(super) struct Action {
 }
 
 #[derive(Clone)]
-pub(super) struct Flight {
+pub(super) struct BatchInFlight {
     pub(super) batch: Batch,
     pub(super) writes: Vec<Write>,
     pub(super) results: Option<Vec<Result<()>>>,
@@ -183,7 +183,7 @@ pub(super) struct Client {
     direct_left: usize,
     losses_left: usize,
     session: u64,
-    pub(super) flights: Vec<Flight>,
+    pub(super) in_flight: Vec<BatchInFlight>,
     pub(super) moving: Option<Moving>,
     pub(super) holder: Option<Holder>,
     pub(super) stat: Option<pb::Inode>,
@@ -252,7 +252,7 @@ impl World {
                 direct_left: if client == 0 { limits.direct } else { 0 },
                 losses_left: if client == 0 { limits.losses } else { 0 },
                 session: reply.session,
-                flights: Vec::new(),
+                in_flight: Vec::new(),
                 moving: None,
                 holder: None,
                 stat: None,
@@ -285,8 +285,8 @@ impl World {
                 add(Step::LoseSession);
             }
             add(Step::TakeTask);
-            for (number, flight) in state.flights.iter().enumerate() {
-                if flight.results.is_some() {
+            for (number, batch_in_flight) in state.in_flight.iter().enumerate() {
+                if batch_in_flight.results.is_some() {
                     add(Step::EndBatch { number });
                     continue;
                 }
@@ -417,7 +417,7 @@ impl World {
         let begun = self.step(client, BeginDirect { writes: &slices, now_ns: 1 })?;
         let Some((_, batch)) = begun else { return Ok(false) };
         let writes = batch.writes();
-        self.clients[client].flights.push(Flight { batch, writes, results: None });
+        self.clients[client].in_flight.push(BatchInFlight { batch, writes, results: None });
         self.clients[client].direct_left -= 1;
         self.count_write(client, slot, value);
         Ok(true)
@@ -467,7 +467,7 @@ impl World {
             }
             WriteBackTask::Write(batch) => {
                 let writes = batch.writes();
-                self.clients[client].flights.push(Flight { batch, writes, results: None });
+                self.clients[client].in_flight.push(BatchInFlight { batch, writes, results: None });
             }
         }
         Ok(true)
@@ -475,21 +475,21 @@ impl World {
 
     fn carry_out_batch(&mut self, client: usize, number: usize) -> bool {
         self.fork();
-        let flight = &mut self.clients[client].flights[number];
-        for write in &flight.writes {
+        let batch_in_flight = &mut self.clients[client].in_flight[number];
+        for write in &batch_in_flight.writes {
             self.chunks.write(write.content.0, write.offset, &write.payload.to_vec());
         }
-        flight.results = Some(flight.writes.iter().map(|_| Ok(())).collect());
+        batch_in_flight.results = Some(batch_in_flight.writes.iter().map(|_| Ok(())).collect());
         true
     }
 
     fn fail_batch(&mut self, client: usize, number: usize) -> bool {
         self.faults_left -= 1;
-        let flight = &mut self.clients[client].flights[number];
+        let batch_in_flight = &mut self.clients[client].in_flight[number];
         let failed = || Err(Error::new(Kind::Other, "a planned fault"));
-        flight.results = Some(flight.writes.iter().map(|_| failed()).collect());
+        batch_in_flight.results = Some(batch_in_flight.writes.iter().map(|_| failed()).collect());
         // What was dirty under it, too: the newest bytes were the only ones.
-        for write in &flight.writes {
+        for write in &batch_in_flight.writes {
             let range = write.offset..write.offset + write.payload.len() as u64;
             let lost = self.written.iter_mut().filter(|written| range.contains(&SLOTS[written.slot]));
             lost.for_each(|written| written.may_be_lost = true);
@@ -498,7 +498,7 @@ impl World {
     }
 
     fn end_batch(&mut self, client: usize, number: usize) -> std::result::Result<bool, String> {
-        let Flight { batch, writes, results } = self.clients[client].flights.remove(number);
+        let BatchInFlight { batch, writes, results } = self.clients[client].in_flight.remove(number);
         let results = results.expect("it was carried out");
         let errors = self.clients[client].machine.error_count;
         self.step(client, BatchEnded { batch, writes: &writes, results: &results })?;
