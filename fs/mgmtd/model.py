@@ -359,6 +359,8 @@ class Model:
         """L2. A replica that the node does not report is one it does not serve."""
         here = {member.target for _chain, member in self._members_on(node.id)}
         for target_id, (_chain, report) in reports.items():
+            if target_id in self._falling:
+                return False
             if (
                 target_id not in here
             ):  # removed from its chain, which a node that serves it has not received yet
@@ -366,7 +368,7 @@ class Model:
                     return False
                 continue
             target = self.targets[target_id]
-            if target_id in self._falling or target.must_fall or report.chain_version < target.demoted_at:
+            if target.must_fall or report.chain_version < target.demoted_at:
                 return False
         return True
 
@@ -507,8 +509,8 @@ class Model:
             target = self.targets.setdefault(member.target, TargetLife())
             if member.target in served and member.state is not Public.SERVING:
                 target.demoted_at = chain.version
-                # Rotated: being up to date was yesterday. Its process may have ended while that was stored.
-                if member.state is Public.SYNCING and target.local is not Local.OFFLINE:
+                # Rotated: being up to date was yesterday. That its process has ended, or that nothing is known, stays.
+                if member.state is Public.SYNCING and target.local is Local.UPTODATE:
                     target.local = Local.ONLINE
             if member.state in FALLEN:
                 target.must_fall = False

@@ -120,6 +120,18 @@ def test_no_lease_is_granted_while_the_removal_is_being_stored(manager):
     assert manager.states[TAIL] is Public.OFFLINE
 
 
+def test_report_of_a_replica_of_another_node_that_is_falling_is_no_mistake_of_the_manager(manager):
+    manager.now_s += LEASE_S + 0.1
+    manager.model.looked_s = manager.now_s
+    manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
+    change = manager.model.look(now_s=manager.now_s)
+    assert change.chains, "the tail should have been found dead"
+    stranger = (target(TAIL), 1, ONLINE)
+    assert manager.beat(HEAD, (target(HEAD), 1, UPTODATE), stranger).lease_ms == 0
+    manager.keep(change)
+    assert manager.beat(HEAD, (target(HEAD), 1, UPTODATE), stranger).lease_ms > 0
+
+
 def test_replica_that_was_removed_from_its_chain_denies_the_lease_to_a_node_that_still_serves_it(manager):
     manager.model.end(TAIL)
     manager.wait(0.1)
@@ -410,6 +422,21 @@ def test_replica_whose_process_ends_while_its_rotation_is_stored_falls_and_comes
     assert manager.beat(TAIL, (target(TAIL), manager.version, ONLINE), incarnation=2).lease_ms > 0
     manager.wait(0.1)
     assert manager.states[TAIL] is Public.SYNCING
+
+
+def test_replica_of_a_disabled_node_that_is_rotated_after_a_restart_falls(manager):
+    swapped(manager)
+    manager.keep(manager.model.disabled_node(TAIL, disabled=True))
+    again = manager.restart()
+    again.beat(HEAD, (target(HEAD), 4, UPTODATE))
+    request = pb.UpdateChainRequest(chain=CHAIN, action=pb.UpdateChainRequest.ROTATE_PREFERRED)
+    again.keep(again.model.updated_chain(request, now_s=again.now_s))
+    again.beat(HEAD, (target(HEAD), again.version, OFFLINE))
+    again.wait(CONFIG.bootstrap_ms / 1000 + 0.1)
+    assert again.states == {HEAD: Public.LASTSRV, TAIL: Public.OFFLINE}
+    again.beat(HEAD, (target(HEAD), again.version, ONLINE))
+    again.wait(0.1)
+    assert again.states == {HEAD: Public.SERVING, TAIL: Public.OFFLINE}
 
 
 def test_rotation_needs_a_chain_that_serves_everywhere(manager):
