@@ -279,7 +279,8 @@ def _permissions(text: str) -> int:
 def make_directory(fs: "AnyFileSystem", path: str, permissions: int | None, *, parents: bool) -> None:
     """Make a directory with exactly these permissions, or with 777 less the umask.
 
-    `parents`: those that are missing are made, less the umask; the directory may exist, and stays as it is.
+    It inherits set-group-id as always. `parents`: those that are missing are made, less the umask; the directory may
+    exist, and stays as it is.
     """
     if parents:
         fs.makedirs(os.path.dirname(path.rstrip("/")) or "/", exist_ok=True)
@@ -290,7 +291,7 @@ def make_directory(fs: "AnyFileSystem", path: str, permissions: int | None, *, p
             return
         raise
     if permissions is not None:
-        fs.chmod(path, permissions)
+        fs.chmod(path, permissions | fs.stat(path).st_mode & modes.S_ISGID)
 
 
 @click.command()

@@ -32,6 +32,12 @@ def test_permissions_asked_for_are_exact_and_others_less_the_umask(
     assert permissions(tmp_path / "new") == got
 
 
+def test_permissions_asked_for_leave_the_group_that_the_parent_hands_on(tmp_path: Path) -> None:
+    tmp_path.chmod(0o2750)
+    make_directory(FILES, f"{tmp_path}/new", 0o755, parents=False)
+    assert permissions(tmp_path / "new") == 0o2755
+
+
 def test_permissions_are_not_those_of_parents(tmp_path: Path) -> None:
     make_directory(FILES, f"{tmp_path}/a/b/new/", 0o707, parents=True)
     made = [permissions(tmp_path / name) for name in ("a", "a/b", "a/b/new")]
