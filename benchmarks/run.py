@@ -48,9 +48,6 @@ STOLEN_MAX = 0.03  # of the processors' time in a round; with more, rounds diffe
 
 Figures = dict[str, dict[str, list[float]]]
 """The values of all rounds, by system and figure."""
-STOLEN_MAX = (
-    0.03  # of the processors' time in a round; with more, rounds differ by more than what is compared
-)
 
 
 def main() -> None:
