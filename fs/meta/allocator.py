@@ -84,8 +84,10 @@ class Allocator:
 
         # A reservation that is run twice, after an unknown outcome, skips a range and does no harm.
         reserved = await run(self._engine, reserve, durability=Durability.SYNC, clock=self._clock)
-        assert reserved >= (self._reserve[-1][1] if self._reserve else self._end), "no id is reserved twice"
-        end = reserved + RANGE
+        end = reserved + RANGE  # two that wait for the disk at one time may end in either order
+        assert all(
+            end <= first or last <= reserved for first, last in ((self._next, self._end), *self._reserve)
+        ), "no id is reserved twice"
         first = min(max(reserved, self._floor), end)
         if self._next == self._end:
             self._next, self._end = first, end

@@ -162,9 +162,7 @@ class Placer:
             )
         count = len(self._tables[number, version])
         base = self._next.get(number)
-        if base is None:
-            base = self._random.randrange(count)
-        assert 0 <= base < count, "a run begins in its table"
+        base = self._random.randrange(count) if base is None else base % count  # an older version may be larger
         self._next[number] = (base + min(template.stripe, count)) % count
         return Layout(
             table=number,

@@ -1,5 +1,7 @@
 """The process ends at any commit, or between two calls to storage; or the machine loses power."""
 
+import asyncio
+
 import pytest
 
 from luciola.errors import Conflict, NotFound
@@ -212,6 +214,28 @@ def test_more_ids_than_one_range(world):
     assert len(set(taken)) == len(taken)
     allocator = Allocator(engine.restore(), b"t", world.clock)
     assert not set(world.run(take(1000))) & set(taken)
+
+
+def test_ranges_that_two_reserve_at_one_time_may_come_in_either_order(world):
+    engine, synced = MemoryEngine(), []
+
+    async def sync():
+        synced.append(asyncio.Event())
+        await synced[-1].wait()
+
+    engine.sync = sync
+    allocator = Allocator(engine, b"t", world.clock)
+
+    async def reserve():
+        refills = [asyncio.ensure_future(allocator.refill()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert len(synced) == 2
+        for event, refill in zip(reversed(synced), reversed(refills), strict=True):
+            event.set()
+            await refill
+
+    world.run(reserve())
+    assert len({allocator.take() for _ in range(2 * RANGE)}) == 2 * RANGE
 
 
 def test_create_waits_for_ids_when_there_are_none(world):

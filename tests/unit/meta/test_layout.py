@@ -135,3 +135,13 @@ def test_files_keep_the_version_of_the_table_they_were_made_with():
     made.set_tables([ChainTable(id=3, version=2, chains=[20, 21, 22])])
     with pytest.raises(Unavailable, match="version 1"):
         made.chains(layout)
+
+
+def test_version_of_a_table_with_fewer_chains_than_the_one_before_takes_over_at_any_time():
+    made = Placer(MetaConfig(stripe=1), seed=7)
+    tables = [ChainTable(id=3, version=1, chains=range(10, 30))]
+    made.set_tables(tables)
+    assert made.place(made.template(None, None)).base >= 2
+    made.set_tables([*tables, ChainTable(id=3, version=2, chains=[1, 2])])
+    placed = [made.place(made.template(None, None)) for _ in range(4)]
+    assert [layout.base for layout in placed] in ([0, 1, 0, 1], [1, 0, 1, 0])
