@@ -162,7 +162,9 @@ class Placer:
             )
         count = len(self._tables[number, version])
         base = self._next.get(number)
-        base = self._random.randrange(count) if base is None else base % count  # an older version may be larger
+        base = (
+            self._random.randrange(count) if base is None else base % count
+        )  # an older version may be larger
         self._next[number] = (base + min(template.stripe, count)) % count
         return Layout(
             table=number,

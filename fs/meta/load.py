@@ -46,7 +46,7 @@ CONTENT_KINDS: Final = (b"C", b"D", b"I", b"N", b"O", b"P", b"S", b"T", b"X")
 
 
 class Load:
-    """The load of one namespace. The collector holds `lock` during a round: `begin` waits for its end."""
+    """The load of one namespace. Its beginning and its end, and each round of the collector, hold `lock`."""
 
     def __init__(  # noqa: PLR0913, what a load changes
         self,
@@ -96,7 +96,7 @@ class Load:
             raise Unavailable("no chain table is known yet: try again in a moment")
         async with self.lock:
             self.is_active = True
-            self._attempt = 0
+            self._end_attempt()
             try:
                 again = await run(
                     self._engine,
@@ -108,14 +108,16 @@ class Load:
                 self.is_active = self._is_stored()
                 raise
             self._quarantine.look_again()  # G5
-        await self._inodes.skip_past(header.next_inode - 1)  # G3
-        await self._contents.skip_past(header.next_content - 1)
-        assert self._inodes.upcoming >= header.next_inode, "G3: no id of the dump is handed out again"
-        assert self._contents.upcoming >= header.next_content, "G3: no id of the dump is handed out again"
-        self._checks = RecordChecks(header, new_contents=request.new_contents, is_known=self._placer.knows)
-        self._attempt = secrets.randbits(63) | 1
+            await self._inodes.skip_past(header.next_inode - 1)  # G3
+            await self._contents.skip_past(header.next_content - 1)
+            assert self._inodes.upcoming >= header.next_inode, "G3: no id of the dump is handed out again"
+            assert self._contents.upcoming >= header.next_content, "G3: no id of the dump is handed out again"
+            self._checks = RecordChecks(
+                header, new_contents=request.new_contents, is_known=self._placer.knows
+            )
+            attempt = self._attempt = secrets.randbits(63) | 1
         log.info("load of a dump of cluster %s begins%s", header.cluster, " again" if again else "")
-        return pb.BeginLoadReply(load=self._attempt, again=again)
+        return pb.BeginLoadReply(load=attempt, again=again)
 
     async def put(self, request: pb.LoadRequest) -> pb.LoadReply:
         """Store records, which follow those of the request before.
@@ -135,7 +137,12 @@ class Load:
                     placed.append(record.inode)
             except InvalidArgument as error:
                 raise InvalidArgument(error.message, record=index) from error
-        await run(self._engine, lambda txn: self._store(txn, request.records), clock=self._clock)
+
+        def store(txn: Transaction) -> None:
+            self._require_current(checks)
+            self._store(txn, request.records)
+
+        await run(self._engine, store, clock=self._clock)
         self._engine.forget_commits()  # no other transaction may write, and a million write sets are memory
         self._attempt = request.load
         return pb.LoadReply(placed=placed)
@@ -148,21 +155,23 @@ class Load:
                 f"the dump ends with other counts ({_counts(request.trailer)}) than it has records "
                 f"({_counts(checks.seen)}): it is damaged"
             )
-        await self._removal_clock.skip_changes(checks.change_max)  # G4
-        await run(
-            self._engine,
-            lambda txn: txn.delete(schema.LOAD),
-            durability=Durability.SYNC,
-            clock=self._clock,
-        )
-        await self._inode_counter.count_all(self._engine)
-        self.is_active = False
+        async with self.lock:
+            self._require_current(checks)
+            await self._removal_clock.skip_changes(checks.change_max)  # G4
+            await run(
+                self._engine,
+                lambda txn: txn.delete(schema.LOAD),
+                durability=Durability.SYNC,
+                clock=self._clock,
+            )
+            await self._inode_counter.count_all(self._engine)
+            self.is_active = False
         log.info("load finished: %s", _counts(checks.seen))
 
     async def discard(self) -> None:
         """Empty the namespace again, and open it. Raises: NotFound if nothing is being loaded."""
-        self._attempt = 0
         async with self.lock:
+            self._end_attempt()
             await run(self._engine, _empty, durability=Durability.SYNC, clock=self._clock)
             await self._inode_counter.count_all(self._engine)
             self.is_active = False
@@ -174,10 +183,18 @@ class Load:
     def _take(self, attempt: int) -> RecordChecks:
         """Return the checks of the attempt, which ends here unless its caller names it again."""
         if not self._attempt or attempt != self._attempt or self._checks is None:
-            raise Unavailable("this load was interrupted, or begun again elsewhere: begin it again")
+            raise _interrupted()
         assert self.is_active, "G1: the namespace is closed while records are stored"
         self._attempt = 0
         return self._checks
+
+    def _require_current(self, checks: RecordChecks) -> None:
+        """Raises: Unavailable if the load was discarded, or begun again, since `_take`."""
+        if self._checks is not checks:
+            raise _interrupted()
+
+    def _end_attempt(self) -> None:
+        self._attempt, self._checks = 0, None
 
     def _close(self, txn: Transaction, request: pb.BeginLoadRequest) -> bool:
         """Return whether the namespace holds an earlier attempt at the same dump; else it is prepared for the first."""
@@ -256,6 +273,10 @@ class Load:
                 await self._contents.refill()
             else:
                 return
+
+
+def _interrupted() -> Unavailable:
+    return Unavailable("this load was interrupted, or begun again elsewhere: begin it again")
 
 
 def _check_header(header: DumpHeader) -> None:

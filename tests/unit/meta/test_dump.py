@@ -377,6 +377,61 @@ def test_load_that_breaks_off_is_finished_by_the_same_dump_or_discarded(world):
     assert other.names() == [b"d"]
 
 
+def slow_disk(engine):
+    async def sync():
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    engine.sync = sync
+
+
+@pytest.mark.parametrize("turns", range(12))
+def test_load_that_is_discarded_while_it_begins_stores_nothing(world, turns):
+    world.mkdir(b"d")
+    found = records(world)
+    other = successor(world)
+    slow_disk(other.engine)
+
+    async def race():
+        request = pb.BeginLoadRequest(header=found[0].header)
+        begun = asyncio.ensure_future(other.service.begin_load(request, other.identity))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        discarded = asyncio.ensure_future(other.service.discard_load(Empty(), other.identity))
+        reply = await begun
+        outcome = (await asyncio.gather(discarded, return_exceptions=True))[0]
+        assert outcome == Empty() or isinstance(outcome, NotFound)
+        if isinstance(outcome, NotFound):  # it came first
+            return
+        with refused(Unavailable):
+            await other.service.load(pb.LoadRequest(load=reply.load, records=found[1:2]), other.identity)
+
+    other.run(race())
+    assert other.dependencies.load.is_active is other.dependencies.load._is_stored()
+
+
+def test_load_that_is_discarded_while_a_file_is_placed_stores_nothing(world):
+    world.create(b"f")
+    found = records(world)
+    other = successor(world)
+    slow_disk(other.engine)
+    reply = begin(other, found, new_contents=True)
+    allocator = other.dependencies.shared.contents
+    allocator._reserve, allocator._next, allocator._end = [], 0, 0
+    file = next(record.inode for record in found if record.inode.type == pb.REGULAR)
+    file.ClearField("content")
+
+    async def race():
+        request = pb.LoadRequest(load=reply.load, records=found[1:-1])
+        late = asyncio.ensure_future(other.service.load(request, other.identity))
+        await asyncio.sleep(0)
+        await other.service.discard_load(Empty(), other.identity)
+        return (await asyncio.gather(late, return_exceptions=True))[0]
+
+    assert isinstance(other.run(race()), Unavailable)
+    assert other.names() == []
+
+
 def test_attempt_that_was_overtaken_stores_nothing_more(world):
     world.create(b"f")
     found = records(world)
