@@ -15,14 +15,20 @@ pub struct Credits {
     free_max: u16,
     /// Buffers of ours that were posted again and that the other end does not know of.
     owed: u16,
+    /// Buffers of ours that the other end knows to be free.
+    known: u16,
     /// Our window.
     window: u16,
 }
 
-/// The other end said that more buffers are free than it has.
+/// What the other end may not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more receive buffers were returned than there are")]
-pub struct TooMany;
+pub enum CreditError {
+    #[error("more receive buffers were returned than there are")]
+    TooManyReturned,
+    #[error("more messages came than there were receive buffers for")]
+    TooManyMessages,
+}
 
 impl Credits {
     pub fn new(window: u16, window_of_peer: u16) -> Credits {
@@ -30,7 +36,7 @@ impl Credits {
             window >= WINDOW_MIN && window_of_peer >= WINDOW_MIN,
             "with less, ends would return buffers to each other without end"
         );
-        Credits { free: window_of_peer, free_max: window_of_peer, owed: 0, window }
+        Credits { free: window_of_peer, free_max: window_of_peer, owed: 0, known: window, window }
     }
 
     /// Whether a message with bytes may be sent.
@@ -46,29 +52,24 @@ impl Credits {
     /// A message goes out; it returns that many buffers.
     pub fn send(&mut self) -> u16 {
         assert!(self.free >= 1, "C1: the sender has checked `may_send`");
-        assert!(
-            self.owed <= self.window && self.free <= self.free_max,
-            "no end has more buffers than its window"
-        );
+        assert!(self.free <= self.free_max, "no end has more buffers than its window");
         self.free -= 1;
+        self.known += self.owed;
         std::mem::take(&mut self.owed)
     }
 
     /// A message came in that returns `returned` buffers.
-    pub fn receive(&mut self, returned: u16) -> Result<(), TooMany> {
-        match self.free.checked_add(returned) {
-            Some(free) if free <= self.free_max => {
-                self.free = free;
-                Ok(())
-            }
-            _ => Err(TooMany),
-        }
+    pub fn receive(&mut self, returned: u16) -> Result<(), CreditError> {
+        self.known = self.known.checked_sub(1).ok_or(CreditError::TooManyMessages)?;
+        let free = self.free.checked_add(returned).filter(|free| *free <= self.free_max);
+        self.free = free.ok_or(CreditError::TooManyReturned)?;
+        Ok(())
     }
 
     /// The buffer of a message is posted again.
     pub fn repost(&mut self) {
         self.owed += 1;
-        assert!(self.owed <= self.window, "an end has no more buffers than its window");
+        assert!(self.owed + self.known <= self.window, "an end has no more buffers than its window");
     }
 }
 
@@ -167,18 +168,36 @@ mod tests {
     #[test]
     fn more_buffers_than_there_are_is_an_error() {
         let mut credits = Credits::new(8, 4);
-        assert_eq!(credits.receive(1), Err(TooMany));
+        assert_eq!(credits.receive(1), Err(CreditError::TooManyReturned));
         credits.send();
-        assert_eq!(credits.receive(2), Err(TooMany));
+        assert_eq!(credits.receive(2), Err(CreditError::TooManyReturned));
         assert_eq!(credits.receive(1), Ok(()));
-        assert_eq!(credits.receive(u16::MAX), Err(TooMany));
+        assert_eq!(credits.receive(u16::MAX), Err(CreditError::TooManyReturned));
+    }
+
+    #[test]
+    fn more_messages_than_the_other_end_knows_buffers_for_is_an_error() {
+        let mut credits = Credits::new(4, 4);
+        // It never returns any, so neither can we.
+        for _ in 0..4 {
+            credits.send();
+        }
+        for _ in 0..4 {
+            assert_eq!(credits.receive(0), Ok(()));
+            credits.repost();
+        }
+        assert_eq!(credits.receive(0), Err(CreditError::TooManyMessages));
     }
 
     #[test]
     fn a_message_returns_what_is_owed() {
         let mut credits = Credits::new(8, 8);
-        (0..3).for_each(|_| credits.repost());
+        for _ in 0..3 {
+            credits.receive(0).unwrap();
+            credits.repost();
+        }
         assert!(!credits.must_return());
+        credits.receive(0).unwrap();
         credits.repost();
         assert!(credits.must_return());
         assert_eq!(credits.send(), 4);
