@@ -22,6 +22,9 @@ pub(super) fn as_client(
 ) -> Result<(), ConnectError> {
     fabric.check().map_err(ConnectError::NoRdma)?;
     let ports = fabric.ports();
+    if ports.is_empty() {
+        return Err(ConnectError::NoRdma("the last port has just gone".into()));
+    }
     let offers: Vec<Offer> = ports.iter().map(|port| port.offer).collect();
     let mut frame = Vec::new();
     encode_offer(&mut frame, envelope(1, deadline), &offers);
