@@ -1752,13 +1752,16 @@ fn reading_ahead_does_not_wait_at_a_raised_fence() {
 fn file_that_the_metadata_service_has_lost_is_stale() {
     let operations: [fn(&File) -> Result<()>; 4] =
         [|file| file.fsync(false), File::flush, |file| file.extend(100), File::close];
-    for operation in operations {
-        let cluster = FakeCluster::new();
-        let file = cluster.create(5);
-        put(&file, 0, b"bytes");
-        cluster.meta.remove(5);
-        let error = operation(&file).unwrap_err();
-        assert_eq!(error.errno(), rustix::io::Errno::STALE.raw_os_error(), "{error}");
+    // The bytes of the longer one leave the inode.
+    for length in [5, INLINE_BYTES as usize + 1] {
+        for operation in operations {
+            let cluster = FakeCluster::new();
+            let file = cluster.create(5);
+            put(&file, 0, &vec![1; length]);
+            cluster.meta.remove(5);
+            let error = operation(&file).unwrap_err();
+            assert_eq!(error.errno(), rustix::io::Errno::STALE.raw_os_error(), "{length}: {error}");
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::super::transitions::write_back::{
 use super::super::transitions::writing::{TakeWrite, Taken};
 use super::appending::Writers;
 use super::inline_migration::InlineMigration;
-use super::{OpenInode, mistake, now_ns};
+use super::{OpenInode, mistake, now_ns, stale};
 use crate::buffer::Placement;
 use crate::client::data::Write;
 use crate::client::shared::Shared;
@@ -147,7 +147,7 @@ impl OpenInode {
         let (shared, identity) = (&*self.shared, &*identity);
         let migration = InlineMigration { shared, identity, inode: self.id, session, layout };
         let run = || migration.run(bytes, base);
-        catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(mistake()))
+        stale(catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(mistake())))
     }
 
     /// Return when every write up to number `write` has been acknowledged or has failed.
