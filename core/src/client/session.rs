@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -179,7 +180,8 @@ impl Session {
 
     fn start_clock(self: &Arc<Self>) -> Result<()> {
         let ticking = self.clone();
-        let clock = thread::Builder::new().name("luciola-clock".to_owned()).spawn(move || ticking.tick())?;
+        let clock =
+            thread::Builder::new().name("luciola-clock".to_owned()).spawn(move || ticking.run_clock())?;
         *self.clock.lock() = Some(clock);
         Ok(())
     }
@@ -188,11 +190,22 @@ impl Session {
         self.routing.current().cluster_id.clone()
     }
 
-    fn tick(self: Arc<Self>) {
+    /// Tick until the session is stopped. A panic costs one tick: without this thread the session would lapse, and nothing
+    /// would be sent by age.
+    fn keep_ticking(&self, mut tick: impl FnMut()) {
+        while !self.stopping.load(Ordering::Acquire) {
+            if catch_unwind(AssertUnwindSafe(&mut tick)).is_err() {
+                log::error!("client {}: a tick of its clock panicked; the clock continues", self.id);
+                thread::sleep(TICK);
+            }
+        }
+    }
+
+    fn run_clock(self: &Arc<Self>) {
         let mut extended = Instant::now();
         let mut aged = Instant::now();
         let mut compared = Instant::now();
-        while !self.stopping.load(Ordering::Acquire) {
+        self.keep_ticking(|| {
             let closes = self.shared.wait_for_closes(TICK);
             let appended = self.shared.dirty_files.has_appended();
             if closes || appended {
@@ -200,34 +213,34 @@ impl Session {
                 thread::sleep(if gathered { GATHER / 50 } else { GATHER });
             }
             if closes {
-                SingleFlight::send(&self, |session| &session.closing, |session| session.shared.send_closes());
+                SingleFlight::send(self, |session| &session.closing, |session| session.shared.send_closes());
             }
             if appended {
                 let job = |session: &Session| session.shared.dirty_files.write_back_appended();
-                SingleFlight::send(&self, |session| &session.appending, job);
+                SingleFlight::send(self, |session| &session.appending, job);
             }
             let interval = Duration::from_millis(self.interval_ms.load(Ordering::Relaxed));
             let due = if self.shared.fence.is_raised() { interval.min(AGE) } else { interval };
             if extended.elapsed() >= due {
                 extended = Instant::now();
+                SingleFlight::send_to(&self.extender, self, |session| &session.extending, Session::extend);
                 self.mgmtd.close_idle();
                 self.meta_lane.close_idle();
-                SingleFlight::send_to(&self.extender, &self, |session| &session.extending, Session::extend);
             }
             if aged.elapsed() >= AGE {
                 aged = Instant::now();
                 SingleFlight::send(
-                    &self,
+                    self,
                     |session| &session.aging,
                     |session| session.shared.dirty_files.write_back_aged(),
                 );
             }
             if compared.elapsed() >= SESSIONS_INTERVAL {
                 compared = Instant::now();
-                SingleFlight::send(&self, |session| &session.comparing, Session::compare_sessions);
+                SingleFlight::send(self, |session| &session.comparing, Session::compare_sessions);
             }
             self.follow_metas();
-        }
+        });
     }
 
     fn extend(&self) {
@@ -412,6 +425,20 @@ mod tests {
             assert!(into.slice(0..2 * length).to_vec().iter().all(|&byte| byte == 1));
         }
         session.stop();
+    }
+
+    #[test]
+    fn after_a_tick_that_panics_the_clock_continues() {
+        let chunks = Arc::default();
+        let files = fake::client(&chunks, &FakeMeta::new(Arc::clone(&chunks)), 1 << 20);
+        let session = session(&files, &TcpListener::bind("127.0.0.1:0").unwrap());
+        let mut ticks = 0;
+        session.keep_ticking(|| {
+            ticks += 1;
+            assert_ne!(ticks, 1, "a mistake, on purpose");
+            session.stopping.store(ticks == 3, Ordering::Release);
+        });
+        assert_eq!(ticks, 3);
     }
 
     #[test]
