@@ -302,8 +302,8 @@ impl MountedFs {
     }
 
     /// Puts an entry of a listing, with attributes if they are wanted and known: those of a directory in which something
-    /// was changed here since it was listed are not, and those for which pages must be dropped are looked up. False: the
-    /// sink is full.
+    /// was changed here since it was listed are not, and those of an open file whose pages must be dropped are looked up.
+    /// False: the sink is full.
     fn show(
         &self,
         dentry: &pb::Dentry,
@@ -317,7 +317,10 @@ impl MountedFs {
             && let Some(inode) = &dentry.attributes
             && !match inode.r#type() {
                 pb::FileType::Directory => names.have_changed_since(inode.id, asked),
-                _ => names.has_outdated_pages(inode.id, inode.change),
+                _ => {
+                    names.has_outdated_pages(inode.id, inode.change)
+                        && self.client.files().find(inode.id).is_some()
+                }
             }
         {
             return sink.plus(&dentry.name, &self.entry(inode, left), offset);
