@@ -3,11 +3,13 @@
 //! Threads of their own, started when the first is needed: dropping a page waits for a READ of it, which the threads of
 //! the session have to serve meanwhile. An inode has one of them, so a READ that hangs holds up the answers of few others.
 
+use std::sync::Arc;
 use std::thread;
 
 use crossbeam_channel::{Sender, unbounded};
 
 use super::device::FuseDevice;
+use super::file_system::FileSystem;
 use super::notify::Notifier;
 
 /// Files that are open with and without O_DIRECT and are written at the same time are rare.
@@ -20,11 +22,14 @@ pub struct Reply {
     pub value: Vec<u8>,
 }
 
-struct Job {
-    reply: Reply,
-    inode: u64,
-    offset: u64,
-    length: u64,
+/// A reply that is sent when the kernel has no page of the range that is older.
+pub struct Job {
+    pub reply: Reply,
+    pub inode: u64,
+    pub offset: u64,
+    pub length: u64,
+    /// Of `FileSystem::outdates_pages`.
+    pub number: Option<u64>,
 }
 
 /// Ends its threads when it is dropped.
@@ -35,15 +40,13 @@ pub struct Dropper {
 }
 
 impl Dropper {
-    pub fn start(notifier: Notifier) -> Dropper {
-        let jobs = (0..THREADS).map(|_| start_thread(notifier.clone())).collect();
-        Dropper { jobs, notifier }
+    pub fn start(notifier: &Notifier, fs: &Arc<dyn FileSystem>) -> Dropper {
+        let jobs = (0..THREADS).map(|_| start_thread(notifier.clone(), fs.clone())).collect();
+        Dropper { jobs, notifier: notifier.clone() }
     }
 
-    /// Send `reply` when the kernel has no page of the range that is older.
-    pub fn answer_after(&self, reply: Reply, inode: u64, offset: u64, length: u64) {
-        let job = Job { reply, inode, offset, length };
-        let unsent = match &self.jobs[(inode % THREADS) as usize] {
+    pub fn answer_after(&self, job: Job) {
+        let unsent = match &self.jobs[(job.inode % THREADS) as usize] {
             Some(jobs) => jobs.send(job).map_err(|unsent| unsent.into_inner()),
             None => Err(job),
         };
@@ -55,9 +58,9 @@ impl Dropper {
     }
 }
 
-fn start_thread(notifier: Notifier) -> Option<Sender<Job>> {
+fn start_thread(notifier: Notifier, fs: Arc<dyn FileSystem>) -> Option<Sender<Job>> {
     let (jobs, received) = unbounded::<Job>();
-    let run = move || received.iter().for_each(|job| carry_out(&notifier, &job));
+    let run = move || received.iter().for_each(|job| carry_out(&notifier, &*fs, &job));
     match thread::Builder::new().name("fuse-drop".into()).spawn(run) {
         Ok(_) => Some(jobs),
         Err(error) => {
@@ -69,12 +72,13 @@ fn start_thread(notifier: Notifier) -> Option<Sender<Job>> {
     }
 }
 
-fn carry_out(notifier: &Notifier, job: &Job) {
-    if let Err(error) = notifier.inval_inode(job.inode, job.offset, job.length) {
-        log::warn!(
+fn carry_out(notifier: &Notifier, fs: &dyn FileSystem, job: &Job) {
+    match notifier.inval_inode(job.inode, job.offset, job.length) {
+        Ok(()) => job.number.into_iter().for_each(|number| fs.pages_dropped(job.inode, number)),
+        Err(error) => log::warn!(
             "inode {}: invalidating kernel pages failed: {error}; readers may see old bytes",
             job.inode
-        );
+        ),
     }
     job.reply.device.reply(job.reply.unique, None, &job.reply.value, &[]);
 }

@@ -128,12 +128,15 @@ pub trait FileSystem: Send + Sync + 'static {
         false
     }
 
-    /// Whether the kernel may have pages of the file that are older than these attributes, which `lookup`, `find` or
-    /// `getattr` has just returned. They are dropped before it gets them; at another length than it knows it drops
-    /// pages by itself.
-    fn outdates_pages(&self, shown: &Attributes) -> bool {
-        false
+    /// A number, if the kernel may have pages of the file that are older than these attributes, which `lookup`, `find` or
+    /// `getattr` has just returned. They are dropped before it gets them, and `pages_dropped` is called with the number;
+    /// at another length than it knows it drops pages by itself.
+    fn outdates_pages(&self, shown: &Attributes) -> Option<u64> {
+        None
     }
+
+    /// The kernel has dropped the pages, as `outdates_pages` has asked for.
+    fn pages_dropped(&self, inode: u64, number: u64) {}
 
     /// close(2) of one descriptor that may write: the last chance to report failed writes to a program.
     fn flush(&self, caller: &Caller, inode: u64, handle: u64) -> Reply<()>;

@@ -141,7 +141,7 @@ impl SessionShared {
     }
 
     pub fn dropper(&self) -> &Dropper {
-        self.dropper.get_or_init(|| Dropper::start(self.notifier.clone()))
+        self.dropper.get_or_init(|| Dropper::start(&self.notifier, &self.fs))
     }
 
     /// Buffers for threads beyond `threads_max`: address space that is used only if they are started.

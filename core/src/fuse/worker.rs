@@ -14,7 +14,7 @@ use super::abi::{InHeader, InterruptIn, Opcode};
 use super::body::Body;
 use super::caller::{self, Caller};
 use super::device::{FuseDevice, HEAD_BYTES, Head, Received};
-use super::dropper::Reply;
+use super::dropper::{Job, Reply};
 use super::request::{self, Answer, Context, Request};
 use super::shared::{SessionShared, ThreadSlot};
 
@@ -162,10 +162,10 @@ impl<'a> Worker<'a> {
         }
         match result {
             Ok(Ok(Answer::Nothing)) => {}
-            Ok(Ok(Answer::AfterDropping { inode, offset, length })) => {
+            Ok(Ok(Answer::AfterDropping { inode, offset, length, number })) => {
                 let (device, unique) = (self.device.clone(), header.unique);
                 let reply = Reply { device, unique, value: std::mem::take(&mut self.out) };
-                shared.dropper().answer_after(reply, inode, offset, length);
+                shared.dropper().answer_after(Job { reply, inode, offset, length, number });
             }
             Ok(Ok(Answer::Out)) => self.device.reply(header.unique, None, &self.out, &[]),
             Ok(Ok(Answer::Piece(piece))) => self.device.reply_with(header.unique, &piece),

@@ -667,10 +667,14 @@ impl FileSystem for MountedFs {
         file.options().direct && file.inode().is_cached_by_kernel()
     }
 
-    fn outdates_pages(&self, shown: &Attributes) -> bool {
-        shown.kind == FileKind::Regular
-            && self.client.files().find(shown.inode).is_some()
-            && self.client.shared().metadata_cache.outdates_pages(shown.inode, shown.length)
+    fn outdates_pages(&self, shown: &Attributes) -> Option<u64> {
+        let is_open = shown.kind == FileKind::Regular && self.client.files().find(shown.inode).is_some();
+        let names = &self.client.shared().metadata_cache;
+        if is_open { names.outdates_pages(shown.inode, shown.length) } else { None }
+    }
+
+    fn pages_dropped(&self, inode: u64, number: u64) {
+        self.client.shared().metadata_cache.outdated_pages_dropped(inode, number);
     }
 
     fn flush(&self, _: &Caller, _: u64, handle: u64) -> Reply<()> {

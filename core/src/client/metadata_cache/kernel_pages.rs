@@ -10,6 +10,8 @@ struct Pages {
     invalidation: Option<u64>,
     /// Length that the kernel was last shown.
     length: u64,
+    /// The invalidation of this number is being carried out before attributes are shown.
+    dropping: Option<u64>,
 }
 
 pub(super) struct KernelPages {
@@ -35,28 +37,42 @@ impl KernelPages {
 
     fn invalidate(&mut self, inode: u64, change: u64, length: u64) {
         self.last_invalidation += 1;
-        self.known.put(inode, Pages { change, invalidation: Some(self.last_invalidation), length });
+        let invalidation = Some(self.last_invalidation);
+        self.known.put(inode, Pages { change, invalidation, length, dropping: None });
     }
 
     /// Whether others have changed the inode, up to `change`, since its pages were cached.
     pub(super) fn are_outdated(&mut self, inode: u64, change: u64) -> bool {
-        self.known.get(&inode).is_some_and(|pages| pages.change < change)
+        self.known.get(&inode).is_some_and(|pages| pages.change < change || pages.dropping.is_some())
     }
 
-    /// Record that the kernel is about to be shown attributes at `change`. Return whether it must drop its pages before. At
-    /// another length it drops them itself, and is not asked to: it ignores attributes that a notification overtakes, and
-    /// would not learn of the length.
-    pub(super) fn show(&mut self, inode: u64, change: u64, length: u64) -> bool {
+    /// Record that the kernel is about to be shown attributes at `change`. Return the number of an invalidation, if it must
+    /// drop its pages before. At another length it drops them itself, and is not asked to: it ignores attributes that a
+    /// notification overtakes, and would not learn of the length.
+    pub(super) fn show(&mut self, inode: u64, change: u64, length: u64) -> Option<u64> {
         // What was forgotten is older than anything.
-        let unknown = Pages { change: 0, invalidation: None, length };
+        let unknown = Pages { change: 0, invalidation: None, length, dropping: None };
         let pages = self.known.get(&inode).copied().unwrap_or(unknown);
-        if pages.change >= change || pages.length != length {
+        let is_valid = pages.change >= change && pages.dropping.is_none();
+        if is_valid || pages.length != length {
             self.known.put(inode, Pages { length, ..pages });
-            return false;
+            return None;
         }
-        // Not reported as carried out: the next open drops them once more.
-        self.invalidate(inode, change, length);
-        true
+        // Not reported as carried out by an open: the next one drops them once more.
+        self.last_invalidation += 1;
+        let number = Some(self.last_invalidation);
+        let change = pages.change.max(change);
+        self.known.put(inode, Pages { change, invalidation: number, length, dropping: number });
+        number
+    }
+
+    /// Record that the kernel has dropped its pages before attributes were shown.
+    pub(super) fn dropped(&mut self, inode: u64, invalidation: u64) {
+        if let Some(pages) = self.known.get(&inode).copied()
+            && pages.dropping == Some(invalidation)
+        {
+            self.known.put(inode, Pages { dropping: None, ..pages });
+        }
     }
 
     /// Record that the kernel has carried out an invalidation.

@@ -235,12 +235,17 @@ impl MetadataCache {
         self.inner.lock().kernel_pages.are_outdated(inode, change)
     }
 
-    /// Record that the kernel is about to be shown the newest known attributes of an open file, with this length. Return
-    /// whether it must drop its pages before: others have changed the file.
-    pub fn outdates_pages(&self, inode: u64, length: u64) -> bool {
+    /// Record that the kernel is about to be shown the newest known attributes of an open file, with this length. Return a
+    /// number if it must drop its pages before: others have changed the file. Call `outdated_pages_dropped` with that then.
+    pub fn outdates_pages(&self, inode: u64, length: u64) -> Option<u64> {
         let mut inner = self.inner.lock();
-        let Some(change) = inner.attributes.get(inode).map(|known| known.inode.change) else { return false };
+        let change = inner.attributes.get(inode)?.inode.change;
         inner.kernel_pages.show(inode, change, length)
+    }
+
+    /// Record that the kernel has dropped its pages, as `outdates_pages` has asked for.
+    pub fn outdated_pages_dropped(&self, inode: u64, number: u64) {
+        self.inner.lock().kernel_pages.dropped(inode, number);
     }
 
     /// Record that the kernel has dropped the pages it had before the open of that number.
@@ -454,9 +459,14 @@ mod tests {
     fn pages_are_dropped_before_newer_attributes_of_the_same_length_are_shown() {
         let names = names();
         names.page_cache_dropped(5, names.page_cache_at(5, 1, 10).unwrap());
-        let shows = |change, length| {
+        let outdates = |change, length| {
             names.learn_at(inode(5, change), Instant::now());
             names.outdates_pages(5, length)
+        };
+        let shows = |change, length| {
+            let number = outdates(change, length);
+            number.into_iter().for_each(|number| names.outdated_pages_dropped(5, number));
+            number.is_some()
         };
         assert!(!shows(1, 10));
         names.page_cache_follows(5, 1, 2);
@@ -469,7 +479,14 @@ mod tests {
         assert!(shows(4, 30), "it may have known of that");
         names.page_cache_is_wrong(5);
         assert!(shows(4, 30), "nothing is known of them");
-        assert!(!names.outdates_pages(6, 0), "nor of the file");
+        assert!(names.outdates_pages(6, 0).is_none(), "nor of the file");
+        let first = outdates(5, 30).expect("somebody else's");
+        assert!(names.has_outdated_pages(5, 5), "they are still there");
+        let second = outdates(5, 30).expect("they are not shown meanwhile either");
+        names.outdated_pages_dropped(5, first);
+        assert!(names.has_outdated_pages(5, 5), "the second drops them again");
+        names.outdated_pages_dropped(5, second);
+        assert!(outdates(5, 30).is_none() && !names.has_outdated_pages(5, 5));
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Request<'_> {
         }
         let appends = request.flags & OFlags::APPEND.bits() as i32 != 0;
         let (offset, length) = if appends { (0, 0) } else { (input.offset, written as u64) };
-        Ok(Answer::AfterDropping { inode: self.inode, offset, length })
+        Ok(Answer::AfterDropping { inode: self.inode, offset, length, number: None })
     }
 
     pub fn flush(&mut self) -> Reply<()> {

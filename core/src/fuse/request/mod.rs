@@ -106,6 +106,8 @@ pub enum Answer {
         inode: u64,
         offset: u64,
         length: u64,
+        /// Of `FileSystem::outdates_pages`.
+        number: Option<u64>,
     },
     /// Bytes without a copy: the usual single piece, or several.
     Piece(Placement),
@@ -192,8 +194,10 @@ impl Request<'_> {
     /// Answer with `out`, which shows these attributes.
     fn answer_with(&self, shown: &Attributes) -> Answer {
         match self.context.fs.outdates_pages(shown) {
-            true => Answer::AfterDropping { inode: shown.inode, offset: 0, length: 0 },
-            false => Answer::Out,
+            Some(number) => {
+                Answer::AfterDropping { inode: shown.inode, offset: 0, length: 0, number: Some(number) }
+            }
+            None => Answer::Out,
         }
     }
 
