@@ -1,5 +1,6 @@
 //! Group commit: callers that come while a round runs share the next one.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -118,8 +119,8 @@ impl GroupCommit {
         self.state.lock().ended
     }
 
-    /// Run or joins a round that begins after this call, unless nothing was acknowledged since the last one began:
-    /// `before_begin`, then `flush` with its result.
+    /// Run or join a round that begins after this call, unless nothing was acknowledged since the last one began:
+    /// `before_begin`, then `flush` with its result. A `flush` that panics has failed.
     pub fn join<T>(
         &self,
         before_begin: impl Fn() -> T,
@@ -151,7 +152,8 @@ impl GroupCommit {
             let prepared = before_begin();
             self.begun.store(round, Ordering::Release);
             drop(state);
-            let outcome = flush(round, prepared);
+            let outcome =
+                catch_unwind(AssertUnwindSafe(|| flush(round, prepared))).unwrap_or(Err(Status::Io));
             state = self.state.lock();
             assert!(state.is_running && state.begun == round, "no other round began meanwhile");
             state.is_running = false;
@@ -168,5 +170,19 @@ impl GroupCommit {
             }
             self.finished.notify_all();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_that_panics_has_failed_and_leaves_no_caller_waiting() {
+        let rounds = GroupCommit::starting_at(0);
+        assert_eq!(rounds.join(|| (), |_, ()| panic!("planted")), Err(Status::Io));
+        assert!(rounds.has_failed());
+        assert_eq!(rounds.join(|| (), |_, ()| Ok(())), Err(Status::Io));
+        assert_eq!(rounds.synced(), 0);
     }
 }

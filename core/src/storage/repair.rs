@@ -1,5 +1,6 @@
 //! Damaged chunks are fetched from another replica.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The body of the repair thread.
 pub fn run(node: &Arc<Node>) {
     while let Some(key) = node.repairs.take() {
-        match node.repair(key) {
+        let repaired = catch_unwind(AssertUnwindSafe(|| node.repair(key))).unwrap_or(Err(Status::Io));
+        match repaired {
             Ok(()) => log::warn!("node {}: {key:?} was damaged; repaired from another replica", node.id),
             Err(status) => {
                 log::error!(
