@@ -66,6 +66,9 @@ class Ranks:
 
     def close(self) -> None:
         assert self._parent.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            # Its end alone would not do: a process that was forked here meanwhile has the pipe too.
+            _write(self._parent.stdin.fileno(), b"")
         self._parent.stdin.close()
         try:
             self._parent.wait(CASE_S)  # a busy machine takes long to end a process that has loaded torch
@@ -105,7 +108,7 @@ def serve(module: str) -> NoReturn:
     while True:
         try:
             module, case, size, limit_s, arguments = pickle.loads(_read(0))
-        except EOFError:
+        except EOFError:  # also of an empty request
             os._exit(0)  # taking apart what is frozen would only be reported as leaks
         cases = importlib.import_module(module)
         gc.freeze()  # a collection in a rank would copy every page of torch's objects

@@ -80,6 +80,9 @@ class WarmPython:
 
     def close(self) -> None:
         assert self._server.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            # Its end alone would not do: a process that was forked here meanwhile has the pipe too.
+            os.write(self._server.stdin.fileno(), b"\n")
         self._server.stdin.close()
         try:
             self._server.wait(END_S)
@@ -89,7 +92,7 @@ class WarmPython:
 
 
 def serve(listener_fd: int) -> NoReturn:
-    """Fork a program for each client, until stdin ends."""
+    """Fork a program for each client, until there is a line in stdin, or its end."""
     for name in MODULES:
         importlib.import_module(name)
     assert len(os.listdir("/proc/self/task")) == 1, "a process with threads cannot be forked"
