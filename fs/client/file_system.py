@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from ..closing import Closing
 from ..errors import Error, InvalidArgument, IsADirectory, NotADirectory, NotFound
 from .attributes import BLOCK_BYTES, DirEntry, stat_result
-from .closing import Closing
 from .connection import Connection, Parameters, naming
 from .file import AnyIO, File
 from .layout import Layout

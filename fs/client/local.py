@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NoReturn, Protocol, Self
 
-from .closing import Closing
+from ..closing import Closing
 from .file import AnyIO
 from .local_ring import LocalRing, bytes_of, read_fully, write_fully
 

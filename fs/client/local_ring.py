@@ -18,8 +18,8 @@ from collections.abc import Iterable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
+from ..closing import Closing
 from ..errors import InvalidArgument
-from .closing import Closing
 from .ring import Completion, Operation
 
 if TYPE_CHECKING:

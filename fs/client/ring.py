@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import luciola_core
 
+from ..closing import Closing
 from ..errors import Error
-from .closing import Closing
 from .file import File
 
 if TYPE_CHECKING:

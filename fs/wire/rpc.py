@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from ..closing import Closing
 from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthenticated, Unavailable
 from . import errors as wire_errors
 from .addresses import format_address, parse_address
@@ -285,7 +286,7 @@ class RpcClients:
         return channel
 
 
-class RpcClient:
+class RpcClient(Closing):
     """A blocking client of one service, for commands and tests."""
 
     def __init__(self, address: str, token: Token) -> None:
@@ -333,12 +334,6 @@ class RpcClient:
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 __all__ = ["MESSAGE_BYTES_MAX", "RpcClient", "RpcClients", "RpcServer"]

@@ -21,7 +21,7 @@ from typing import Any, Final
 import torch
 from torch.utils.data import get_worker_info
 
-from ...client.closing import Closing
+from ...closing import Closing
 
 WORKERS: Final = 64  # rows; workers beyond share them, and may lose a count to each other
 FIRST_S: Final = 1e-5  # the end of the first bucket

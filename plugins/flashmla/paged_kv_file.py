@@ -24,14 +24,14 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, TypeVar
 
 from luciola_core import crc32c
 
 from ...client import open_location, replacing
 from ...client.local import LocalFileSystem
 from ...client.location import AnyFileSystem, Location
+from ...closing import Closing
 from ...errors import AlreadyExists, Busy, CorruptData, InvalidArgument, NoSpace, NotFound
 from .mover import GROUP, Job, Mover, View
 from .page_cache import PageCache
@@ -79,7 +79,7 @@ class Damage:
     key: bytes
 
 
-class PagedKVFile:
+class PagedKVFile(Closing):
     """An open file of pages. `match`, `load` and `save` may be called by several threads."""
 
     def __init__(self, file_system: AnyFileSystem, path: str, file: Any, *, writable: bool) -> None:
@@ -242,14 +242,6 @@ class PagedKVFile:
                 self._write_clocks()
                 _release(self._file_system, self.path)
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # Loading.
 
