@@ -4,7 +4,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -94,12 +93,7 @@ impl Engine {
             let core = core.clone();
             std::thread::Builder::new()
                 .name("chunk-flush".into())
-                .spawn(move || {
-                    if catch_unwind(AssertUnwindSafe(|| core.flush_until_stopped(interval))).is_err() {
-                        log::error!("background flush failed by a mistake; refusing updates until the engine is reopened");
-                        core.group_commit.fail(Status::Io);
-                    }
-                })
+                .spawn(move || core.flush_in_background(interval))
                 .expect("a thread can be started")
         });
         Ok(Engine { core, flusher })

@@ -1,5 +1,6 @@
 //! Sync: one round of flushing, and the thread that runs rounds in the background.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::engine::{Core, Engine};
@@ -57,22 +58,22 @@ impl Core {
         Ok(())
     }
 
-    /// The flusher thread: a round every `interval` in which something happened, and when too many pages wait to be freed.
-    pub fn flush_until_stopped(&self, interval: Duration) {
+    /// The body of the flusher thread.
+    pub fn flush_in_background(&self, interval: Duration) {
+        let flushed = catch_unwind(AssertUnwindSafe(|| self.flush_until_stopped(interval)));
+        if let Err(status) = flushed.unwrap_or(Err(Status::Io)) {
+            log::error!("background flush failed: {status}; refusing updates until the engine is reopened");
+            self.group_commit.fail(status);
+        }
+    }
+
+    /// A round every `interval` in which something happened, and when too many pages wait to be freed.
+    fn flush_until_stopped(&self, interval: Duration) -> Result<(), Status> {
         loop {
             match self.group_commit.wait_for_task(interval) {
-                FlusherTask::Stop => return,
-                FlusherTask::FreeUnread => {
-                    self.free_unread();
-                    continue;
-                }
-                FlusherTask::Flush => {}
-            }
-            if let Err(status) = self.sync() {
-                log::error!(
-                    "background flush failed: {status}; refusing updates until the engine is reopened"
-                );
-                return;
+                FlusherTask::Stop => return Ok(()),
+                FlusherTask::FreeUnread => self.free_unread(),
+                FlusherTask::Flush => self.sync()?,
             }
         }
     }

@@ -33,7 +33,7 @@ use crate::wire::pb::claims::Role;
 const BUFFER_BYTES: usize = (1 << 20) + (64 << 10);
 const BUFFERS: usize = 64;
 /// Threads for what no caller carries out.
-const REDRIVE_THREADS: usize = 4;
+pub(super) const REDRIVE_THREADS: usize = 4;
 const _: () = assert!(REDRIVE_THREADS > 0 && BUFFERS > 0);
 const _: () = assert!(BUFFER_BYTES < CHUNK_BYTES_MAX as usize, "larger payloads get memory of their own");
 

@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+use super::redrive_queue::RedriveJob;
 use super::*;
 use crate::buffer::Placement;
+use crate::craq::{Effect, Outcome, Ticket};
 use crate::net::{Secret, Sender, Service};
 use crate::types::*;
 use crate::wire::pb::{self, PublicState, claims::Role};
@@ -203,6 +205,25 @@ fn a_failed_flush_in_the_background_takes_the_replicas_out_at_once() {
     assert!(alone.server.targets()[0].bad);
     assert_eq!(alone.write(2).status, Status::NotServing);
     assert_eq!(alone.counters()["machines"], 0);
+}
+
+#[test]
+fn mistake_of_one_redrive_job_leaves_the_threads_to_the_others() {
+    let alone = Alone::start();
+    let node = &alone.server.node;
+    let key = ChunkKey { chain: CHAIN, chunk: ChunkId { content: ContentId(1), index: 0 } };
+    for done in 0..=server::REDRIVE_THREADS as u64 {
+        let outcome = Outcome::Done { version: Version(1) };
+        let unexpected = Effect::Reply { ticket: Ticket(1), outcome };
+        node.redrive.push(RedriveJob::Execute(node.table.slot(key), unexpected));
+        node.redrive.push(RedriveJob::Wake(key));
+        let deadline = soon();
+        while alone.counters()["redriven"] == done {
+            assert!(Instant::now() < deadline, "a thread is left");
+            std::thread::yield_now();
+        }
+    }
+    assert_eq!(alone.write(1).status, Status::Ok);
 }
 
 #[test]
