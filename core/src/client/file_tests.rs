@@ -488,6 +488,24 @@ fn pages_are_dropped_if_only_others_changed_the_file_before_an_fsync() {
 }
 
 #[test]
+fn pages_are_dropped_before_a_change_is_shown_that_only_the_open_file_knows() {
+    let cluster = FakeCluster::that_trusts();
+    let file = cluster.create(5);
+    put(&file, 0, b"hello!");
+    file.fsync(false).unwrap();
+    let names = &cluster.shared.metadata_cache;
+    let (change, length) = (file.inode().change(), file.inode().length());
+    if let Some(number) = names.page_cache_at(5, change, length) {
+        names.page_cache_dropped(5, number);
+    }
+    assert_eq!(names.outdates_pages(5, change, length), None);
+    write_elsewhere(&cluster);
+    file.refresh().unwrap();
+    assert_eq!((file.inode().change(), file.inode().length()), (change + 1, length));
+    assert!(names.outdates_pages(5, file.inode().change(), length).is_some());
+}
+
+#[test]
 fn a_truncation_during_an_fsync_is_made_durable_by_the_next() {
     let cluster = FakeCluster::that_trusts();
     let file = cluster.create(5);

@@ -318,8 +318,9 @@ impl MountedFs {
             && !match inode.r#type() {
                 pb::FileType::Directory => names.have_changed_since(inode.id, asked),
                 _ => {
-                    names.has_outdated_pages(inode.id, inode.change)
-                        && self.client.files().find(inode.id).is_some()
+                    self.client.files().find(inode.id).is_some_and(|open| {
+                        names.has_outdated_pages(inode.id, inode.change.max(open.change()))
+                    })
                 }
             }
         {
@@ -668,9 +669,9 @@ impl FileSystem for MountedFs {
     }
 
     fn outdates_pages(&self, shown: &Attributes) -> Option<u64> {
-        let is_open = shown.kind == FileKind::Regular && self.client.files().find(shown.inode).is_some();
-        let names = &self.client.shared().metadata_cache;
-        if is_open { names.outdates_pages(shown.inode, shown.length) } else { None }
+        let is_file = shown.kind == FileKind::Regular;
+        let open = is_file.then(|| self.client.files().find(shown.inode)).flatten()?;
+        self.client.shared().metadata_cache.outdates_pages(shown.inode, open.change(), shown.length)
     }
 
     fn pages_dropped(&self, inode: u64, number: u64) {

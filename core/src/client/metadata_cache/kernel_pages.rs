@@ -10,8 +10,8 @@ struct Pages {
     invalidation: Option<u64>,
     /// Length that the kernel was last shown.
     length: u64,
-    /// The invalidation of this number is being carried out before attributes are shown.
-    dropping: Option<u64>,
+    /// The invalidation is being carried out before attributes are shown.
+    is_dropping: bool,
 }
 
 pub(super) struct KernelPages {
@@ -31,19 +31,20 @@ impl KernelPages {
         if self.known.get(&inode).is_some_and(is_valid) {
             return None;
         }
-        self.invalidate(inode, change, length);
-        Some(self.last_invalidation)
+        self.invalidate(inode, Pages { change, invalidation: None, length, is_dropping: false })
     }
 
-    fn invalidate(&mut self, inode: u64, change: u64, length: u64) {
+    /// Put `pages` with an invalidation of their own; return its number.
+    fn invalidate(&mut self, inode: u64, pages: Pages) -> Option<u64> {
         self.last_invalidation += 1;
         let invalidation = Some(self.last_invalidation);
-        self.known.put(inode, Pages { change, invalidation, length, dropping: None });
+        self.known.put(inode, Pages { invalidation, ..pages });
+        invalidation
     }
 
     /// Whether others have changed the inode, up to `change`, since its pages were cached.
     pub(super) fn are_outdated(&mut self, inode: u64, change: u64) -> bool {
-        self.known.get(&inode).is_some_and(|pages| pages.change < change || pages.dropping.is_some())
+        self.known.get(&inode).is_some_and(|pages| pages.change < change || pages.is_dropping)
     }
 
     /// Record that the kernel is about to be shown attributes at `change`. Return the number of an invalidation, if it must
@@ -51,27 +52,24 @@ impl KernelPages {
     /// notification overtakes, and would not learn of the length.
     pub(super) fn show(&mut self, inode: u64, change: u64, length: u64) -> Option<u64> {
         // What was forgotten is older than anything.
-        let unknown = Pages { change: 0, invalidation: None, length, dropping: None };
+        let unknown = Pages { change: 0, invalidation: None, length, is_dropping: false };
         let pages = self.known.get(&inode).copied().unwrap_or(unknown);
-        let is_valid = pages.change >= change && pages.dropping.is_none();
+        let is_valid = pages.change >= change && !pages.is_dropping;
         if is_valid || pages.length != length {
             self.known.put(inode, Pages { length, ..pages });
             return None;
         }
         // Not reported as carried out by an open: the next one drops them once more.
-        self.last_invalidation += 1;
-        let number = Some(self.last_invalidation);
-        let change = pages.change.max(change);
-        self.known.put(inode, Pages { change, invalidation: number, length, dropping: number });
-        number
+        self.invalidate(inode, Pages { change: pages.change.max(change), is_dropping: true, ..pages })
     }
 
     /// Record that the kernel has dropped its pages before attributes were shown.
     pub(super) fn dropped(&mut self, inode: u64, invalidation: u64) {
         if let Some(pages) = self.known.get(&inode).copied()
-            && pages.dropping == Some(invalidation)
+            && pages.is_dropping
+            && pages.invalidation == Some(invalidation)
         {
-            self.known.put(inode, Pages { dropping: None, ..pages });
+            self.known.put(inode, Pages { is_dropping: false, ..pages });
         }
     }
 

@@ -235,11 +235,12 @@ impl MetadataCache {
         self.inner.lock().kernel_pages.are_outdated(inode, change)
     }
 
-    /// Record that the kernel is about to be shown the newest known attributes of an open file, with this length. Return a
-    /// number if it must drop its pages before: others have changed the file. Call `outdated_pages_dropped` with that then.
-    pub fn outdates_pages(&self, inode: u64, length: u64) -> Option<u64> {
+    /// Record that the kernel is about to be shown the newest known attributes of an open file, with this length; `change`
+    /// is what the file itself knows. Return a number if it must drop its pages before: others have changed the file. Call
+    /// `outdated_pages_dropped` with that then.
+    pub fn outdates_pages(&self, inode: u64, change: u64, length: u64) -> Option<u64> {
         let mut inner = self.inner.lock();
-        let change = inner.attributes.get(inode)?.inode.change;
+        let change = change.max(inner.attributes.get(inode)?.inode.change);
         inner.kernel_pages.show(inode, change, length)
     }
 
@@ -461,7 +462,7 @@ mod tests {
         names.page_cache_dropped(5, names.page_cache_at(5, 1, 10).unwrap());
         let outdates = |change, length| {
             names.learn_at(inode(5, change), Instant::now());
-            names.outdates_pages(5, length)
+            names.outdates_pages(5, 0, length)
         };
         let shows = |change, length| {
             let number = outdates(change, length);
@@ -479,7 +480,7 @@ mod tests {
         assert!(shows(4, 30), "it may have known of that");
         names.page_cache_is_wrong(5);
         assert!(shows(4, 30), "nothing is known of them");
-        assert!(names.outdates_pages(6, 0).is_none(), "nor of the file");
+        assert!(names.outdates_pages(6, 0, 0).is_none(), "nor of the file");
         let first = outdates(5, 30).expect("somebody else's");
         assert!(names.has_outdated_pages(5, 5), "they are still there");
         let second = outdates(5, 30).expect("they are not shown meanwhile either");
