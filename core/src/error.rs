@@ -140,6 +140,11 @@ impl Error {
         Error { kind, errno: kind.errno(), message: message.into(), fields: BTreeMap::new() }
     }
 
+    /// Of an operation that panicked.
+    pub fn mistake() -> Error {
+        Error::new(Kind::Other, "internal error (see the log of this client)")
+    }
+
     /// The same error with another errno than its kind's: EPERM, ENAMETOOLONG, ELOOP, EFBIG.
     pub fn with_errno(mut self, errno: Errno) -> Error {
         self.errno = errno.raw_os_error();

@@ -20,6 +20,7 @@ mod log_rate_limit;
 mod logged;
 pub mod mount;
 pub mod net;
+mod panics;
 #[cfg(feature = "python")]
 pub mod python;
 pub mod rdma;

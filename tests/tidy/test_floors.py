@@ -12,7 +12,7 @@ SOURCES: Final = ROOT / "core" / "src"
 
 # From the ground up. A module uses modules of the floors below its own, and none beside it.
 FLOORS: Final = (
-    {"types", "clock", "cancel", "schedule", "logged"},
+    {"types", "clock", "cancel", "schedule", "logged", "panics"},
     {"lock"},
     {"buffer", "craq", "log_rate_limit"},
     {"wire", "chunk"},

@@ -10,8 +10,8 @@ unsafe extern "C" {
     fn sync_file_range(file: c_int, offset: i64, length: i64, flags: c_uint) -> c_int;
 }
 
-/// Have the kernel write back `length` bytes of `file` from `offset` on. Waits for no write to end, and drops no page from
-/// the page cache.
+/// Have the kernel write back `length` bytes of `file` from `offset` on. Waits for room in the disk's request queue where
+/// that is full, not for these writes, and drops no page from the page cache.
 ///
 /// No outcome: this promises nothing, and an error of the write is reported by the next sync of the file.
 pub fn begin_write_back(file: &File, offset: u64, length: usize) {

@@ -1,10 +1,10 @@
 //! Group commit: callers that come while a round runs share the next one.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::lock::{Condvar, Mutex};
+use crate::panics::caught;
 use crate::types::Status;
 
 /// What the flusher has to do.
@@ -152,8 +152,7 @@ impl GroupCommit {
             let prepared = before_begin();
             self.begun.store(round, Ordering::Release);
             drop(state);
-            let outcome =
-                catch_unwind(AssertUnwindSafe(|| flush(round, prepared))).unwrap_or(Err(Status::Io));
+            let outcome = caught(|| flush(round, prepared)).unwrap_or(Err(Status::Io));
             state = self.state.lock();
             assert!(state.is_running && state.begun == round, "no other round began meanwhile");
             state.is_running = false;

@@ -1,12 +1,12 @@
 //! Sync: one round of flushing, and the thread that runs rounds in the background.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use super::engine::{Core, Engine};
 #[cfg(test)]
 use super::faults::Moment;
 use super::group_commit::FlusherTask;
+use crate::panics::caught;
 use crate::types::Status;
 
 impl Engine {
@@ -60,7 +60,7 @@ impl Core {
 
     /// The body of the flusher thread.
     pub fn flush_in_background(&self, interval: Duration) {
-        let flushed = catch_unwind(AssertUnwindSafe(|| self.flush_until_stopped(interval)));
+        let flushed = caught(|| self.flush_until_stopped(interval));
         if let Err(status) = flushed.unwrap_or(Err(Status::Io)) {
             log::error!("background flush failed: {status}; refusing updates until the engine is reopened");
             self.group_commit.fail(status);

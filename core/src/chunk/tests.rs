@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -1532,4 +1533,23 @@ fn memory_for_records_is_bounded() {
     }
     let limit = options().cache_bytes / 2;
     assert!(engine.cache_bytes() < limit + limit / 4, "{} bytes", engine.cache_bytes());
+}
+
+#[test]
+fn background_round_that_panics_refuses_updates_and_reads_continue() {
+    let dir = directory();
+    let engine = open(dir.path());
+    write(&engine, 0, 1, 0, b"old");
+    drop(engine);
+    let sync_interval = Some(Duration::from_millis(1));
+    let engine = Engine::open(dir.path(), EngineOptions { sync_interval, ..options() }).unwrap();
+    *engine.core.segments.faults.hook.lock() = Some(Box::new(|_| panic!("a mistake, on purpose")));
+    let _ = stage_write(&engine, 1, 1, 0, b"new"); // the failure may come before it
+    let began = Instant::now();
+    while !engine.has_failed() {
+        assert!(began.elapsed() < Duration::from_secs(30), "the round fails");
+        std::thread::yield_now();
+    }
+    assert_eq!(engine.sync(), Err(Status::Io));
+    assert_eq!(read(&engine, 0, 0, 3), Ok(b"old".to_vec()));
 }

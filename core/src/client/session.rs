@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::lock::Mutex;
+use crate::panics::caught;
 
 use super::close_batcher::CLOSES_MAX;
 use super::identity::Identity;
@@ -194,7 +194,7 @@ impl Session {
     /// would be sent by age.
     fn keep_ticking(&self, mut tick: impl FnMut()) {
         while !self.stopping.load(Ordering::Acquire) {
-            if catch_unwind(AssertUnwindSafe(&mut tick)).is_err() {
+            if caught(&mut tick).is_none() {
                 log::error!("client {}: a tick of its clock panicked; the clock continues", self.id);
                 thread::sleep(TICK);
             }

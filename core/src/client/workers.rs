@@ -1,9 +1,9 @@
 //! A few threads that carry out jobs: write-back, read-ahead, late closes.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::{self, JoinHandle};
 
 use crate::lock::Mutex;
+use crate::panics::caught;
 use crossbeam_channel::{Sender, unbounded};
 
 type Task = Box<dyn FnOnce() + Send>;
@@ -51,7 +51,11 @@ impl Workers {
         assert!(threads.len() < self.most, "a pool has a limit");
         let jobs = self.jobs.clone();
         // A job that panics has been reported by the panic hook; its thread continues with the next.
-        let body = move || jobs.iter().for_each(|job| drop(catch_unwind(AssertUnwindSafe(job))));
+        let body = move || {
+            jobs.iter().for_each(|job| {
+                let _ = caught(job);
+            })
+        };
         match thread::Builder::new().name(self.name.to_owned()).spawn(body) {
             Ok(thread) => threads.push(thread),
             Err(error) if threads.is_empty() => panic!("no thread can be started: {error}"),

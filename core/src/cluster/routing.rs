@@ -2,13 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
+use crate::panics::caught;
 
 use super::backoff::Backoff;
 use super::rpc::Lane;
@@ -292,14 +292,14 @@ impl TableShared {
             if stopped {
                 return;
             }
-            let polled = catch_unwind(AssertUnwindSafe(|| {
+            let polled = caught(|| {
                 let next = next(&current)?;
                 if next != *current {
                     self.publish(next);
                 }
                 Ok(())
-            }));
-            match polled.unwrap_or_else(|_| Err(Error::new(Kind::Other, "the poll panicked"))) {
+            });
+            match polled.unwrap_or_else(|| Err(Error::new(Kind::Other, "the poll panicked"))) {
                 Ok(()) => backoff = Backoff::new(RETRY_FIRST, RETRY_MAX),
                 Err(error) => {
                     log::warn!("polling mgmtd for routing failed: {error}; retrying");

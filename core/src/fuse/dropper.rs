@@ -11,6 +11,7 @@ use crossbeam_channel::{Sender, unbounded};
 use super::device::FuseDevice;
 use super::file_system::FileSystem;
 use super::notify::Notifier;
+use crate::panics::caught;
 
 /// Files that are open with and without O_DIRECT and are written at the same time are rare.
 const THREADS: u64 = 8;
@@ -60,7 +61,15 @@ impl Dropper {
 
 fn start_thread(notifier: Notifier, fs: Arc<dyn FileSystem>) -> Option<Sender<Job>> {
     let (jobs, received) = unbounded::<Job>();
-    let run = move || received.iter().for_each(|job| carry_out(&notifier, &*fs, &job));
+    // A mistake in there leaves neither this request nor those behind it without an answer.
+    let run = move || {
+        received.iter().for_each(|job| {
+            if caught(|| drop_pages(&notifier, &*fs, &job)).is_none() {
+                log::error!("inode {}: invalidating kernel pages panicked", job.inode);
+            }
+            job.reply.device.reply(job.reply.unique, None, &job.reply.value, &[]);
+        });
+    };
     match thread::Builder::new().name("fuse-drop".into()).spawn(run) {
         Ok(_) => Some(jobs),
         Err(error) => {
@@ -72,7 +81,7 @@ fn start_thread(notifier: Notifier, fs: Arc<dyn FileSystem>) -> Option<Sender<Jo
     }
 }
 
-fn carry_out(notifier: &Notifier, fs: &dyn FileSystem, job: &Job) {
+fn drop_pages(notifier: &Notifier, fs: &dyn FileSystem, job: &Job) {
     match notifier.inval_inode(job.inode, job.offset, job.length) {
         Ok(()) => job.number.into_iter().for_each(|number| fs.pages_dropped(job.inode, number)),
         Err(error) => log::warn!(
@@ -80,5 +89,4 @@ fn carry_out(notifier: &Notifier, fs: &dyn FileSystem, job: &Job) {
             job.inode
         ),
     }
-    job.reply.device.reply(job.reply.unique, None, &job.reply.value, &[]);
 }

@@ -10,13 +10,13 @@
 //!     takes its number out of the slot.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crate::lock::{Condvar, Mutex, RwLock};
+use crate::panics::caught;
 
 use crate::buffer::BufferPool;
 
@@ -88,7 +88,7 @@ impl Session {
         let watching = thread::Builder::new().name("fuse-watch".into()).spawn({
             let shared = shared.clone();
             move || {
-                if catch_unwind(AssertUnwindSafe(|| watcher::run(&shared))).is_err() {
+                if caught(|| watcher::run(&shared)).is_none() {
                     shared.fail(io::Error::other("the watching thread panicked"));
                 }
             }

@@ -1,7 +1,6 @@
 //! The threads of a session: started as requests need them, ended when they are needed no more.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -10,6 +9,7 @@ use super::device::FuseDevice;
 use super::shared::{Life, SessionShared, ThreadSlot};
 use super::watch::THREADS_LIMIT;
 use super::worker::{Served, Worker};
+use crate::panics::caught;
 
 impl SessionShared {
     /// Start a thread that serves `device`.
@@ -31,8 +31,8 @@ impl SessionShared {
         let started = thread::Builder::new().name(format!("fuse-{number}")).spawn(move || {
             let mut worker = Worker::new(&shared, device, slot.clone(), is_further);
             // A panic in an operation is that one's error. Elsewhere, the request may never be answered, so the session ends.
-            let result = catch_unwind(AssertUnwindSafe(|| worker.serve()));
-            let result = result.unwrap_or_else(|_| Err(io::Error::other("a worker thread panicked")));
+            let result = caught(|| worker.serve());
+            let result = result.unwrap_or_else(|| Err(io::Error::other("a worker thread panicked")));
             shared.thread_ended(&slot, is_further, result);
         });
         if let Err(error) = started {

@@ -1,7 +1,6 @@
 //! One thread of a session: read a request, perform it, answer it.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use crate::buffer::{Buffer, BufferPool};
+use crate::panics::caught;
 
 use super::abi::{InHeader, InterruptIn, Opcode};
 use super::body::Body;
@@ -154,24 +154,24 @@ impl<'a> Worker<'a> {
         };
         self.out.clear();
         // A bug in one operation is one program's EIO, not the loss of the mount.
-        let result = catch_unwind(AssertUnwindSafe(|| request::perform(&mut request, &mut self.out)));
+        let result = caught(|| request::perform(&mut request, &mut self.out));
         if !self.slot.claim(header.unique) {
             // Its program was killed, and the kernel knows nothing of what was opened.
             request.close_opened();
             return;
         }
         match result {
-            Ok(Ok(Answer::Nothing)) => {}
-            Ok(Ok(Answer::AfterDropping { inode, offset, length, number })) => {
+            Some(Ok(Answer::Nothing)) => {}
+            Some(Ok(Answer::AfterDropping { inode, offset, length, number })) => {
                 let (device, unique) = (self.device.clone(), header.unique);
                 let reply = Reply { device, unique, value: std::mem::take(&mut self.out) };
                 shared.dropper().answer_after(Job { reply, inode, offset, length, number });
             }
-            Ok(Ok(Answer::Out)) => self.device.reply(header.unique, None, &self.out, &[]),
-            Ok(Ok(Answer::Piece(piece))) => self.device.reply_with(header.unique, &piece),
-            Ok(Ok(Answer::Pieces(pieces))) => self.device.reply(header.unique, None, &[], &pieces),
-            Ok(Err(errno)) => self.device.reply(header.unique, Some(errno), &[], &[]),
-            Err(_) => {
+            Some(Ok(Answer::Out)) => self.device.reply(header.unique, None, &self.out, &[]),
+            Some(Ok(Answer::Piece(piece))) => self.device.reply_with(header.unique, &piece),
+            Some(Ok(Answer::Pieces(pieces))) => self.device.reply(header.unique, None, &[], &pieces),
+            Some(Err(errno)) => self.device.reply(header.unique, Some(errno), &[], &[]),
+            None => {
                 log::error!(
                     "operation {} on inode {} panicked; answered with EIO",
                     header.opcode,

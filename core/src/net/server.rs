@@ -7,7 +7,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
+use crate::panics::caught;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
 use rustix::net::Shutdown;
 
@@ -226,8 +226,8 @@ impl ServerInner {
             let mut polled = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
             let _ = rustix::event::poll(&mut polled, None);
             // Whatever is wrong with one connection, the next ones are accepted.
-            let accepted = catch_unwind(AssertUnwindSafe(|| accept().map(|stream| self.admit(stream))));
-            match accepted.unwrap_or_else(|_| Err(io::Error::other("it panicked"))) {
+            let accepted = caught(|| accept().map(|stream| self.admit(stream)));
+            match accepted.unwrap_or_else(|| Err(io::Error::other("it panicked"))) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => {

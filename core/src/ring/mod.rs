@@ -15,18 +15,18 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
+use crate::panics::caught;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 use crate::buffer::Placement;
 use crate::client::{File, IoMode, Shared, WriteAt, WriteOffset, write_many};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 
 /// Most entries of a ring.
 pub const ENTRIES_MAX: usize = 65_536;
@@ -237,7 +237,7 @@ impl RingInner {
             self.complete(&mut batch);
             self.write(&mut batch);
         };
-        if catch_unwind(AssertUnwindSafe(run)).is_err() {
+        if caught(run).is_none() {
             log::error!("a batch of a ring panicked; what is left of it fails");
             batch.fail_rest();
         }
@@ -351,7 +351,7 @@ impl RingBatch {
 
     fn fail_rest(&mut self) {
         for index in self.places(|_| true) {
-            self.complete(index, Err(Error::new(Kind::Other, "internal error (see the log of this client)")));
+            self.complete(index, Err(Error::mistake()));
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::buffer::Placement;
 use crate::chunk::{Origin, Source, Staged, Update};
 use crate::clock::Suspension;
 use crate::craq::{Effect, Event, Outcome, StageEnd, StoredPending, Ticket};
+use crate::panics::caught;
 use crate::types::{BATCH_OPS_MAX, ChunkKey, Op, Status, Version};
 
 /// Pauses before an update is sent again to a successor that did not take it.
@@ -300,16 +301,18 @@ impl Node {
         }
     }
 
-    /// Carry out a `Commit` or a `Drop`.
+    /// Carry out a `Commit` or a `Drop`. A panic in there is a failed disk: the replica would otherwise wait for its end.
     pub fn settle(&self, slot: &SlotRef, effect: &Effect) {
         match effect {
             Effect::Commit { stamp, .. } => {
-                let done = self.engine.commit(slot.key, stamp.version, stamp.chain_version);
+                let commit = || self.engine.commit(slot.key, stamp.version, stamp.chain_version);
+                let done = caught(commit).unwrap_or(Err(Status::Io));
                 let result = done.map(|_| ()).map_err(|status| self.failed(slot.key, status));
                 self.report(slot, Event::Committed { result });
             }
             Effect::Drop { stamp, .. } => {
-                let done = self.engine.drop_pending(slot.key, stamp.version);
+                let drop_pending = || self.engine.drop_pending(slot.key, stamp.version);
+                let done = caught(drop_pending).unwrap_or(Err(Status::Io));
                 let result = done.map_err(|status| self.failed(slot.key, status));
                 self.report(slot, Event::Dropped { result });
             }

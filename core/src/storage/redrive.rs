@@ -1,6 +1,5 @@
 //! Work that no caller executes: pending versions whose caller has left, or that a restart found on disk.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +8,7 @@ use super::node::{Node, within};
 use super::redrive_queue::RedriveJob;
 use super::send::SendRequest;
 use crate::craq::{Effect, Event};
+use crate::panics::caught;
 use crate::types::Status;
 
 /// How long one send may take.
@@ -22,18 +22,26 @@ pub fn run(node: &Arc<Node>) {
             survive(node, || sends.extend(carry_out(node, job)));
         }
         if !sends.is_empty() {
-            survive(node, || node.send(sends, within(SEND_TIMEOUT)));
+            send(node, sends);
         }
     }
 }
 
-/// A mistake in one job leaves its chunk as it is; the other chunks wait for this thread.
+/// Send updates on. After a mistake those without an answer get one: their chunks would wait for it otherwise.
+fn send(node: &Node, sends: Vec<SendRequest>) {
+    let attempts: Vec<_> = sends.iter().map(|send| (send.slot.clone(), send.addressed().0)).collect();
+    if caught(|| node.send(sends, within(SEND_TIMEOUT))).is_none() {
+        for (slot, attempt) in attempts {
+            let result = Err(Status::Disconnected);
+            survive(node, || node.report(&slot, Event::Answered { attempt, result }));
+        }
+    }
+}
+
+/// A mistake in one job is not the end of the thread that others wait for.
 fn survive(node: &Node, job: impl FnOnce()) {
-    if catch_unwind(AssertUnwindSafe(job)).is_err() {
-        log::error!(
-            "node {}: driving an update on failed by a mistake; its chunk waits for a new view",
-            node.id
-        );
+    if caught(job).is_none() {
+        log::error!("node {}: driving an update on failed by a mistake; others continue", node.id);
     }
 }
 

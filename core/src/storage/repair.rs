@@ -1,6 +1,5 @@
 //! Damaged chunks are fetched from another replica.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use super::counters::count;
 use super::node::{Node, within};
 use crate::buffer::Placement;
 use crate::chunk::{Committed, Install};
+use crate::panics::caught;
 use crate::types::{Chain, ChainId, ChunkKey, NodeId, ReadOp, RequestTag, Status, Version, WriterRecord};
 
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -15,8 +15,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
 /// The body of the repair thread.
 pub fn run(node: &Arc<Node>) {
     while let Some(key) = node.repairs.take() {
-        let repaired = catch_unwind(AssertUnwindSafe(|| node.repair(key))).unwrap_or(Err(Status::Io));
-        match repaired {
+        match node.repair(key) {
             Ok(()) => log::warn!("node {}: {key:?} was damaged; repaired from another replica", node.id),
             Err(status) => {
                 log::error!(
@@ -41,7 +40,7 @@ impl Node {
 
     /// Put the content of another replica in the place of a damaged one, at the same stamp.
     pub fn repair(&self, key: ChunkKey) -> Result<(), Status> {
-        let result = self.try_repair(key);
+        let result = caught(|| self.try_repair(key)).unwrap_or(Err(Status::Io));
         count(if result.is_ok() { &self.counters.repairs } else { &self.counters.repairs_failed });
         result
     }

@@ -38,6 +38,14 @@ struct Addressed {
 }
 
 impl SendRequest {
+    /// The attempt, and the member that it goes to.
+    pub fn addressed(&self) -> (u64, Successor) {
+        match &self.effect {
+            Effect::Forward { attempt, to, .. } | Effect::Push { attempt, to, .. } => (*attempt, *to),
+            other => unreachable!("not for a successor: {other:?}"),
+        }
+    }
+
     /// Its payload is read from the disk.
     fn must_be_built(&self) -> bool {
         match &self.effect {
@@ -79,10 +87,7 @@ impl Node {
         let deadline = deadline.min(Instant::now() + SEND_TIMEOUT);
         let mut by_following: BTreeMap<(usize, bool), Vec<Addressed>> = BTreeMap::new();
         for send in sends {
-            let (attempt, to) = match &send.effect {
-                Effect::Forward { attempt, to, .. } | Effect::Push { attempt, to, .. } => (*attempt, *to),
-                other => unreachable!("not for a successor: {other:?}"),
-            };
+            let (attempt, to) = send.addressed();
             let following = members_after(&routing, send.slot.key.chain, to);
             by_following.entry((following, send.must_be_built())).or_default().push(Addressed {
                 send,

@@ -1,16 +1,16 @@
 //! fsync (see `durability` for what it promises).
 
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::durability::{Stored, WHOLE_FILE};
 use super::super::transitions::fsync::{BeginChainSync, ChainSync, ChainSyncEnded};
-use super::{OpenInode, mistake};
+use super::OpenInode;
 use crate::client::identity::Identity;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lock::MutexGuard;
+use crate::panics::caught;
 use crate::types::ContentId;
 
 impl OpenInode {
@@ -57,7 +57,7 @@ impl OpenInode {
     fn sync_range(&self, stored: &Stored, range: Range<u64>) -> Result<()> {
         assert!(range.start < range.end, "V1: what is volatile has bytes");
         let sync = || self.shared.chunks.sync(&stored.layout, ContentId(stored.content), range);
-        let result = catch_unwind(AssertUnwindSafe(sync)).unwrap_or_else(|_| Err(mistake()));
+        let result = caught(sync).unwrap_or_else(|| Err(Error::mistake()));
         result.map_err(|error| error.context("fsync"))
     }
 }

@@ -64,11 +64,6 @@ pub fn stale<T>(reply: Result<T>) -> Result<T> {
     reply.map_err(|error| if error.kind() == Kind::NotFound { error.with_errno(Errno::STALE) } else { error })
 }
 
-/// Error of an operation that panicked.
-fn mistake() -> Error {
-    Error::new(Kind::Other, "internal error (see the log of this client)")
-}
-
 impl OpenInode {
     pub fn new(shared: Arc<Shared>, inode: pb::Inode) -> Arc<OpenInode> {
         let id = inode.id;

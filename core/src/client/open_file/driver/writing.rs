@@ -1,6 +1,5 @@
 //! Writing to an open file, and writing back what waits here.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,12 +15,13 @@ use super::super::transitions::write_back::{
 use super::super::transitions::writing::{TakeWrite, Taken};
 use super::appending::Writers;
 use super::inline_migration::InlineMigration;
-use super::{OpenInode, mistake, now_ns, stale};
+use super::{OpenInode, now_ns, stale};
 use crate::buffer::Placement;
 use crate::client::data::Write;
 use crate::client::shared::Shared;
 use crate::error::{Error, Result};
 use crate::lock::MutexGuard;
+use crate::panics::caught;
 
 /// Most bytes taken in at once.
 const WRITE_BYTES_MAX: usize = 4 << 20;
@@ -147,7 +147,7 @@ impl OpenInode {
         let (shared, identity) = (&*self.shared, &*identity);
         let migration = InlineMigration { shared, identity, inode: self.id, session, layout };
         let run = || migration.run(bytes, base);
-        stale(catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(mistake())))
+        stale(caught(run).unwrap_or_else(|| Err(Error::mistake())))
     }
 
     /// Return when every write up to number `write` has been acknowledged or has failed.
@@ -175,8 +175,8 @@ impl OpenInode {
 
 /// Return one result for each. A panic in there is an error of these writes: callers that wait for them continue.
 pub(super) fn write_all(shared: &Shared, writes: &[Write]) -> Vec<Result<()>> {
-    let result = catch_unwind(AssertUnwindSafe(|| shared.chunks.write_many(writes)));
-    let results = result.unwrap_or_else(|_| writes.iter().map(|_| Err(mistake())).collect());
+    let result = caught(|| shared.chunks.write_many(writes));
+    let results = result.unwrap_or_else(|| writes.iter().map(|_| Err(Error::mistake())).collect());
     assert_eq!(results.len(), writes.len(), "one result for each write");
     results
 }
