@@ -67,7 +67,8 @@ class Syncer:
     def _run(self) -> None:
         waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         try:
-            while self._select(waiting):
+            while (selected := self._select()) is not None:
+                waiting = selected
                 self._flush()
                 with self._changed:
                     self._flushing = False
@@ -80,19 +81,19 @@ class Syncer:
                 self._waiting = []
             self._deliver(waiting)
 
-    def _select(self, waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> bool:
-        """Wait for a reason to flush, and replace `waiting` by the futures it will serve. False at the end."""
+    def _select(self) -> list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] | None:
+        """Wait for a reason to flush; return the futures it will serve, or None at the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._dirty or self._waiting or self._closing)
             if not self._waiting and not self._closing:
                 self._changed.wait_for(lambda: self._waiting or self._closing, timeout=self._interval_s)
             if not self._dirty and not self._waiting:
-                return False
+                return None
             assert not self._flushing, "one flush at a time"
-            waiting[:], self._waiting = self._waiting, []
+            waiting, self._waiting = self._waiting, []
             self._dirty = False
             self._flushing = True
-            return True
+            return waiting
 
     def _deliver(self, waiting: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}

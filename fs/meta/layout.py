@@ -161,11 +161,10 @@ class Placer:
                 f"chain table {number} is not known" if number else "no chain table is known yet"
             )
         count = len(self._tables[number, version])
-        base = self._next.get(number)
-        base = (
-            self._random.randrange(count) if base is None else base % count
-        )  # an older version may be larger
-        self._next[number] = (base + min(template.stripe, count)) % count
+        following = self._next.get(number)
+        # The version before may have had more chains.
+        base = self._random.randrange(count) if following is None else following % count
+        self._next[number] = base + min(template.stripe, count)
         return Layout(
             table=number,
             table_version=version,

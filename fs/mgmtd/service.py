@@ -315,9 +315,8 @@ class Service:
         try:
             term.model.apply(change)
             self._publish(term, change)
-        except (
-            BaseException
-        ) as error:  # the records are right, the model may not be: the next term makes a new one
+        except BaseException as error:
+            # The records are right, the model may not be: the next term makes a new one.
             self._step_down(term, repr(error))
             raise
 

@@ -41,9 +41,8 @@ class Mode(enum.Enum):
 
     READ = MethodOptions.NO_SIDE_EFFECTS  # nothing is committed
     WRITE = MethodOptions.IDEMPOTENT  # carried out twice it does no harm
-    RECORDED = (
-        MethodOptions.IDEMPOTENCY_UNKNOWN
-    )  # the reply is recorded with it, and sent again if asked again
+    # The reply is recorded with it, and sent again if asked again.
+    RECORDED = MethodOptions.IDEMPOTENCY_UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

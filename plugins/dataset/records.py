@@ -66,15 +66,15 @@ class Numbering(NamedTuple):
 
     def shares(self, numbers: Integers) -> Shares:
         """Find the sequences that these numbers are in. Raises: IndexError."""
-        require_within(numbers, self.size, self.noun)
         if len(self.ends) == 1 and len(numbers):
+            require_within(numbers, self.size, self.noun)
             return [(0, np.arange(len(numbers)), numbers)]
-        owners = np.searchsorted(self.ends, numbers, side="right")
+        owners, within = self.split(numbers)
         order = np.argsort(owners, kind="stable")
         ordered = owners[order]
         bounds = np.append(np.flatnonzero(np.diff(ordered, prepend=-1)), len(order)).tolist()
         chosen = [order[first:end] for first, end in itertools.pairwise(bounds)]
-        return [(int(owners[each[0]]), each, numbers[each] - self.starts[owners[each[0]]]) for each in chosen]
+        return [(int(owners[each[0]]), each, within[each]) for each in chosen]
 
     def split_one(self, number: int) -> tuple[int, int]:
         """Find (sequence, place within it) of one. Raises: IndexError."""

@@ -35,6 +35,8 @@ class Reading:
     """Places in the batch of the plain records, which are the first that `pending` reads."""
     blocks: dict[tuple[int, int], range] = field(default_factory=dict)
     """(part, block), and which of the records that `pending` reads are its runs."""
+    shares: Shares | None = None
+    """Of `places`, where that was found already."""
 
 
 class SampleReader:
@@ -90,7 +92,7 @@ class SampleReader:
             runs = records.runs_of(key[1])
             blocks[key] = range(len(wanted), len(wanted) + len(runs))
             wanted += [int(self._firsts[key[0]]) + run for run in runs]
-        reading = Reading(self.stored.start(wanted), places, plain, blocks)
+        reading = Reading(self.stored.start(wanted), places, plain, blocks, shares)
         self._in_flight.update(blocks)
         return reading
 
@@ -126,7 +128,7 @@ class SampleReader:
         arrays = batch.arrays()
         result: list[Any] = [None] * len(reading.places)
         array_of = dict(zip(reading.plain.tolist(), arrays, strict=False))
-        for part, places, numbers in self.shares(reading.places):
+        for part, places, numbers in reading.shares or self.shares(reading.places):
             records = self.parts[part]
             if isinstance(records, BlockRecords):
                 made = self._rows(part, numbers, reading, arrays)
