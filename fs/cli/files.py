@@ -22,7 +22,6 @@ from .target import cluster_options, cluster_path, open_cluster
 
 if TYPE_CHECKING:
     from ..client import FileSystem
-    from ..client.location import AnyFileSystem
 
 CAT_BYTES: Final = 4 * MIB
 KINDS: Final = {
@@ -276,22 +275,23 @@ def _permissions(text: str) -> int:
     return permissions
 
 
-def make_directory(fs: "AnyFileSystem", path: str, permissions: int | None, *, parents: bool) -> None:
+def make_directory(fs: "FileSystem", path: str, permissions: int | None, *, parents: bool) -> None:
     """Make a directory with exactly these permissions, or with 777 less the umask.
 
-    It inherits set-group-id as always. `parents`: those that are missing are made, less the umask; the directory may
+    It inherits set-group-id all the same. `parents`: those that are missing are made, less the umask; the directory may
     exist, and stays as it is.
     """
     if parents:
         fs.makedirs(os.path.dirname(path.rstrip("/")) or "/", exist_ok=True)
     try:
-        fs.mkdir(path, 0o777 if permissions is None else permissions)
+        if permissions is None:
+            fs.mkdir(path)
+        else:
+            fs.mkdir(path, permissions, umask=0)
     except FileExistsError:
         if parents and fs.isdir(path):
             return
         raise
-    if permissions is not None:
-        fs.chmod(path, permissions | fs.stat(path).st_mode & modes.S_ISGID)
 
 
 @click.command()

@@ -349,11 +349,14 @@ class FileSystem(Closing):
         if not topdown:
             yield path, directories, files
 
-    def mkdir(self, path: StrPath, mode: int = 0o777, *, layout: Layout | None = None) -> None:
-        """`layout`: what the directory hands on, instead of its parent's."""
+    def mkdir(
+        self, path: StrPath, mode: int = 0o777, *, layout: Layout | None = None, umask: int | None = None
+    ) -> None:
+        """`layout`: what the directory hands on, instead of its parent's. `umask`: instead of the process's."""
+        mask = _umask(os.getpid()) if umask is None else umask
         fields = None if layout is None else layout.fields
         with naming(path):
-            self._connection.client.mkdir(_name(path), mode & ~_umask(os.getpid()), layout=fields)
+            self._connection.client.mkdir(_name(path), mode & ~mask, layout=fields)
 
     def makedirs(self, path: StrPath, mode: int = 0o777, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
         """Make a directory and those above it. The metadata service makes all that are missing in one step."""
