@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 CORE = Path(__file__).parents[1] / "core"
 
+# gRPC restarts its poller in a forked child, which aborts when the child closes its descriptors before it executes
+# another program (grpc/grpc#43055). gRPC reads this when it is imported. No test forks to use gRPC in the child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Where and how long the tests of tests/posix run."""
