@@ -6,6 +6,7 @@
     driver     run(): retries conflicts and unknown outcomes
     memory     for tests and simulation
     rocksdb    the default: one process owns a directory
+    record     many operations' writes in one piece of bytes
     faulty     wraps an engine and fails on purpose
 
     result = await run(engine, lambda txn: move_money(txn, source, target, amount))
