@@ -8,6 +8,7 @@
     rocksdb    the default: one process owns a directory
     record     many operations' writes in one piece of bytes
     faulty     wraps an engine and fails on purpose
+    log/       an ordered log that several processes share, of which one appends
 
     result = await run(engine, lambda txn: move_money(txn, source, target, amount))
 
