@@ -9,6 +9,8 @@
     record     many operations' writes in one piece of bytes
     faulty     wraps an engine and fails on purpose
     log/       an ordered log that several processes share, of which one appends
+    applied    a store that carries out the records of such a log
+    checkpoint/  copies of such a store, from which another replica begins
 
     result = await run(engine, lambda txn: move_money(txn, source, target, amount))
 

@@ -157,6 +157,20 @@ class RocksEngine(Engine):
     async def sync(self) -> None:
         await self._syncer.sync()
 
+    def checkpoint(self, directory: Path) -> None:
+        """Make `directory`, which must not exist, a copy of the store as it is now: tables are hard links.
+
+        May be called in another thread; commits continue meanwhile. What is copied is not synced.
+        Raises: NoSpace; Unavailable.
+        """
+        try:
+            rocksdict.Checkpoint(self._db).create_checkpoint(str(directory))
+        except Exception as error:  # rocksdict raises nothing more precise
+            message = f"cannot make a checkpoint of the key-value store in {self.directory}: {error}"
+            raise (NoSpace if _free_bytes(self.directory) < RESERVE_BYTES else Unavailable)(
+                message
+            ) from error
+
     @property
     def syncs(self) -> int:
         """Times the log went to disk: fewer than the commits that waited for it."""
@@ -389,6 +403,23 @@ def _require_end(cursor: rocksdict.RdictIter) -> None:
         raise CorruptData(f"cannot read the key-value store: {error}") from error
 
 
+def read_values(directory: Path, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+    """Return the values of `keys` in the store in `directory`, which no process has open and which stays as it is.
+
+    Raises: CorruptData if RocksDB refuses the store.
+    """
+    options = store_options()
+    options.create_if_missing(create_if_missing=False)
+    try:
+        store = rocksdict.Rdict(str(directory), options, access_type=rocksdict.AccessType.read_only())
+        try:
+            return [cast("bytes | None", store.get(key)) for key in keys]
+        finally:
+            store.close()
+    except Exception as error:  # rocksdict raises nothing more precise
+        raise CorruptData(f"cannot read the key-value store in {directory}: {error}") from error
+
+
 def store_options(write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> rocksdict.Options:
     """How RocksDB keeps the store. Its own limit of a write buffer is one that the engine never reaches."""
     table = rocksdict.BlockBasedOptions()
@@ -420,5 +451,6 @@ __all__ = [
     "WRITE_BUFFER_BYTES",
     "RocksEngine",
     "RocksView",
+    "read_values",
     "store_options",
 ]

@@ -1,0 +1,150 @@
+"""A local store that carries out the records of one ordered log, each exactly once.
+
+The store keeps, in its own keys, which log it follows and the `Position` up to which it has come. A record's writes and
+the new position are one transaction of the local engine: after a crash the store is as it was after some record, and
+says after which.
+
+    A1  the store is what the records of its log up to `position` give, in their order, and nothing else
+    A2  a record that the store has is not carried out again, and one that does not follow its position is refused
+    A3  stores with equal positions are equal, byte by byte: a position has a digest of every record before it
+    A4  `durable` is a position that survives power loss; it never goes back
+
+Not done here: reading the log, and deciding who writes it (`replica`).
+"""
+
+from collections.abc import Sequence
+from struct import Struct
+from typing import Final
+
+from ..errors import CorruptData, Unavailable
+from .engine import KEY_END, Engine, Transaction
+from .log import START, Diverged, Position, Record
+from .log.ordered_log import DIGEST_BYTES
+from .record import Operation, decode_record, replay
+
+IDENTITY_KEY: Final = KEY_END + b"/log"
+POSITION_KEY: Final = KEY_END + b"/position"
+FORMAT: Final = 1
+_STORED: Final = Struct(f"<BQQ{DIGEST_BYTES}s")  # format, epoch, index, digest
+
+
+class Gap(Unavailable):
+    """Records are missing between the store's position and this one."""
+
+
+class Applied:
+    """`engine`, which holds what the log named `log_id` says, and changes by `apply` alone.
+
+    `create`: the store may be new. An engine that was written to without a log is refused: that is not in the log.
+    Raises: Diverged if the store follows another log; CorruptData if it follows none.
+    """
+
+    def __init__(self, engine: Engine, *, log_id: bytes, create: bool = False) -> None:
+        assert log_id, "a log has a name"
+        self.engine = engine
+        self.log_id = log_id
+        self.epoch = 0  # of the record at `position`
+        self.position = self._load(create=create)
+        self.durable = START
+
+    def apply(self, record: Record) -> bool:
+        """Carry out `record`; return False if the store has it already (A2).
+
+        Raises: Gap; Diverged; CorruptData for a damaged record; what the engine raises: then nothing was done, or the
+        engine has failed.
+        """
+        at = self.position
+        if record.index < at.index:
+            return False
+        if record.index > at.index + 1:
+            raise Gap(
+                f"records {at.index + 1} to {record.index - 1} are missing before record {record.index} of the log"
+            )
+        if record.index == at.index:
+            self._require_same(record.position)
+            return False
+        self._require_same(record.after)
+        if record.epoch < self.epoch:
+            raise Diverged(
+                f"record {record.index} of the log has epoch {record.epoch}, the one before {self.epoch}"
+            )
+        self._carry_out(decode_record(record.payload), record)
+        assert self.position == record.position, "A1: the store has come one record further"
+        return True
+
+    async def sync(self) -> Position:
+        """Make what was carried out before the call survive power loss; return `durable`."""
+        position = self.position
+        await self.engine.sync()
+        if position.index > self.durable.index:
+            self.durable = position
+        assert self.durable.index >= position.index, "A4: what is durable does not go back"
+        return self.durable
+
+    def _require_same(self, found: Position) -> None:
+        if found != self.position:
+            raise Diverged(
+                f"record {found.index} of the log is not the one that the store has carried out:"
+                " the log was restored from an old snapshot, or is another one"
+            )
+
+    def _carry_out(self, operations: Sequence[Operation], record: Record) -> None:
+        transaction = _StoreTransaction(self.engine)
+        replay(operations, transaction)
+        transaction.put_own(POSITION_KEY, _stored(record.epoch, record.position))
+        transaction.commit()
+        self.position = record.position
+        self.epoch = record.epoch
+
+    def _load(self, *, create: bool) -> Position:
+        reader = self.engine.begin()
+        identity, stored = reader.snapshot_get(IDENTITY_KEY), reader.snapshot_get(POSITION_KEY)
+        is_empty = not reader.snapshot_range(b"\x00", KEY_END, limit=1)
+        reader.cancel()
+        if identity is None and stored is None and is_empty and create:
+            self._begin()
+            return START
+        if identity is None or stored is None:
+            raise CorruptData("the key-value store follows no log: it was written to without one")
+        if identity != self.log_id:
+            raise Diverged(
+                f"the key-value store follows the log {identity.decode(errors='replace')!r},"
+                f" not {self.log_id.decode(errors='replace')!r}"
+            )
+        self.epoch, position = decode_position(stored)
+        return position
+
+    def _begin(self) -> None:
+        transaction = _StoreTransaction(self.engine)
+        transaction.put_own(IDENTITY_KEY, self.log_id)
+        transaction.put_own(POSITION_KEY, _stored(0, START))
+        transaction.commit()
+
+
+class _StoreTransaction(Transaction):
+    """Writes the store's own keys too, and uses the reserve: what it carries out is agreed already."""
+
+    __slots__ = ()
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.may_use_reserve = True
+
+    def put_own(self, key: bytes, value: bytes) -> None:
+        """Set a key of the store's own."""
+        assert key >= KEY_END, "others are written by `put`"
+        self._writes[key] = value
+
+
+def _stored(epoch: int, position: Position) -> bytes:
+    return _STORED.pack(FORMAT, epoch, position.index, position.digest)
+
+
+def decode_position(stored: bytes) -> tuple[int, Position]:
+    if len(stored) != _STORED.size or stored[0] != FORMAT:
+        raise CorruptData("the position of the key-value store cannot be read: another release wrote it")
+    _format, epoch, index, digest = _STORED.unpack(stored)
+    return epoch, Position(index, digest)
+
+
+__all__ = ["IDENTITY_KEY", "POSITION_KEY", "Applied", "Gap", "decode_position"]
