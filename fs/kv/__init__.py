@@ -7,6 +7,8 @@
     memory     for tests and simulation
     rocksdb    the default: one process owns a directory
     record     many operations' writes in one piece of bytes
+    overlay    commits that are visible before they are stored
+    grouped    an engine over an engine: commits that are made together are stored as one record
     faulty     wraps an engine and fails on purpose
     log/       an ordered log that several processes share, of which one appends
     applied    a store that carries out the records of such a log

@@ -34,7 +34,7 @@ async def run(
     retry: Retry = DEFAULT_RETRY,
     clock: Clock = _SYSTEM_CLOCK,
 ) -> T:
-    """Return what `operation` returns, once its transaction is committed.
+    """Return what `operation` returns, once its transaction is committed, and stored with all that it has seen.
 
     `operation` may run several times, also after a run that did commit (`MaybeCommitted`): it recognises its
     own work by a request id, or is idempotent by nature. It must not wait for anything.
@@ -57,6 +57,8 @@ async def run(
         else:
             if durability is Durability.SYNC:
                 await engine.sync()
+            elif engine.commits_later and (unstored := engine.unstored) is not None:
+                await unstored.stored()
             return result
         finally:
             transaction.cancel()

@@ -8,6 +8,9 @@ consistent picture of the store, and commits all or nothing.
     K3  atomic: after any crash all of a transaction's writes are there, or none
     K4  what a finished commit wrote survives `kill -9`; after `await engine.sync()` it survives power loss
 
+An engine may store commits later (`Engine.commits_later`). Then a commit is visible at once, also to transactions that
+begin after it, and has finished, for K3 and K4, when `stored` of what `Engine.unstored` returned has returned.
+
 An engine is used from one thread (the event loop's). Calls are synchronous because they cost microseconds.
 """
 
@@ -35,6 +38,16 @@ class Durability(enum.Enum):
 
     WRITE = "write"  # kill -9 of the process: the log is in the operating system's hands
     SYNC = "sync"  # power loss: the log is on the disk
+
+
+class Unstored(Protocol):
+    """Commits that are visible, and not stored yet."""
+
+    async def stored(self) -> None:
+        """Return when they are stored, with all before them.
+
+        Raises: MaybeCommitted if that is unknown; Unavailable if they were thrown away, and nothing of them is stored.
+        """
 
 
 class View(Protocol):
@@ -249,7 +262,7 @@ class Transaction:
         stored = self._look().iterate(wanted.begin, wanted.end)
         mine = sorted(key for key in self._writes if wanted.holds(key))
         found: list[Pair] = []
-        for key, value in _merge(stored, [(key, self._writes[key]) for key in mine]):
+        for key, value in merge_pairs(stored, [(key, self._writes[key]) for key in mine]):
             if value is None:
                 continue
             if key not in self._writes and any(cleared.holds(key) for cleared in self._cleared):
@@ -267,6 +280,8 @@ class Engine(ABC):
     transaction whose reads were overtaken, and remembers what was written for as long as others are open that it may
     have overtaken.
     """
+
+    commits_later = False  # a commit is visible before it is stored
 
     def __init__(self, *, version: int, commits_max: int = COMMITS_MAX) -> None:
         self.version = version  # of the newest commit; survives a restart
@@ -302,6 +317,14 @@ class Engine(ABC):
     @abstractmethod
     def apply(self, transaction: Transaction) -> int:
         """Do the writes atomically; return their version, which is larger than any before."""
+
+    @property
+    def unstored(self) -> Unstored | None:
+        """What of the commits so far is not stored yet; None if all is."""
+        return None
+
+    def require_space(self, transaction: Transaction) -> None:  # noqa: B027, most engines need none
+        """Raises: NoSpace if the disk has no room for the transaction's writes."""
 
     @abstractmethod
     async def sync(self) -> None:
@@ -397,7 +420,7 @@ def _bad_key(key: bytes) -> InvalidArgument:
     return InvalidArgument(f"a key has 1 to {KEY_BYTES_MAX} bytes, not {len(key)}")
 
 
-def _merge(
+def merge_pairs(
     stored: Iterator[Pair], mine: Sequence[tuple[bytes, bytes | None]]
 ) -> Iterator[tuple[bytes, bytes | None]]:
     """Both in order; where both have a key, mine wins."""
@@ -424,6 +447,8 @@ __all__ = [
     "Engine",
     "Pair",
     "Transaction",
+    "Unstored",
     "View",
+    "merge_pairs",
     "prefix_end",
 ]

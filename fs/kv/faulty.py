@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from ..errors import Conflict, MaybeCommitted
-from .engine import Engine, Pair, Transaction, View
+from .engine import Engine, Pair, Transaction, Unstored, View
 
 
 class Fault(enum.Enum):
@@ -29,6 +29,7 @@ class FaultyEngine(Engine):
         self.inner = inner
         self.plan = plan
         self.commits = 0  # counted with and without faults
+        self.commits_later = inner.commits_later
 
     def begin(self) -> Transaction:
         return Transaction(self)
@@ -59,6 +60,14 @@ class FaultyEngine(Engine):
         if fault is Fault.MAYBE_DONE:
             raise MaybeCommitted("injected: the commit was done")
         return self.version
+
+    @property
+    def failure(self) -> BaseException | None:
+        return self._broken or self.inner.failure
+
+    @property
+    def unstored(self) -> Unstored | None:
+        return self.inner.unstored
 
     async def sync(self) -> None:
         await self.inner.sync()

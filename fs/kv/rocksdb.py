@@ -121,10 +121,13 @@ class RocksEngine(Engine):
             opened.append(_read_on(self._db.iter(bounds), bounds, begin))
         return tuple(opened)
 
-    def apply(self, transaction: Transaction) -> int:
+    def require_space(self, transaction: Transaction) -> None:
         self._unchecked_bytes += transaction.size_bytes
         if self._unchecked_bytes >= SPACE_CHECK_BYTES:
             self._check_space(may_use_reserve=transaction.may_use_reserve)
+
+    def apply(self, transaction: Transaction) -> int:
+        self.require_space(transaction)
         batch = rocksdict.WriteBatch(raw_mode=True)
         if transaction.cleared:
             for begin, end in transaction.cleared:

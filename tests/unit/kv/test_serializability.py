@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 
 from luciola.errors import Conflict
 from luciola.kv import Engine, MemoryEngine, Transaction
+from luciola.kv.conflicts import COMMITS_MAX
 from luciola.kv.rocksdb import RocksEngine
+
+from .stored_now_and_then import StoredNowAndThen
 
 KEYS = [b"a", b"b", b"c", b"d", b"e"]
 WORKERS = 4
@@ -144,14 +147,16 @@ def unexplained(history: list[Record], first_version: int) -> list[str]:
     return wrong
 
 
-@pytest.fixture(scope="module", params=["memory", "rocksdb"])
+@pytest.fixture(scope="module", params=["memory", "rocksdb", "grouped"])
 def shared_engine(request, tmp_path_factory):
     """One engine for all examples: they begin by clearing it."""
     engine = (
-        MemoryEngine()
-        if request.param == "memory"
-        else RocksEngine(tmp_path_factory.mktemp("kv") / "db", cached=b"ab", create=True)
+        RocksEngine(tmp_path_factory.mktemp("kv") / "db", cached=b"ab", create=True)
+        if request.param == "rocksdb"
+        else MemoryEngine()
     )
+    if request.param == "grouped":
+        engine = StoredNowAndThen(engine, commits_max=COMMITS_MAX)
     yield engine
     engine.close()
 
