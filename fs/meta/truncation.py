@@ -149,7 +149,8 @@ class Truncations:
         try:
             intent = await run(self._engine, store, durability=Durability.SYNC, clock=self._clock)
         except BaseException:
-            if self._engine.begin().snapshot_get(schema.intent_key(inode)) is None:
+            failed = self._engine.failure is not None  # what it shows is not what it has stored
+            if not failed and self._engine.begin().snapshot_get(schema.intent_key(inode)) is None:
                 self._release(inode)
             raise
         if intent is None:
@@ -164,6 +165,7 @@ class Truncations:
     async def _carry_out(self, inode: int) -> None:
         value = self._engine.begin().snapshot_get(schema.intent_key(inode))
         if value is not None:
+            await self._engine.sync()  # its request may have been cancelled before that
             await self._remove(inode, schema.decode_intent(value))
         if inode in self._inherited:  # T1
             await self._clock.sleep(max(0.0, self._inherited_until_s - self._clock.monotonic()))

@@ -10,6 +10,7 @@ from luciola.kv.faulty import Fault, FaultyEngine
 from luciola.meta import schema
 from luciola.meta.allocator import RANGE, Allocator
 from luciola.meta.layout import chains_of
+from luciola.wire.pb import meta_pb2 as pb
 
 from .scenarios import CLEANING, SCENARIOS, Scenario
 from .test_faults import plain
@@ -271,6 +272,49 @@ def test_chunks_are_cut_only_when_the_intent_is_on_disk():
     cut = world.stat(b"f")
     assert world.read(world.set_attr(b"f", length=len(DATA))) == DATA[:5].ljust(len(DATA), b"\0")
     assert cut.length == 5
+    world.close()
+
+
+class HeldEngine(PowerEngine):
+    """Syncs when a test lets it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_sync = asyncio.Event()
+        self.may_sync.set()
+        self.syncing = asyncio.Event()
+
+    async def sync(self) -> None:
+        self.syncing.set()
+        await self.may_sync.wait()
+        await super().sync()
+
+
+def test_cancelled_truncation_cuts_nothing_before_its_intent_is_on_disk():
+    world = World(HeldEngine())
+    inode, _ = world.chunked(b"f", DATA)
+    world.run(world.engine.sync())
+
+    async def cancel():
+        world.engine.may_sync.clear()
+        world.engine.syncing.clear()
+        request = pb.SetAttrRequest(path=pb.Path(at=inode.id), length=5, caller=world.caller())
+        cut = asyncio.ensure_future(world.service.set_attr(request, world.identity))
+        await asyncio.wait_for(world.engine.syncing.wait(), 100)
+        cut.cancel()
+        await asyncio.gather(cut, return_exceptions=True)
+        request = pb.StatRequest(path=pb.Path(at=inode.id), caller=world.caller(sequence=0))
+        look = asyncio.ensure_future(
+            world.service.stat(request, world.identity)
+        )  # carries out what is pending
+        for _ in range(100):
+            await asyncio.sleep(0)
+        look.cancel()
+        await asyncio.gather(look, return_exceptions=True)
+
+    world.run(cancel())
+    lose_power(world)
+    assert world.read(world.stat(b"f")) == DATA
     world.close()
 
 
