@@ -24,6 +24,7 @@ from . import schema
 from .bootstrap import build, format_store, raise_generation
 from .cluster import Cluster, RoutingTable, describe
 from .collector import Collector
+from .committed_replies import committed
 from .control import GrpcControl
 from .dependencies import Dependencies
 from .layout import Placer
@@ -147,7 +148,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                 placer=placer,
                 create=False,
             )
-            bound = methods.bind(methods.Meta, service)
+            bound = methods.bind(methods.Meta, committed(service, engine))
             lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
             lane_address = await lane.start(arguments.listen)
             rpc_address = await rpc.start(arguments.listen)

@@ -101,6 +101,10 @@ class Quarantine:
         """Remove the chunks of some contents that are due; how many left quarantine."""
         if not self._unnamed and self._clock.monotonic() >= self._retry_s:
             await self._find_due()
+        if self._unnamed:
+            await (
+                self._engine.sync()
+            )  # no inode names them, also when commits that are not stored yet are lost
         done = []
         for _ in range(min(REMOVALS_MAX, len(self._unnamed))):
             key, content = self._unnamed.popleft()

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from luciola.errors import Error
-from luciola.kv import MemoryEngine
+from luciola.kv import Engine, MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
+from luciola.kv.grouped import GroupedEngine
 from luciola.kv.rocksdb import RocksEngine
 from luciola.meta.schema import INODES
 from luciola.wire.pb import meta_pb2 as pb
@@ -31,10 +32,14 @@ FLAGS = st.booleans()
 class Namespace(RuleBasedStateMachine):
     """Root's view of one service, through faults and restarts."""
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, grouped: bool = False) -> None:
         super().__init__()
         self.directory = directory
-        inner = MemoryEngine() if directory is None else RocksEngine(directory, cached=INODES, create=True)
+        inner: Engine = (
+            MemoryEngine() if directory is None else RocksEngine(directory, cached=INODES, create=True)
+        )
+        if grouped:
+            inner = GroupedEngine(inner)
         self.engine = FaultyEngine(inner, lambda _: Fault.NONE)
         self.world = World(self.engine)
         self.model = Model()
@@ -274,10 +279,10 @@ Namespace.TestCase.settings = settings(
 TestNamespace = Namespace.TestCase
 
 
-def walk(seed: int, steps: int, directory: Path | None = None) -> None:
+def walk(seed: int, steps: int, directory: Path | None = None, *, grouped: bool = False) -> None:
     """A long history from one seed: `walk(SEED, STEPS)` replays it."""
     dice = random.Random(seed)
-    machine = Namespace(directory)
+    machine = Namespace(directory, grouped=grouped)
     machine.faults(seed, dice.choice([0.0, 0.1, 0.3]))
 
     def path():
@@ -315,6 +320,11 @@ def walk(seed: int, steps: int, directory: Path | None = None) -> None:
 @pytest.mark.parametrize("seed", range(12))
 def test_long_history(seed):
     walk(seed, 250)
+
+
+@pytest.mark.parametrize("seed", range(200, 204))
+def test_history_with_commits_that_are_stored_later(seed):
+    walk(seed, 120, grouped=True)
 
 
 @pytest.mark.parametrize("seed", range(100, 103))

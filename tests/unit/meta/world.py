@@ -13,6 +13,7 @@ from luciola.errors import Error
 from luciola.kv import Engine, MemoryEngine
 from luciola.meta import schema
 from luciola.meta.bootstrap import build
+from luciola.meta.committed_replies import committed
 from luciola.meta.fake_control import FakeControl
 from luciola.meta.layout import Placer, chains_of
 from luciola.wire import TRUSTED, Identity
@@ -79,7 +80,7 @@ class World:
         placer = Placer(self.config, seed=1)
         placer.set_tables([ChainTable(id=1, version=1, chains=CHAINS, replicas=1)])
         self.placer = placer
-        self.service, self.collector, self.dependencies = self.run(
+        service, self.collector, self.dependencies = self.run(
             build(
                 self.engine,
                 self.control,
@@ -92,6 +93,7 @@ class World:
             )
         )
 
+        self.service = committed(service, self.engine)
         self.run(self.dependencies.inode_counter.count_all(self.engine))
 
     crash = start
