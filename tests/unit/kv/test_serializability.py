@@ -19,6 +19,7 @@ from luciola.kv import Engine, MemoryEngine, Transaction
 from luciola.kv.conflicts import COMMITS_MAX
 from luciola.kv.rocksdb import RocksEngine
 
+from .replicated import primary
 from .stored_now_and_then import StoredNowAndThen
 
 KEYS = [b"a", b"b", b"c", b"d", b"e"]
@@ -147,7 +148,7 @@ def unexplained(history: list[Record], first_version: int) -> list[str]:
     return wrong
 
 
-@pytest.fixture(scope="module", params=["memory", "rocksdb", "grouped"])
+@pytest.fixture(scope="module", params=["memory", "rocksdb", "grouped", "replicated"])
 def shared_engine(request, tmp_path_factory):
     """One engine for all examples: they begin by clearing it."""
     engine = (
@@ -155,6 +156,10 @@ def shared_engine(request, tmp_path_factory):
         if request.param == "rocksdb"
         else MemoryEngine()
     )
+    if request.param == "replicated":
+        with primary(engine, stored=True, faulty=True) as replicated:
+            yield replicated
+        return
     if request.param == "grouped":
         engine = StoredNowAndThen(engine, commits_max=COMMITS_MAX)
     yield engine
