@@ -13,6 +13,7 @@ import pytest
 from cluster import LocalCluster
 
 if TYPE_CHECKING:
+    from etcd_members import EtcdMembers
     from luciola.client.fsspec import LuciolaFileSystem
 
 
@@ -100,3 +101,30 @@ def top(fs: "LuciolaFileSystem") -> Iterator[str]:
     fs.mkdir(path)
     yield path
     fs.rm(path, recursive=True)
+
+
+@pytest.fixture(scope="session")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[EtcdMembers]":
+    """An etcd of one member, which never elects another: each request is executed once, at the first attempt."""
+    from etcd_members import EtcdMembers, require_etcd
+
+    require_etcd()
+    with EtcdMembers(tmp_path_factory.mktemp("etcd"), count=1) as members:
+        yield members
+
+
+@pytest.fixture(scope="session")
+def shared_etcd_members(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[EtcdMembers]":
+    """What `etcd_members` gives to each test."""
+    from etcd_members import EtcdMembers, require_etcd
+
+    require_etcd()
+    with EtcdMembers(tmp_path_factory.mktemp("etcd-members")) as members:
+        yield members
+
+
+@pytest.fixture
+def etcd_members(shared_etcd_members: "EtcdMembers") -> "Iterator[EtcdMembers]":
+    """Three members, for a test that kills and pauses them; on a busy machine they elect another leader at any time."""
+    yield shared_etcd_members
+    shared_etcd_members.heal()

@@ -1,5 +1,8 @@
 """The stored forms of records and positions."""
 
+import struct
+from pathlib import Path
+
 import pytest
 
 from luciola.errors import CorruptData
@@ -41,3 +44,12 @@ def test_digest_depends_on_all_that_was_before():
     other = Record.create(b"x", after=START, epoch=1)
     two = Record.create(b"2", after=one.position, epoch=1)
     assert two.position != Record.create(b"2", after=other.position, epoch=1).position
+
+
+def test_page_shows_the_stored_forms():
+    page = (Path(__file__).parents[4] / "docs" / "formats.md").read_text()
+    record = Record.create(b"x", after=START, epoch=7)
+    assert f"`{record.encode().hex()}`" in page
+    assert f"`{record.position.encode().hex()}`" in page
+    fields = (record.index, record.epoch, record.after.digest, record.position.digest, record.payload)
+    assert struct.unpack("<QQ16s16s1s", record.encode()) == fields
