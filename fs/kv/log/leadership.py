@@ -81,7 +81,7 @@ class Leadership:
     async def resign(self) -> None:
         """Stop leading and let another begin at once. An append that is in flight may be stored or not."""
         await self.close()
-        with contextlib.suppress(*_TRANSIENT):  # then others wait for the lease
+        with contextlib.suppress(*_TRANSIENT, NoSpace):  # then others wait for the lease
             claim = await self._log.claim()
             if claim is not None and claim.epoch == self.epoch:
                 await self._log.end_claim(claim)

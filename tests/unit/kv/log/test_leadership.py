@@ -242,6 +242,21 @@ def test_resigned_claim_is_gone_even_if_its_last_renewal_was_not_heard_of():
     simulate(scenario())
 
 
+@pytest.mark.parametrize("fault", [Fault.FULL, Fault.REFUSED, Fault.LOST])
+def test_resignation_that_fails_leaves_the_lease_to_end(fault):
+    async def scenario():
+        shared = MemoryLog()
+        network = FaultyLog(shared, lambda method: Outcome(fault if method == "end_claim" else Fault.NONE))
+        leadership = await contender(network).lead()
+        await leadership.resign()
+        assert not leadership.holds()
+        second = await contender(shared, "second").lead()
+        assert now() >= LEASE_S
+        await second.close()
+
+    simulate(scenario())
+
+
 def test_owner_has_a_name():
     with pytest.raises(InvalidArgument):
         Contender(object(), "", clock=LoopClock())
