@@ -48,11 +48,17 @@ def foreground(data: str, place: Path) -> Iterator[Foreground]:
 
     def start() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "luciola", "mount", "--foreground", data, str(place)]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        started.append(process)
-        until(lambda: is_mounted(place) or process.poll() is not None, what="the mount")
-        assert process.poll() is None
-        (place / ".").stat()
+        reader, writer = os.pipe()
+        with open(reader, "rb", buffering=0) as ready:
+            try:
+                process = subprocess.Popen(
+                    [*command, "--ready-fd", str(writer)], stderr=subprocess.DEVNULL, pass_fds=(writer,)
+                )
+            finally:
+                os.close(writer)
+            started.append(process)
+            # Not from the kernel's table: a process of the mount still asks whether it answers, and keeps it busy.
+            assert ready.read(64) == b"ready\n", "the mount ended before it was ready"
         return process
 
     yield start
