@@ -193,7 +193,13 @@ class OperationContext:
         """Return the inode for its caller. It is as it was found, or has been stored since it was changed."""
         if inode.type == DIRECTORY:
             return InodeReply(inode=self.visible(inode), session=session, created=created)
-        return of_inode(inode.id, self.stored(inode.id), session=session, created=created)
+        return of_inode(
+            inode.id,
+            self.stored(inode.id),
+            session=session,
+            created=created,
+            named=self.request.is_recorded and inode.link_count > 0,
+        )
 
     def stored(self, inode: int) -> bytes:
         """Return the inode, which this attempt has found, as `load` shows it after what the attempt has stored."""

@@ -19,7 +19,7 @@ from typing import Final, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from ..errors import Busy, Conflict, Error, InvalidArgument, MaybeCommitted
+from ..errors import Busy, Conflict, Error, InvalidArgument, MaybeCommitted, NotFound
 from ..kv import Transaction
 from ..wire import Identity
 from ..wire.methods import Answer, Sent
@@ -33,7 +33,7 @@ from .operations.length import Overtaken
 from .operations.remove_tree import check_tree
 from .permissions import READ as MAY_READ
 from .permissions import User, may
-from .replies import StoredReply, inodes_of, without_data
+from .replies import StoredReply, inodes_of, is_by_id, without_data
 from .requests import ClientRequests
 from .retry import (
     RetryAfterCheck,
@@ -184,6 +184,14 @@ class Execution:
             now = context.find(inode.id)
             if now is not None:
                 inode.CopyFrom(context.visible(now))
+            elif is_by_id(inode) and not isinstance(reply, pb.CloseReply):
+                raise NotFound("the file was removed after the request was carried out", inode=inode.id)
+        if isinstance(reply, pb.CloseReply):
+            for result in reply.results:
+                if result.HasField("inode") and is_by_id(
+                    result.inode
+                ):  # collected since: there is no news of it
+                    result.ClearField("inode")
         return reply
 
     async def _persist(

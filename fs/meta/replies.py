@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from ..errors import CorruptData
 from ..wire.methods import Sent
 from ..wire.pb import meta_pb2 as pb
-from ..wire.preserialized import Prefixes, Preserialized
+from ..wire.preserialized import Prefixes, Preserialized, varint
 
 Reply = TypeVar("Reply", bound=Message)
 
@@ -23,17 +23,25 @@ INLINE_DATA_TAG: Final = b"\x82\x01"  # before Inode.inline_data, wherever a sto
 class StoredReply(Preserialized[Reply]):
     """A reply with inodes as they are stored. `inodes` are their ids.
 
-    `has_data`: the bytes of a small file may be in it; their tag may also be there by chance.
+    `has_data`: the bytes of a small file may be in it; their tag may also be there by chance. `recorded`: what is
+    to be recorded instead.
     """
 
-    __slots__ = ("has_data", "inodes")
+    __slots__ = ("has_data", "inodes", "recorded")
 
     def __init__(
-        self, kind: type[Reply], encoded: bytes, inodes: Sequence[int], *, has_data: bool = False
+        self,
+        kind: type[Reply],
+        encoded: bytes,
+        inodes: Sequence[int],
+        *,
+        has_data: bool = False,
+        recorded: bytes | None = None,
     ) -> None:
         super().__init__(kind, encoded)
         self.inodes = inodes
         self.has_data = has_data
+        self.recorded = recorded
 
     def message(self) -> Reply:
         """Raises: CorruptData."""
@@ -45,6 +53,7 @@ class StoredReply(Preserialized[Reply]):
 
 AnyInodeReply = pb.InodeReply | StoredReply[pb.InodeReply]
 
+ID_TAG: Final = b"\x08"  # of `Inode.id`
 # `InodeReply.inode`, `RenameReply.moved` and `CloseReply.results` are field 1; `RenameReply.replaced` and
 # `CloseReply.errors` are field 2.
 FIRST: Final = Prefixes(b"\n")
@@ -52,13 +61,28 @@ SECOND: Final = Prefixes(b"\x12")
 
 
 def of_inode(
-    inode: int, stored: bytes, *, session: int = 0, created: bool = False
+    inode: int, stored: bytes, *, session: int = 0, created: bool = False, named: bool = False
 ) -> StoredReply[pb.InodeReply]:
-    """`InodeReply` with an inode as it is stored."""
-    encoded = FIRST[len(stored)] + stored
-    if session or created:
-        encoded += pb.InodeReply(session=session, created=created).SerializeToString()
-    return StoredReply(pb.InodeReply, encoded, (inode,), has_data=INLINE_DATA_TAG in stored)
+    """`InodeReply` with an inode as it is stored. One that is `named` is recorded by its id."""
+    rest = pb.InodeReply(session=session, created=created).SerializeToString() if session or created else b""
+    return StoredReply(
+        pb.InodeReply,
+        FIRST[len(stored)] + stored + rest,
+        (inode,),
+        has_data=INLINE_DATA_TAG in stored,
+        recorded=by_id(inode) + rest if named else None,
+    )
+
+
+def by_id(inode: int) -> bytes:
+    """Return the field `inode` of an `InodeReply`, or `moved` of a `RenameReply`, with the id alone."""
+    encoded = ID_TAG + varint(inode)
+    return FIRST[len(encoded)] + encoded
+
+
+def is_by_id(inode: pb.Inode) -> bool:
+    """Return whether a recorded inode is its id and nothing else. Until now there were records of whole inodes."""
+    return not inode.type
 
 
 def inodes_of(reply: object) -> Sequence[pb.Inode]:
@@ -77,8 +101,20 @@ def inodes_of(reply: object) -> Sequence[pb.Inode]:
 
 
 def without_data(reply: Sent[Reply]) -> bytes:
-    """Return the reply as it is recorded: inline data is in the inode, and may be large."""
+    """Return the reply as it is recorded.
+
+    Asked again, a request gets inodes as they are then. So one that has a name is recorded by its id; the others,
+    which may be collected before, without their inline data.
+    """
+    if isinstance(reply, pb.InodeReply) and reply.inode.link_count:
+        short = pb.InodeReply(session=reply.session, created=reply.created)
+        short.inode.id = reply.inode.id
+        if reply.HasField("spare"):
+            short.spare.CopyFrom(reply.spare)
+        return short.SerializeToString()
     if isinstance(reply, StoredReply):
+        if reply.recorded is not None:
+            return reply.recorded
         if not reply.has_data:
             return reply.SerializeToString()
         kept: Message = reply.message()
@@ -98,7 +134,9 @@ __all__ = [
     "SECOND",
     "AnyInodeReply",
     "StoredReply",
+    "by_id",
     "inodes_of",
+    "is_by_id",
     "of_inode",
     "without_data",
 ]

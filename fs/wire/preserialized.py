@@ -32,12 +32,13 @@ class Prefixes(dict[int, bytes]):
         self._tag: Final = tag
 
     def __missing__(self, length: int) -> bytes:
-        prefix = self[length] = self._tag + _varint(length)
+        prefix = self[length] = self._tag + varint(length)
         return prefix
 
 
-def _varint(number: int) -> bytes:
-    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + _varint(number >> 7)
+def varint(number: int) -> bytes:
+    """Return the wire form of a number."""
+    return bytes((number,)) if number < 0x80 else bytes((number & 0x7F | 0x80,)) + varint(number >> 7)
 
 
 def is_reply(reply: object, kind: type[Reply]) -> TypeGuard[Reply | Preserialized[Reply]]:
@@ -45,4 +46,4 @@ def is_reply(reply: object, kind: type[Reply]) -> TypeGuard[Reply | Preserialize
     return (reply.kind if isinstance(reply, Preserialized) else type(reply)) is kind
 
 
-__all__ = ["Prefixes", "Preserialized", "is_reply"]
+__all__ = ["Prefixes", "Preserialized", "is_reply", "varint"]

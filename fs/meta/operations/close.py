@@ -8,7 +8,7 @@ from ...wire.pb.common_pb2 import Error
 from ...wire.pb.meta_pb2 import CloseOne, CloseReply, CloseRequest
 from .. import schema
 from ..context import OperationContext
-from ..replies import FIRST, INLINE_DATA_TAG, SECOND, StoredReply
+from ..replies import FIRST, INLINE_DATA_TAG, SECOND, StoredReply, by_id
 from .sync import absorb, require_writer
 
 CLOSES_MAX: Final = 1024  # sessions closed in one transaction
@@ -25,11 +25,12 @@ def close(context: OperationContext, request: CloseRequest) -> StoredReply[Close
         True  # a full disk must not keep sessions open, which keep files from removal
     )
     results: list[bytes] = []
+    recorded: list[bytes] = []
     errors: list[bytes] = []
     inodes: list[int] = []
     has_data = False
     for one in request.closes:
-        result = failure = b""
+        result = short = failure = b""
         try:
             stored = _close_one(context, one)
         except OperatingError as error:
@@ -39,9 +40,17 @@ def close(context: OperationContext, request: CloseRequest) -> StoredReply[Close
                 inodes.append(one.inode)
                 has_data = has_data or INLINE_DATA_TAG in stored
                 result = FIRST[len(stored)] + stored
+                short = by_id(one.inode)
         results += (FIRST[len(result)], result)
+        recorded += (FIRST[len(short)], short)
         errors += (SECOND[len(failure)], failure)
-    return StoredReply(CloseReply, b"".join(results + errors), inodes, has_data=has_data)
+    return StoredReply(
+        CloseReply,
+        b"".join(results + errors),
+        inodes,
+        has_data=has_data,
+        recorded=b"".join(recorded + errors),
+    )
 
 
 def _encode_error(error: OperatingError) -> bytes:

@@ -21,7 +21,7 @@ def mkdir(context: OperationContext, request: MkdirRequest) -> InodeReply:
     directory, name = free_place(context, request.path)
     inode = new_directory(context, directory, name, permissions=request.permissions, layout=layout)
     attach(context, directory, name, inode)
-    return InodeReply(inode=inode, created=True)
+    return InodeReply(inode=context.visible(inode), created=True)
 
 
 def _with_parents(context: OperationContext, request: MkdirRequest, layout: Layout | None) -> InodeReply:

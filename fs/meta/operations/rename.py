@@ -8,7 +8,7 @@ from ...wire.pb.meta_pb2 import DIRECTORY, Inode, Path, RenameReply, RenameReque
 from .. import schema
 from ..context import OperationContext
 from ..permissions import EXECUTE, WRITE, require, require_removal
-from ..replies import FIRST, INLINE_DATA_TAG, SECOND, StoredReply
+from ..replies import FIRST, INLINE_DATA_TAG, SECOND, StoredReply, by_id
 from ..resolve import EBUSY, ELOOP, Place, locate
 from ..schema import Entry
 from .detach import drop, require_empty
@@ -149,7 +149,13 @@ def _reply(
     stored = context.stored(moved.id)
     encoded = FIRST[len(stored)] + stored
     if replaced is None:
-        return StoredReply(RenameReply, encoded, (moved.id,), has_data=INLINE_DATA_TAG in stored)
+        return StoredReply(
+            RenameReply,
+            encoded,
+            (moved.id,),
+            has_data=INLINE_DATA_TAG in stored,
+            recorded=by_id(moved.id),
+        )
     stored = context.stored(replaced.id)
     encoded += SECOND[len(stored)] + stored
     return StoredReply(RenameReply, encoded, (moved.id, replaced.id), has_data=INLINE_DATA_TAG in encoded)

@@ -253,3 +253,84 @@ def test_clients_beyond_the_limit_are_refused(world, monkeypatch):
     world.mkdir(b"5", client=3)
     with pytest.raises(NotFound):
         world.lookup(b"4", sequence=0)
+
+
+def record_of(world: World, sequence: int) -> bytes:
+    pairs = world.engine.begin().snapshot_range(*schema.kind_range(b"R"))
+    return next(value for _, value in pairs if schema.decode_record(value).sequence == sequence)
+
+
+REQUESTS = {
+    "create": lambda world, sequence: world.create(b"new", sequence=sequence),
+    "mkdir": lambda world, sequence: world.mkdir(b"d", sequence=sequence),
+    "parents": lambda world, sequence: world.mkdir(b"d/e/f", parents=True, sequence=sequence),
+    "symlink": lambda world, sequence: world.symlink(b"s", b"f", sequence=sequence),
+    "set_attr": lambda world, sequence: world.set_attr(b"f", permissions=0o600, sequence=sequence),
+    "rename": lambda world, sequence: world.rename(b"f", b"g", sequence=sequence),
+    "link": lambda world, sequence: world.link(b"f", b"g", sequence=sequence),
+    "unlink one of two": lambda world, sequence: world.unlink(b"second", sequence=sequence),
+}
+
+
+class TestRecordsAreSmall:
+    """An inode that has a name is recorded by its id: asked again, its request gets it as it is then."""
+
+    @pytest.mark.parametrize("name", REQUESTS)
+    def test_answer_is_the_same_again_out_of_a_few_bytes(self, world, name):
+        world.create(b"f", write=False)
+        world.link(b"f", b"second")
+        first = REQUESTS[name](world, 7777)
+        assert len(record_of(world, 7777)) < 40
+        world.crash()
+        assert REQUESTS[name](world, 7777) == first
+
+    def test_answer_to_a_close_is_the_same_again_out_of_a_few_bytes(self, world):
+        opened = world.create(b"f")
+        close = {"length": 5, "has_inline": True, "inline_data": b"hello", "inline_base": opened.inode.change}
+        first = world.close_one(opened.inode.id, opened.session, sequence=7777, **close)
+        assert first[0].inode.length == 5
+        assert len(record_of(world, 7777)) < 40
+        world.crash()
+        assert world.close_one(opened.inode.id, opened.session, sequence=7777, **close) == first
+
+    def test_record_of_an_earlier_release_is_read(self, world):
+        found = world.create(b"f", write=False, sequence=7777).inode
+        (key,) = world.keys(b"R")
+        whole = pb.InodeReply(inode=found, session=5, created=True)
+        transaction = world.engine.begin()
+        lane = schema.decode_record(record_of(world, 7777)).method
+        transaction.put(key, schema.encode_record(7777, lane, whole.SerializeToString()))
+        transaction.commit()
+        world.crash()
+        again = world.create(b"f", write=False, sequence=7777)
+        assert (again.inode, again.session, again.created) == (found, 5, True)
+        transaction = world.engine.begin()  # and what is gone since is answered as it was
+        transaction.delete(schema.inode_key(found.id))
+        transaction.commit()
+        assert world.create(b"f", write=False, sequence=7777).inode == found
+
+    def test_file_that_was_removed_since_is_not_found(self, world):
+        world.create(b"f", write=False, sequence=7777)
+        world.unlink(b"f")
+        world.clock.advance(10)
+        world.collect()
+        with refused(NotFound):
+            world.create(b"f", write=False, sequence=7777)
+
+    def test_close_of_a_file_that_was_removed_since_is_answered_without_news(self, world):
+        opened = world.create(b"f")
+        close = {"length": 0}
+        world.close_one(opened.inode.id, opened.session, sequence=7777, **close)
+        world.unlink(b"f")
+        world.clock.advance(10)
+        world.collect()
+        result, error = world.close_one(opened.inode.id, opened.session, sequence=7777, **close)
+        assert (result, error.code) == (pb.InodeReply(), "")
+
+    def test_removed_file_is_recorded_as_it_was(self, world):
+        world.create(b"f", write=False)
+        first = world.unlink(b"f", sequence=7777)
+        world.clock.advance(10)
+        world.collect()
+        again = world.unlink(b"f", sequence=7777)
+        assert (again.id, again.link_count, again.ctime_ns) == (first.id, 0, first.ctime_ns)
