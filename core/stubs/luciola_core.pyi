@@ -122,6 +122,10 @@ class Client:
     def mkdir(
         self, name: bytes, permissions: int, *, parents: bool = False, layout: _Layout | None = None
     ) -> None: ...
+    def create_small(
+        self, files: Sequence[tuple[bytes, bytes]], permissions: int
+    ) -> builtins.list[OSError | None]:
+        """Make files with their whole contents, in one transaction: at most 64, with 1 MiB. Each has its outcome."""
     def layout(self, name: bytes) -> _Layout | None:
         """That of a file, or what a directory hands on; None: it has none of its own."""
     def default_layout(self) -> _Layout:

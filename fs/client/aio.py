@@ -142,6 +142,7 @@ class AsyncFileSystem:
     statvfs = _in_executor(FileSystem.statvfs)
     listdir = _in_executor(FileSystem.listdir)
     mkdir = _in_executor(FileSystem.mkdir)
+    create_small = _in_executor(FileSystem.create_small)
     makedirs = _in_executor(FileSystem.makedirs)
     rmdir = _in_executor(FileSystem.rmdir)
     rmtree = _in_executor(FileSystem.rmtree)

@@ -9,7 +9,7 @@ import io
 import os
 import stat as modes
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ..closing import Closing
@@ -21,7 +21,7 @@ from .layout import Layout
 from .ring import Ring
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    from _typeshed import ReadableBuffer, WriteableBuffer
 
     from .aio import AsyncFileSystem
 
@@ -30,6 +30,8 @@ StrPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _Entry: TypeAlias = tuple[bytes, int, int, tuple[int, ...] | None]  # name, inode, type, attributes
 
 TEXT_BUFFER_BYTES: Final = 128 << 10
+SMALL_FILES_MAX: Final = 64  # of one request, as the metadata service limits them
+SMALL_FILES_BYTES: Final = 1 << 20
 
 
 def _name(path: StrPath) -> bytes:
@@ -44,6 +46,21 @@ def _umask(_process: int) -> int:
             if line.startswith("Umask:"):
                 return int(line.split()[1], 8)
     return 0o022
+
+
+def _batches(files: Mapping[StrPath, "ReadableBuffer"]) -> Iterator[list[tuple[StrPath, bytes]]]:
+    """Yield the files in requests of at most `SMALL_FILES_MAX` files and `SMALL_FILES_BYTES` of data."""
+    batch: list[tuple[StrPath, bytes]] = []
+    size_bytes = 0
+    for path, data in files.items():
+        content = bytes(data)
+        if batch and (len(batch) == SMALL_FILES_MAX or size_bytes + len(content) > SMALL_FILES_BYTES):
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append((path, content))
+        size_bytes += len(content)
+    if batch:
+        yield batch
 
 
 class FileSystem(Closing):
@@ -357,6 +374,28 @@ class FileSystem(Closing):
         fields = None if layout is None else layout.fields
         with naming(path):
             self._connection.client.mkdir(_name(path), mode & ~mask, layout=fields)
+
+    def create_small(
+        self, files: Mapping[StrPath, "ReadableBuffer"], mode: int = 0o666
+    ) -> dict[StrPath, Error]:
+        """Make new files with their whole contents, many in one request; return the errors of those that were refused.
+
+        A file that exists is refused, and one that is larger than the directory's layout keeps in inodes
+        (`Layout.inline_bytes`, 4 KiB by default). Up to 64 files are one step: other clients see all of them or none.
+        Raises: Error where the outcome of a whole request is unknown; earlier requests have been carried out.
+        """
+        permissions = mode & ~_umask(os.getpid())
+        refused: dict[StrPath, Error] = {}
+        for batch in _batches(files):
+            outcomes = self._connection.client.create_small(
+                [(_name(path), data) for path, data in batch], permissions
+            )
+            for (path, _), error in zip(batch, outcomes, strict=True):
+                if error is not None:
+                    assert isinstance(error, Error), "errors of the service are those of the tree"
+                    error.filename = path
+                    refused[path] = error
+        return refused
 
     def makedirs(self, path: StrPath, mode: int = 0o777, exist_ok: bool = False) -> None:  # noqa: FBT001, FBT002
         """Make a directory and those above it. The metadata service makes all that are missing in one step."""

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from ..wire.methods import Meta, Method, Mode, Sent
 from ..wire.pb import meta_pb2 as pb
 from .context import OperationContext
+from .operations.apply import apply
 from .operations.close import close
 from .operations.close import reports as reports_close
 from .operations.create import create
@@ -119,6 +120,7 @@ _ROWS: Final = (
     Verb(Meta.set_attr, set_attr),
     Verb(Meta.set_xattr, set_xattr),
     Verb(Meta.remove_xattr, remove_xattr),
+    Verb(Meta.apply, apply),
 )
 VERBS: Final = cast("tuple[Verb[Message, Message], ...]", _ROWS)
 _BY_PATH: Final = {verb.method.path: verb for verb in VERBS}

@@ -12,8 +12,8 @@ import pytest
 
 import luciola
 from cluster import LocalCluster
-from luciola.client import FileSystem
-from luciola.errors import InvalidArgument
+from luciola.client import FileSystem, Layout
+from luciola.errors import AlreadyExists, InvalidArgument, NotADirectory, NotFound
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +204,44 @@ def test_space_is_that_of_the_cluster(fs, base):
     assert 0 < space.f_bavail <= space.f_blocks
     with pytest.raises(FileNotFoundError):
         fs.statvfs(f"{base}/none")
+
+
+# Small files, many in one request.
+
+
+def test_small_files_are_made_with_their_contents(fs: FileSystem, base: str) -> None:
+    files = {f"{base}/{number}": b"%d" % number * (number % 50) for number in range(150)}
+    assert fs.create_small(files, 0o640) == {}
+    assert sorted(fs.listdir(base), key=int) == [str(number) for number in range(150)]
+    for path, data in files.items():
+        assert fs.read(path) == data
+        found = fs.stat(path)
+        assert (found.st_size, stat.S_IMODE(found.st_mode)) == (len(data), 0o640)
+
+
+def test_small_files_that_are_refused_are_named_with_their_errors(fs: FileSystem, base: str) -> None:
+    fs.write(f"{base}/there", b"old")
+    refused = fs.create_small(
+        {
+            f"{base}/new": b"1",
+            f"{base}/there": b"2",
+            f"{base}/missing/x": b"3",
+            f"{base}/there/x": b"4",
+            f"{base}/large": b"x" * 5000,
+        }
+    )
+    assert {path: (type(error), error.errno, error.filename) for path, error in refused.items()} == {
+        f"{base}/there": (AlreadyExists, errno.EEXIST, f"{base}/there"),
+        f"{base}/missing/x": (NotFound, errno.ENOENT, f"{base}/missing/x"),
+        f"{base}/there/x": (NotADirectory, errno.ENOTDIR, f"{base}/there/x"),
+        f"{base}/large": (InvalidArgument, errno.EFBIG, f"{base}/large"),
+    }
+    assert sorted(fs.listdir(base)) == ["new", "there"]
+    assert (fs.read(f"{base}/new"), fs.read(f"{base}/there")) == (b"1", b"old")
+
+
+def test_small_files_take_several_requests_where_their_bytes_need_it(fs: FileSystem, base: str) -> None:
+    fs.set_layout(base, Layout(inline_bytes=64 << 10))
+    files = {f"{base}/{number}": bytes([number]) * (60 << 10) for number in range(40)}
+    assert fs.create_small(files) == {}
+    assert all(fs.read(path) == data for path, data in files.items())

@@ -602,3 +602,38 @@ def test_bad_arguments(fs: LuciolaFileSystem, top: str) -> None:
         fs.open(f"{top}/f", "wb", block_size=0)
     with pytest.raises(InvalidArgument, match="not a file name"):
         fs.info(f"{top}/a\0b")
+
+
+# Several files at once.
+
+
+@pytest.mark.parametrize("mode", ["overwrite", "create"])
+def test_pipe_makes_small_and_large_files(fs: LuciolaFileSystem, top: str, mode: str) -> None:
+    contents = {f"{top}/{number}": b"%d" % number * (number % 90) for number in range(200)}
+    contents[f"{top}/large"] = b"x" * 100_000
+    contents[f"{top}/empty"] = b""
+    fs.pipe(contents, mode=mode)
+    assert fs.cat(list(contents)) == contents
+    assert {path: fs.info(path)["size"] for path in contents} == {
+        path: len(data) for path, data in contents.items()
+    }
+
+
+def test_pipe_replaces_files_that_are_there(fs: LuciolaFileSystem, top: str) -> None:
+    fs.pipe({f"{top}/a": b"old", f"{top}/b": b"old"})
+    fs.pipe({f"{top}/a": b"new", f"{top}/c": b"new", f"{top}/b": memoryview(b"newer")})
+    assert fs.cat([f"{top}/a", f"{top}/b", f"{top}/c"]) == {
+        f"{top}/a": b"new",
+        f"{top}/b": b"newer",
+        f"{top}/c": b"new",
+    }
+    with pytest.raises(FileExistsError):
+        fs.pipe({f"{top}/a": b"x", f"{top}/d": b"x"}, mode="create")
+    assert fs.cat_file(f"{top}/a") == b"new"
+
+
+def test_pipe_within_a_transaction_makes_nothing_before_its_end(fs: LuciolaFileSystem, top: str) -> None:
+    with fs.transaction:
+        fs.pipe({f"{top}/a": b"1", f"{top}/b": b"2"})
+        assert not any(fs.exists(f"{top}/{name}") for name in "ab")
+    assert fs.cat([f"{top}/a", f"{top}/b"]) == {f"{top}/a": b"1", f"{top}/b": b"2"}

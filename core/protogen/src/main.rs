@@ -54,8 +54,10 @@ fn inode_of(field: &FieldDescriptorProto) -> String {
     match (field.r#type(), field.label(), bare(field.type_name())) {
         (Type::Uint64, Label::Optional, _) => format!("self.{name}"),
         (Type::Message, Label::Optional, "Path") => format!("self.{name}.as_ref().map_or(0, |path| path.at)"),
-        (Type::Message, Label::Repeated, _) => format!("self.{name}.first().map_or(0, |one| one.inode)"),
-        (Type::Uint64, Label::Repeated, _) => "0".into(),
+        (Type::Message, Label::Repeated, "CloseOne") => {
+            format!("self.{name}.first().map_or(0, |one| one.inode)")
+        }
+        (Type::Message | Type::Uint64, Label::Repeated, _) => "0".into(),
         other => panic!("field 2 of a request is an inode, a path, or several of something: {other:?}"),
     }
 }

@@ -226,6 +226,21 @@ impl Meta {
         Ok(reply.results.into_iter().zip(reply.errors).map(outcome).collect())
     }
 
+    /// The outcome of each change, in order; with the inode that it has made.
+    pub fn apply(&self, identity: &Identity, changes: Vec<pb::Change>) -> Result<Vec<Result<u64>>> {
+        let count = changes.len();
+        let reply = self.call(&verbs::APPLY, identity, pb::ApplyRequest { caller: None, changes })?;
+        if reply.results.len() != count {
+            return Err(Error::new(
+                Kind::CorruptData,
+                "the metadata service answered other changes than asked",
+            ));
+        }
+        let outcome =
+            |result: pb::ChangeResult| result.error.map_or(Ok(result.inode), |error| Err(error.into()));
+        Ok(reply.results.into_iter().map(outcome).collect())
+    }
+
     /// `Conflict` comes back as it is: the bytes to send must be made again.
     pub fn sync(&self, identity: &Identity, request: pb::SyncRequest) -> Result<pb::Inode> {
         let reply = self.call_once(&verbs::SYNC, identity, request)?;

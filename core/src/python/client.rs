@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 
+use super::error::exception;
 use super::file::PyFile;
 use super::forked::Forked;
 use super::memory::{PyMemory, crc32c, crc32s, flag_raise, flag_wait, placement};
@@ -223,6 +225,29 @@ impl PyClient {
         };
         py.detach(|| client.meta().mkdir(client.identity(), request))?;
         Ok(())
+    }
+
+    /// Make files with their whole contents, in one transaction: at most 64, with 1 MiB. Each has its outcome: `None`,
+    /// or an exception.
+    fn create_small(
+        &self,
+        py: Python<'_>,
+        files: Vec<(PyBackedBytes, PyBackedBytes)>,
+        permissions: u32,
+    ) -> PyResult<Vec<Option<Py<PyAny>>>> {
+        let client = self.client()?;
+        let change = |(name, data): &(PyBackedBytes, PyBackedBytes)| pb::Change {
+            change: Some(pb::change::Change::CreateSmall(pb::CreateSmall {
+                path: Some(path(name)),
+                permissions,
+                data: data.to_vec(),
+            })),
+        };
+        let changes = files.iter().map(change).collect();
+        let made = py.detach(|| client.meta().apply(client.identity(), changes))?;
+        let outcome =
+            |made: Result<u64, Error>| made.err().map(|error| exception(py, &error).into_value(py).into());
+        Ok(made.into_iter().map(outcome).collect())
     }
 
     /// That of a file, or what a directory hands on; `None`: it has none of its own.

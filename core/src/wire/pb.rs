@@ -121,6 +121,7 @@ pub enum Method {
     MetaRemoveXattr = 37,
     MetaHold = 38,
     MetaRealPath = 39,
+    MetaApply = 42,
 }
 impl Method {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -155,6 +156,7 @@ impl Method {
             Self::MetaRemoveXattr => "META_REMOVE_XATTR",
             Self::MetaHold => "META_HOLD",
             Self::MetaRealPath => "META_REAL_PATH",
+            Self::MetaApply => "META_APPLY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -186,6 +188,7 @@ impl Method {
             "META_REMOVE_XATTR" => Some(Self::MetaRemoveXattr),
             "META_HOLD" => Some(Self::MetaHold),
             "META_REAL_PATH" => Some(Self::MetaRealPath),
+            "META_APPLY" => Some(Self::MetaApply),
             _ => None,
         }
     }
@@ -1140,6 +1143,47 @@ pub struct RealPathRequest {
 pub struct RealPathReply {
     #[prost(bytes = "vec", tag = "1")]
     pub path: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+    #[prost(message, repeated, tag = "2")]
+    pub changes: ::prost::alloc::vec::Vec<Change>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Change {
+    #[prost(oneof = "change::Change", tags = "1")]
+    pub change: ::core::option::Option<change::Change>,
+}
+/// Nested message and enum types in `Change`.
+pub mod change {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Change {
+        #[prost(message, tag = "1")]
+        CreateSmall(super::CreateSmall),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateSmall {
+    #[prost(message, optional, tag = "1")]
+    pub path: ::core::option::Option<Path>,
+    #[prost(uint32, tag = "2")]
+    pub permissions: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    pub data: ::prost::alloc::vec::Vec<u8>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ApplyReply {
+    #[prost(message, repeated, tag = "1")]
+    pub results: ::prost::alloc::vec::Vec<ChangeResult>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChangeResult {
+    #[prost(message, optional, tag = "1")]
+    pub error: ::core::option::Option<Error>,
+    #[prost(uint64, tag = "2")]
+    pub inode: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScanRequest {

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COPY_BYTES: Final = (
     512 << 10
 )  # a piece of a file on its way: the client reads ahead what is read by less than 1 MiB
+SMALL_BYTES: Final = 4 << 10  # by default such files are kept in inodes
 IDLE_READERS: Final = 2  # kept from one batch of ranges to the next
 BINARY_MODES: Final = {  # as they may be written, and as they are meant
     f"{letter}{rest}": f"{letter}b{'+' * (len(rest) - 1)}" for letter in "rwax" for rest in ("b", "b+", "+b")
@@ -267,6 +268,38 @@ class Contents(Names):
             raise ValueError(f'mode is "overwrite" or "create", not {mode!r}')
         with self._whole(path, exclusive=mode == "create") as file:
             file.write(value)
+
+    def pipe(
+        self,
+        path: str | dict[str, "ReadableBuffer"],
+        value: "ReadableBuffer | None" = None,
+        mode: str = "overwrite",
+        **_: object,
+    ) -> None:
+        """Write one file, or each of a dictionary, as `pipe_file` does. New small files are sent 64 a request."""
+        if isinstance(path, str):
+            assert value is not None, "one path has one value"
+            self.pipe_file(path, value, mode)
+            return
+        left = path
+        if mode in ("overwrite", "create") and not self._intrans:
+            left = self._without_new_small_files(path)
+        list(parts().map(lambda each: self.pipe_file(each, path[each], mode), left))
+
+    def _without_new_small_files(self, contents: dict[str, "ReadableBuffer"]) -> dict[str, "ReadableBuffer"]:
+        """Make those of the files that are small and new; return the others, also those with an error."""
+        small = {
+            self._path(path): (path, data)
+            for path, data in contents.items()
+            if memoryview(data).nbytes <= SMALL_BYTES
+        }
+        if len(small) < 2:
+            return contents
+        refused = self.files.create_small({name: data for name, (_, data) in small.items()})
+        made = {path for name, (path, _) in small.items() if name not in refused}
+        for path in made:
+            self.invalidate_cache(path)
+        return {path: data for path, data in contents.items() if path not in made}
 
     def cp_file(self, path1: str, path2: str, **_: object) -> None:
         """Copy one file, or make a directory where `path1` is one."""

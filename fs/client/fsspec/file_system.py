@@ -6,7 +6,7 @@ F3  An instance is its storage options. It may be pickled and used after fork; w
     it was made goes with it, except LUCIOLA_TOKEN: options are written into logs, caches and JSON, and a token is a
     secret. It is looked up where the instance connects.
 F4  Every name without "_" works without an event loop, and so within one; those with "_" are coroutines. Operations on
-    many files (get, put, copy, pipe) are fsspec's, which carry out several at once.
+    many files (get, put, copy) are fsspec's, which carry out several at once; pipe makes new small files together.
 """
 
 from .contents import Contents
@@ -40,6 +40,7 @@ class LuciolaFileSystem(Contents):
     _cat_ranges = awaitable(Contents.cat_ranges)
     _cat = awaitable(Contents.cat)
     _pipe_file = awaitable(Contents.pipe_file)
+    _pipe = awaitable(Contents.pipe)
     _cp_file = awaitable(Contents.cp_file)
     _mv_file = awaitable(Contents.mv_file)
     _get_file = awaitable(Contents.get_file)

@@ -527,6 +527,44 @@ class RealPathReply(_message.Message):
     path: bytes
     def __init__(self, path: _Optional[bytes] = ...) -> None: ...
 
+class ApplyRequest(_message.Message):
+    __slots__ = ("caller", "changes")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    changes: _containers.RepeatedCompositeFieldContainer[Change]
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
+
+class Change(_message.Message):
+    __slots__ = ("create_small",)
+    CREATE_SMALL_FIELD_NUMBER: _ClassVar[int]
+    create_small: CreateSmall
+    def __init__(self, create_small: _Optional[_Union[CreateSmall, _Mapping]] = ...) -> None: ...
+
+class CreateSmall(_message.Message):
+    __slots__ = ("path", "permissions", "data")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    path: Path
+    permissions: int
+    data: bytes
+    def __init__(self, path: _Optional[_Union[Path, _Mapping]] = ..., permissions: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ApplyReply(_message.Message):
+    __slots__ = ("results",)
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    results: _containers.RepeatedCompositeFieldContainer[ChangeResult]
+    def __init__(self, results: _Optional[_Iterable[_Union[ChangeResult, _Mapping]]] = ...) -> None: ...
+
+class ChangeResult(_message.Message):
+    __slots__ = ("error", "inode")
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    error: _common_pb2.Error
+    inode: int
+    def __init__(self, error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., inode: _Optional[int] = ...) -> None: ...
+
 class ScanRequest(_message.Message):
     __slots__ = ("limit",)
     LIMIT_FIELD_NUMBER: _ClassVar[int]

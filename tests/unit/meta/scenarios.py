@@ -164,6 +164,11 @@ SCENARIOS = (
     ),
     Scenario("sync exact", _writing, lambda w: w.sync(w.lookup(b"file").id, exact=True, sequence=SEQUENCE)),
     Scenario("mknod", _nothing, lambda w: w.mknod(b"d/p", pb.FIFO, sequence=SEQUENCE)),
+    Scenario(
+        "apply",
+        _files,
+        lambda w: w.apply((b"d/1", b"one"), (b"file", b""), (b"d/2", b"two"), sequence=SEQUENCE),
+    ),
     Scenario("mkdir", _nothing, lambda w: w.mkdir(b"d/n", sequence=SEQUENCE)),
     Scenario("mkdir parents", _nothing, lambda w: w.mkdir(b"d/n/o/p", parents=True, sequence=SEQUENCE)),
     Scenario("symlink", _nothing, lambda w: w.symlink(b"d/s", b"target", sequence=SEQUENCE)),

@@ -194,6 +194,19 @@ class World:
         request = pb.StatRequest(path=pb.Path(at=at, path=path), follow=follow, exact=exact)
         return self.call("stat", request, **who).inode
 
+    def apply(self, *files, permissions=0o644, at=1, **who):
+        """Make small files, (path, data) each; their inodes, or what their errors say."""
+        changes = [
+            pb.Change(
+                create_small=pb.CreateSmall(
+                    path=pb.Path(at=at, path=path), permissions=permissions, data=data
+                )
+            )
+            for path, data in files
+        ]
+        reply = self.call("apply", pb.ApplyRequest(changes=changes), **who)
+        return [result.error.code if result.HasField("error") else result.inode for result in reply.results]
+
     def mkdir(self, path, *, at=1, permissions=0o755, parents=False, layout=None, **who):
         request = pb.MkdirRequest(
             path=pb.Path(at=at, path=path), permissions=permissions, parents=parents, layout=layout

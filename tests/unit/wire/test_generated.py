@@ -44,6 +44,10 @@ KINDS = {
     FieldDescriptor.TYPE_MESSAGE: "message",
 }
 STRUCT = re.compile(r"(?m)^pub struct (\w+) \{\n(.*?)^\}|^pub struct (\w+) \{\}", re.DOTALL)
+ONEOF = re.compile(
+    r"(?m)^    #\[derive\([^\]]*::prost::Oneof\)\]\n    pub enum (\w+) \{\n(.*?)^    \}", re.DOTALL
+)
+VARIANT = re.compile(r'#\[prost\((\w+), tag = "(\d+)"\)\]\s+(\w+)\(')
 FIELD = re.compile(r'#\[prost\((\w+)[^\]]*?tag = "(\d+)"[^\]]*\)\]\s+pub (?:r#)?(\w+):', re.DOTALL)
 
 
@@ -55,8 +59,32 @@ def test_rust_code_has_the_same_fields():
         rust[name] = {(field[3], int(field[2]), field[1]) for field in FIELD.finditer(body)}
     for module in (common_pb2, mgmtd_pb2, meta_pb2):
         for message in module.DESCRIPTOR.message_types_by_name.values():
-            wanted = {(field.name, field.number, _kind(field)) for field in message.fields}
+            wanted = {
+                (field.name, field.number, _kind(field)) for field in message.fields if not _is_variant(field)
+            }
             assert rust.get(message.name) == wanted, f"{message.name} in pb.rs is stale: run `make proto`"
+
+
+def test_rust_code_has_the_same_choices():
+    text = (ROOT / "core/src/wire/pb.rs").read_text()
+    rust = {
+        match[1]: {(field[3], int(field[2]), field[1]) for field in VARIANT.finditer(match[2])}
+        for match in ONEOF.finditer(text)
+    }
+    wanted: dict[str, set] = {}
+    for module in (common_pb2, mgmtd_pb2, meta_pb2):
+        for message in module.DESCRIPTOR.message_types_by_name.values():
+            for field in filter(_is_variant, message.fields):
+                choice = field.containing_oneof.name.title().replace("_", "")
+                name = field.name.title().replace("_", "")
+                wanted.setdefault(choice, set()).add((name, field.number, _kind(field)))
+    assert rust == wanted, "pb.rs is stale: run `make proto`"
+
+
+def _is_variant(field: FieldDescriptor) -> bool:
+    """Return whether the field is one of a choice; `optional` is written as a choice of one too."""
+    oneof = field.containing_oneof
+    return oneof is not None and oneof.name != f"_{field.name}"
 
 
 def _kind(field: FieldDescriptor) -> str:
@@ -78,7 +106,7 @@ def test_rust_code_has_the_same_methods_of_the_metadata_service():
         for method in meta_pb2.DESCRIPTOR.services_by_name["Meta"].methods
         if "caller" in method.input_type.fields_by_name
     }
-    assert len(wanted) == 23, "what clients call"
+    assert len(wanted) == 24, "what clients call"
     rust = VERB.findall((ROOT / "core/src/wire/verbs.rs").read_text())
     assert {
         number.removeprefix("Meta"): (request, reply, side_effects == "true")
