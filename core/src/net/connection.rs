@@ -108,6 +108,14 @@ impl Connection {
         Ok(connection)
     }
 
+    /// Sleep until a reply comes, instead of polling for it first.
+    pub(super) fn without_polling(mut self) -> Connection {
+        if let Some(stream) = &mut self.stream {
+            stream.stop_polling();
+        }
+        self
+    }
+
     /// Whether no request has failed on it, and none is under way.
     pub fn is_usable(&self) -> bool {
         self.stream.is_some() && self.in_flight.is_none()

@@ -19,6 +19,7 @@ pub struct Pool {
     endpoint: Endpoint,
     credential: Credential,
     connections_max: usize,
+    polls: bool,
     state: Mutex<PoolState>,
     freed: Condvar,
 }
@@ -35,7 +36,13 @@ impl Pool {
     /// At most `connections_max` are open at once; callers beyond that wait.
     pub fn new(endpoint: Endpoint, credential: Credential, connections_max: usize) -> Pool {
         assert!(connections_max > 0, "a pool has at least one connection");
-        Pool { endpoint, credential, connections_max, state: Mutex::default(), freed: Condvar::new() }
+        let state = Mutex::default();
+        Pool { endpoint, credential, connections_max, polls: true, state, freed: Condvar::new() }
+    }
+
+    /// A pool whose callers sleep until a reply comes, instead of polling for it first.
+    pub fn without_polling(self) -> Pool {
+        Pool { polls: false, ..self }
     }
 
     pub fn endpoint(&self) -> &Endpoint {
@@ -85,7 +92,8 @@ impl Pool {
     fn open(&self, deadline: Instant) -> Result<Connection, ConnectError> {
         let connect = |endpoint: &Endpoint| {
             let left = deadline.saturating_duration_since(Instant::now());
-            Connection::connect(endpoint, &self.credential, left)
+            let connection = Connection::connect(endpoint, &self.credential, left)?;
+            Ok(if self.polls { connection } else { connection.without_polling() })
         };
         let Endpoint::Rdma { address, fabric, may_fall_back } = &self.endpoint else {
             return connect(&self.endpoint);

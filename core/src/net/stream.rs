@@ -6,11 +6,12 @@ use std::io;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::TcpStream;
+use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -36,7 +37,8 @@ const _: () = assert!(cancel::SLICE.as_millis() < TICK.as_millis(), "who is watc
 const SUN_PATH_BYTES: usize = 108;
 
 /// Threads of this process that wait for answers of nodes on this host.
-static WAITERS: Waiters = Waiters::new();
+static WAITERS: LazyLock<Waiters> =
+    LazyLock::new(|| Waiters::new(std::thread::available_parallelism().map_or(1, NonZero::get)));
 
 pub(crate) struct Stream {
     /// Frames go over it, once there is one. Before the socket, so that it is gone when the peer sees that end (A4).
@@ -84,7 +86,9 @@ impl Stream {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, "another user has taken the name"));
         }
         rustix::io::ioctl_fionbio(&fd, false)?;
-        Ok(Stream { busy_poll: None, ..Stream::new(fd, true)? })
+        let mut stream = Stream::new(fd, true)?;
+        stream.stop_polling();
+        Ok(stream)
     }
 
     pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
@@ -110,6 +114,11 @@ impl Stream {
             receive_timeout: TICK,
             send_timeout: TICK,
         })
+    }
+
+    /// Wait for replies without polling from here on.
+    pub(super) fn stop_polling(&mut self) {
+        self.busy_poll = None;
     }
 
     /// Send and receive everything from here on over `link`.
@@ -280,10 +289,16 @@ impl Stream {
     fn has_answer_by(&mut self, deadline: Instant) -> io::Result<bool> {
         let Some(busy_poll) = &mut self.busy_poll else { return self.has_input_by(deadline) };
         let waiter = WAITERS.enter();
+        let begun = Instant::now();
         let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
-        let mut has_come =
+        let has_come =
             || rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|count| count > 0);
-        if busy_poll.poll(&waiter, &mut has_come) { Ok(true) } else { self.has_input_by(deadline) }
+        let has_come =
+            busy_poll.poll(&waiter, || begun.elapsed(), has_come) || has_input_by(&self.fd, deadline)?;
+        if has_come {
+            busy_poll.came_after(begun.elapsed());
+        }
+        Ok(has_come)
     }
 
     /// Wait until there is something to receive, or the peer has closed; false: not by the deadline, or the call was
@@ -292,23 +307,7 @@ impl Stream {
     /// Only for Unix sockets: `recv` on one is also woken when the peer takes what was sent to it, so that each request
     /// would wake both ends once for nothing. Who polls for input is left alone.
     fn has_input_by(&self, deadline: Instant) -> io::Result<bool> {
-        if !self.shares_memory {
-            return Ok(true);
-        }
-        let mut polled = [PollFd::new(&self.fd, PollFlags::IN)];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = Timespec::try_from(cancel::slice(left)).map_err(io::Error::other)?;
-            match rustix::event::poll(&mut polled, Some(&timeout)) {
-                Ok(0) if Instant::now() < deadline => {}
-                Ok(count) => return Ok(count > 0),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-            if cancel::is_cancelled() {
-                return Ok(false);
-            }
-        }
+        if self.shares_memory { has_input_by(&self.fd, deadline) } else { Ok(true) }
     }
 
     /// Whether the peer has neither closed nor sent anything unasked.
@@ -377,6 +376,23 @@ impl fmt::Debug for Stream {
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+fn has_input_by(fd: &OwnedFd, deadline: Instant) -> io::Result<bool> {
+    let mut polled = [PollFd::new(fd, PollFlags::IN)];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(cancel::slice(left)).map_err(io::Error::other)?;
+        match rustix::event::poll(&mut polled, Some(&timeout)) {
+            Ok(0) if Instant::now() < deadline => {}
+            Ok(count) => return Ok(count > 0),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if cancel::is_cancelled() {
+            return Ok(false);
+        }
     }
 }
 

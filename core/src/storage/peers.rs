@@ -55,7 +55,11 @@ impl Peers {
     pub fn pool(&self, routing: &Routing, node: NodeId, following: usize) -> Result<Arc<Pool>, Status> {
         let endpoint = self.endpoints.endpoint(routing, node).ok_or(Status::Disconnected)?;
         let mut pools = self.pools.lock();
-        let new = || Arc::new(Pool::new(endpoint.clone(), self.credential.clone(), self.connections_max));
+        // The processor that polls is often the one that the other node, or the client, needs.
+        let new = || {
+            let pool = Pool::new(endpoint.clone(), self.credential.clone(), self.connections_max);
+            Arc::new(pool.without_polling())
+        };
         Ok(pools.entry((endpoint.clone(), following)).or_insert_with(new).clone())
     }
 
