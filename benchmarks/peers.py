@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,15 +28,20 @@ def luciola(
     replicas: int,
     python: str = sys.executable,
     config: Path | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[Path]:
-    """Luciola as installed in the environment of `python`, `replicas` copies of every chunk."""
+    """Luciola as installed in the environment of `python`, `replicas` copies of every chunk.
+
+    `options` are further ones of `luciola up`.
+    """
     data, mountpoint = root / "luciola", root / "luciola-mount"
     shape: tuple[str, ...] = ("--storage-nodes", str(storage_nodes), "--replicas", str(replicas))
     if config is not None:
         shape += ("--config", str(config))
     command = (python, "-m", "luciola")
     subprocess.run(
-        (*command, "up", "--data", str(data), *shape, "--mount", str(mountpoint), "--detach"), check=True
+        (*command, "up", "--data", str(data), *shape, "--mount", str(mountpoint), "--detach", *options),
+        check=True,
     )
     try:
         yield mountpoint

@@ -1,19 +1,18 @@
 """One fio job on this version of Luciola and on another in turn: ratios, processor time and sleeps of an operation.
 
 usage: python benchmarks/turns.py randread 4k 1 --before PYTHON [--rounds 10] [--seconds 1] [--directory DIR] [--swap]
-                                  [--record FILE]
+                                  [--copies 1] [--record FILE]
 
-Both clusters are up, one copy each, with data of their own. On a RAM disk (`--directory /dev/shm`, the default) what is
-compared is the path of an operation, not the disk's writing back, and rounds differ by a few per cent only. All runs at
-real-time priority (root). Where data lie in memory depends on which cluster is started first: repeat a difference in
-reads of much data with `--swap`.
+Both clusters are up, of one copy each or as many as `--copies`, with data of their own. On a RAM disk (`--directory
+/dev/shm`, the default) what is compared is the path of an operation, not the disk's writing back, and rounds differ by
+a few per cent only. All runs at real-time priority (root). Where data lie in memory depends on which cluster is started
+first: repeat a difference in reads of much data with `--swap`.
 """
 
 import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peers import luciola
+from processes import since, usage_of_services
 from tables import spread
 from workload import fio
 
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=1)
     parser.add_argument("--size-mib", type=int, default=256)
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"))
+    parser.add_argument("--copies", type=int, default=1)
     parser.add_argument("--swap", action="store_true", help="start the other version first")
     parser.add_argument("--record", type=Path, metavar="FILE", help="add the ratios to this JSON file")
     options = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> None:
         for name in reversed(versions) if options.swap else versions:
             root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=name, dir=options.directory)))
             mountpoint = stack.enter_context(
-                luciola(root, storage_nodes=1, replicas=1, python=versions[name])
+                luciola(root, storage_nodes=options.copies, replicas=options.copies, python=versions[name])
             )
             files[name] = mountpoint / "data"
             fio(filename=files[name], rw="write", bs="1M", size=f"{options.size_mib}M", end_fsync=1)
@@ -73,8 +74,8 @@ def main() -> None:
 
 
 def measure(path: Path, options: argparse.Namespace) -> Round:
-    processes = {role: processes_of(path.parent.parent, role) for role in ROLES}
-    before = {role: account(pids) for role, pids in processes.items()}
+    root = path.parent.parent
+    before = usage_of_services(root)
     job = fio(
         filename=path,
         rw=options.pattern,
@@ -85,38 +86,13 @@ def measure(path: Path, options: argparse.Namespace) -> Round:
         time_based=1,
         direct=1,
         randrepeat=0,
-    )["read" if "read" in options.pattern else "write"]
-    after = {role: account(pids) for role, pids in processes.items()}
-    count = job["total_ios"]
+    )
+    used = since(before, usage_of_services(root))
     return Round(
-        job["iops"],
-        {role: (after[role][0] - before[role][0]) / count / 1000 for role in ROLES},
-        {role: (after[role][1] - before[role][1]) / count for role in ROLES},
+        job.iops,
+        {role: used[role].processor_ns / job.operations / 1000 for role in ROLES},
+        {role: used[role].sleeps / job.operations for role in ROLES},
     )
-
-
-def processes_of(root: Path, role: str) -> list[int]:
-    """The processes of a cluster under `root` that have that role."""
-    found = subprocess.run(
-        ["pgrep", "-f", f"luciola[. ]{role} .*{root}/"], capture_output=True, text=True, check=True
-    )
-    return [int(pid) for pid in found.stdout.split()]
-
-
-def account(pids: list[int]) -> tuple[int, int]:
-    """Processor time in ns and sleeps of all threads so far."""
-    time_ns = sleeps = 0
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            try:
-                time_ns += int((task / "schedstat").read_text().split()[0])
-                status = dict(
-                    line.split(":\t") for line in (task / "status").read_text().splitlines() if ":\t" in line
-                )
-            except FileNotFoundError:
-                continue  # the thread has ended
-            sleeps += int(status["voluntary_ctxt_switches"])
-    return time_ns, sleeps
 
 
 def show(measured: dict[str, list[Round]]) -> None:
