@@ -66,6 +66,14 @@ impl GroupCommit {
         self.synced.load(Ordering::Acquire)
     }
 
+    /// `begun`, and `synced` of a moment later. Between the two a round may have begun and ended: it counts
+    /// as begun, as what was written before it is durable.
+    pub fn rounds(&self) -> (u64, u64) {
+        let begun = self.begun();
+        let synced = self.synced();
+        (begun.max(synced), synced)
+    }
+
     /// An update was acknowledged.
     pub fn wrote(&self) {
         self.state.lock().has_news = true;
@@ -175,6 +183,30 @@ impl GroupCommit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_round_has_succeeded_that_has_not_begun_while_rounds_pass() {
+        let group_commit = GroupCommit::starting_at(0);
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !is_over.load(Ordering::Relaxed) {
+                        let (begun, synced) = group_commit.rounds();
+                        assert!(
+                            synced <= begun,
+                            "round {synced} has succeeded, and {begun} is the last begun"
+                        );
+                    }
+                });
+            }
+            for _ in 0..20_000 {
+                group_commit.wrote();
+                group_commit.join(|| (), |_, ()| Ok(())).unwrap();
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+    }
 
     #[test]
     fn a_round_that_panics_has_failed_and_leaves_no_caller_waiting() {

@@ -354,9 +354,9 @@ impl Core {
         mut after: Record,
     ) -> Result<(), Status> {
         check_record(key, &after);
-        let begun = self.group_commit.begun();
+        let (begun, synced) = self.group_commit.rounds();
         assert!(after.states().all(|state| state.round <= begun), "I6: {key:?}: a round that has not begun");
-        after.fallbacks = before.fallbacks_for(&after, begun, self.group_commit.synced());
+        after.fallbacks = before.fallbacks_for(&after, begun, synced);
         self.store(key, &before, &after).inspect_err(|&status| {
             // Whether the index took it is unknown until the next opening; until then nothing may build on it.
             log::error!("index write of {key:?} failed; refusing updates until the engine is reopened");
