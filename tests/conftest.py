@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ CORE = Path(__file__).parents[1] / "core"
 # gRPC restarts its poller in a forked child, which aborts when the child closes its descriptors before it executes
 # another program (grpc/grpc#43055). gRPC reads this when it is imported. No test forks to use gRPC in the child.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
+# A shell ignores SIGINT in what it starts in the background, and so do its children: no test of Ctrl-C passes then.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
