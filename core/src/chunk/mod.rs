@@ -28,6 +28,7 @@ mod checksum;
 mod codec;
 mod deferred_free;
 mod engine;
+mod entries;
 #[cfg(test)]
 mod faults;
 mod group_commit;
@@ -40,6 +41,7 @@ mod read;
 mod scan;
 mod segments;
 mod state;
+mod stored;
 mod sync;
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@ use super::engine::{Core, Engine};
 use super::page_writer::{Change, Written};
 use super::payload::Source;
 use super::state::{ContentState, HOLE, PAGE, PageNumber, PendingState, Record, page_count};
+use super::stored::StoredForm;
 use crate::types::{
     CHUNK_BYTES_MAX, ChainVersion, ChunkKey, Op, RequestTag, Stamp, Status, Version, WRITERS_MAX,
     WriterRecord,
@@ -357,7 +358,8 @@ impl Core {
         let (begun, synced) = self.group_commit.rounds();
         assert!(after.states().all(|state| state.round <= begun), "I6: {key:?}: a round that has not begun");
         after.fallbacks = before.fallbacks_for(&after, begun, synced);
-        self.store(key, &before, &after).inspect_err(|&status| {
+        let stored = self.cache.stored(slot);
+        let stored = self.store(key, &before, &after, &stored).inspect_err(|&status| {
             // Whether the index took it is unknown until the next opening; until then nothing may build on it.
             log::error!("index write of {key:?} failed; refusing updates until the engine is reopened");
             self.group_commit.fail(status);
@@ -365,7 +367,7 @@ impl Core {
         self.account(key, &before, &after);
         self.review_damage(key, &before, &after);
         let released = released(&before, &after);
-        self.cache.replace(key, slot, Arc::new(after));
+        self.cache.replace(key, slot, Arc::new(after), stored);
         let waiting = {
             let mut deferred_free = self.deferred_free.lock();
             deferred_free.push(before, released);
@@ -378,12 +380,19 @@ impl Core {
         Ok(())
     }
 
-    fn store(&self, key: ChunkKey, before: &Record, after: &Record) -> Result<(), Status> {
+    /// Put `after` into the index, where `stored` is; return what is there then.
+    fn store(
+        &self,
+        key: ChunkKey,
+        before: &Record,
+        after: &Record,
+        stored: &StoredForm,
+    ) -> Result<StoredForm, Status> {
         #[cfg(test)]
         self.segments.faults.on_index()?;
         match after.is_absent() {
-            true => self.forget(key, before),
-            false => self.index.put(key, after),
+            true => self.forget(key, before).map(|()| StoredForm::default()),
+            false => self.index.put(key, after, stored),
         }
     }
 
