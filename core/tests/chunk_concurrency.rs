@@ -127,8 +127,6 @@ fn readers_see_exactly_what_was_committed() {
         cache_bytes: 64 * 400,
         sync_interval: Some(Duration::from_millis(20)),
         deferred_free_bytes_max: 4 << 20,
-        // Small chunks have deltas, too.
-        delta_percent_max: 150,
         ..EngineOptions::default()
     };
     let engine = Engine::open(dir.path(), options).unwrap();

@@ -31,8 +31,6 @@ fn options() -> EngineOptions {
         // Syncs all the time, so that pages are used again and files are written at every moment.
         sync_interval: Some(Duration::from_millis(5)),
         deferred_free_bytes_max: 2 << 20,
-        // Small chunks have deltas, too.
-        delta_percent_max: 150,
         ..EngineOptions::default()
     }
 }

@@ -119,8 +119,6 @@ fn open(dir: &Path) -> Engine {
         reserve_bytes: 0,
         cache_bytes: 1 << 20,
         sync_interval: None,
-        // Small chunks have deltas, too.
-        delta_percent_max: 150,
         ..EngineOptions::default()
     };
     Engine::open(dir, options).expect("the directory opens")

@@ -93,11 +93,6 @@ PLAN: Final[dict[str, dict[str, Suite]]] = {
     "torn-journal": {
         "recorded disk": Rust(POWER, ("chunks",)),
     },
-    "delta-outlives-base": {
-        "engine": Rust(("--lib",), ("chunk::tests::a_crash", "chunk::tests::power_loss")),
-        "model": Rust(("--test", "chunk_model")),
-        "recorded disk": Rust(POWER, ("chunks",)),
-    },
     "rename-without-its-name": {
         "recorded disk": Python(("tests/unit/storage/test_power_loss.py",)),
     },

@@ -23,10 +23,6 @@ pub struct EngineOptions {
     pub sync_interval: Option<Duration>,
     /// Pages given up are made durable and used again, at the latest, when they are this many bytes.
     pub deferred_free_bytes_max: u64,
-    /// An update stores a delta while that takes at most so many hundredths of the chunk's base record: tests store more or
-    /// fewer of them.
-    #[doc(hidden)]
-    pub delta_percent_max: u32,
     /// Called before bytes are written to a block file: how tests make a disk hang.
     #[doc(hidden)]
     pub on_write: Option<fn()>,
@@ -47,9 +43,6 @@ impl Default for EngineOptions {
             // As ext4: what was never synced explicitly is at most this old after power loss.
             sync_interval: Some(Duration::from_secs(5)),
             deferred_free_bytes_max: 512 << 20,
-            // An update of one page of a large chunk adds about 10 bytes to a delta, and a base takes about 500: near the
-            // least that is written of both.
-            delta_percent_max: 25,
             on_write: None,
             on_round: None,
         }

@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::lock::Mutex;
 
 use super::state::Record;
-use super::stored::StoredForm;
 use crate::types::{ChunkKey, Status};
 
 const SHARDS: usize = 64;
@@ -24,21 +23,8 @@ pub struct CacheSlot {
     /// Held while the chunk changes, also while it writes data and index. Readers never take it.
     pub update: Mutex<()>,
     /// `None` until loaded. Held only to load, copy or swap the pointer.
-    loaded: Mutex<Option<Loaded>>,
+    record: Mutex<Option<Arc<Record>>>,
     recent: AtomicBool,
-}
-
-/// A record, and what the index holds for it.
-#[derive(Clone)]
-pub struct Loaded {
-    pub record: Arc<Record>,
-    pub stored: StoredForm,
-}
-
-impl Loaded {
-    fn memory(&self) -> usize {
-        ENTRY_BYTES + self.record.memory() + self.stored.memory()
-    }
 }
 
 pub struct Cache {
@@ -93,36 +79,30 @@ impl Cache {
         &self,
         key: ChunkKey,
         slot: &CacheSlot,
-        load: impl FnOnce() -> Result<(Record, StoredForm), Status>,
+        load: impl FnOnce() -> Result<Record, Status>,
     ) -> Result<Arc<Record>, Status> {
-        let mut slot = slot.loaded.lock();
-        if let Some(loaded) = &*slot {
-            return Ok(loaded.record.clone());
+        let mut record = slot.record.lock();
+        if let Some(record) = &*record {
+            return Ok(record.clone());
         }
-        let (record, stored) = load()?;
-        let loaded = Loaded { record: Arc::new(record), stored };
-        *slot = Some(loaded.clone());
-        drop(slot);
-        self.recount(key, loaded.memory());
-        Ok(loaded.record)
+        let loaded = Arc::new(load()?);
+        *record = Some(loaded.clone());
+        drop(record);
+        self.recount(key, ENTRY_BYTES + loaded.memory());
+        Ok(loaded)
     }
 
-    /// What the index holds for the record of a slot that the caller holds the update lock of and has loaded.
-    pub fn stored(&self, slot: &CacheSlot) -> StoredForm {
-        slot.loaded.lock().as_ref().expect("an update loads the record first").stored.clone()
-    }
-
-    /// Swap the record of a slot that the caller holds the update lock of.
-    pub fn replace(&self, key: ChunkKey, slot: &CacheSlot, record: Arc<Record>, stored: StoredForm) {
-        let loaded = Loaded { record, stored };
-        let now = loaded.memory();
-        *slot.loaded.lock() = Some(loaded);
+    /// Swap the record of a slot that the caller holds the update lock of; return the one before, if loaded.
+    pub fn replace(&self, key: ChunkKey, slot: &CacheSlot, record: Arc<Record>) -> Option<Arc<Record>> {
+        let now = ENTRY_BYTES + record.memory();
+        let before = slot.record.lock().replace(record);
         self.recount(key, now);
+        before
     }
 
     /// Drop the record of a slot that the caller holds the update lock of: the next use loads it.
     pub fn unload(&self, key: ChunkKey, slot: &CacheSlot) {
-        *slot.loaded.lock() = None;
+        *slot.record.lock() = None;
         self.recount(key, ENTRY_BYTES);
     }
 
@@ -187,7 +167,7 @@ mod tests {
         let held = cache.slot(key(0));
         for index in 1..100_000 {
             let slot = cache.slot(key(index));
-            cache.record(key(index), &slot, || Ok(Default::default())).unwrap();
+            cache.record(key(index), &slot, || Ok(Record::default())).unwrap();
         }
         assert!(cache.bytes() <= (1 << 20) + SHARDS * ENTRY_BYTES * 2, "{} bytes", cache.bytes());
         assert!(Arc::ptr_eq(&held, &cache.slot(key(0))));
@@ -198,7 +178,7 @@ mod tests {
         let cache = Cache::new(1 << 20);
         let slot = cache.slot(key(1));
         assert_eq!(cache.record(key(1), &slot, || Err(Status::Io)), Err(Status::Io));
-        assert!(cache.record(key(1), &slot, || Ok(Default::default())).is_ok());
+        assert!(cache.record(key(1), &slot, || Ok(Record::default())).is_ok());
         assert!(cache.record(key(1), &slot, || panic!("it is loaded")).is_ok());
     }
 }

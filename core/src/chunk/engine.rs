@@ -22,16 +22,14 @@ use super::codec::RECORD_FORMAT;
 use super::deferred_free::DeferredFree;
 use super::group_commit::GroupCommit;
 use super::index::{self, Index};
-use super::pages::{PageMap, PunchSearch};
+use super::pages::PageMap;
 use super::segments::{self, Segments};
 use super::state::{ContentState, HOLE, PAGE, PageNumber, Record};
 use super::writers::Writers;
 use crate::types::{ChainId, ChunkKey, Status, Version};
 
 /// Version of the directory's layout and of all formats in it (docs/formats.md).
-const FORMAT: u32 = 6;
-/// A directory of this version differs in its records alone, of which both formats are read: opening makes it one of `FORMAT`.
-const FORMAT_OLDEST: u32 = 5;
+const FORMAT: u32 = 5;
 const FORMAT_FILE: &str = "FORMAT";
 /// How long a look at the file system's free space is believed.
 const SPACE_AGE_MAX: Duration = Duration::from_millis(20);
@@ -61,8 +59,6 @@ pub(super) struct Core {
     pub cache: Cache,
     pub pages: Mutex<PageMap>,
     pub deferred_free: Mutex<DeferredFree>,
-    /// Held from when pages are taken from `deferred_free` until they are free and holes are punched.
-    pub freeing: Mutex<()>,
     pub group_commit: GroupCommit,
     pub writers: Writers,
     pub blocks: Blocks,
@@ -237,7 +233,6 @@ impl Core {
             pages: Mutex::new(PageMap::new(segments.segment_pages())),
             cache: Cache::new(options.cache_bytes / 2),
             deferred_free: Mutex::default(),
-            freeing: Mutex::default(),
             // An earlier process may have been in the middle of the round after.
             group_commit: GroupCommit::starting_at(synced + 1),
             writers: Writers::default(),
@@ -300,7 +295,7 @@ impl Core {
                 );
                 let stored = match older.is_absent() {
                     true => self.forget(key, &record),
-                    false => self.index.put_whole(key, &older),
+                    false => self.index.put(key, &older),
                 };
                 stored.map_err(|status| damaged(format!("the chunk index: {status}")))?;
                 report.fallen_back.push(key);
@@ -364,7 +359,7 @@ impl Core {
     }
 
     pub fn record_of(&self, key: ChunkKey, slot: &CacheSlot) -> Result<Arc<Record>, Status> {
-        self.cache.record(key, slot, || self.index.get(key))
+        self.cache.record(key, slot, || Ok(self.index.get(key)?.unwrap_or_default()))
     }
 
     /// Keep the counters of a chain: `before` has become `after`.
@@ -400,40 +395,24 @@ impl Core {
         }
     }
 
-    /// Take released pages back.
+    /// Take released pages back, and give space to the file system where we hold much of it unused.
     pub fn free_pages(&self, released: &[PageNumber]) {
-        let mut pages = self.pages.lock();
-        released.iter().for_each(|&page| pages.free_page(page));
-    }
-
-    /// Give space to the file system where we hold much of it unused. Updates wait neither for a look at all block files nor
-    /// for a large hole to be punched.
-    pub fn give_space_back(&self) {
         // On a tight disk the reserve comes first, the index's part of it most of all.
         let free = self.file_system_free(false).unwrap_or(u64::MAX);
         let missing = self.options.reserve_bytes.saturating_sub(free) / PAGE as u64;
-        let shortest = if missing > 0 { 1 } else { PUNCH_PAGES_MIN };
-        let search = {
-            let pages = self.pages.lock();
+        let punch = {
+            let mut pages = self.pages.lock();
+            released.iter().for_each(|&page| pages.free_page(page));
             let keep = pages.free_backed().saturating_sub(missing).min(KEEP_BACKED_BYTES / PAGE as u64);
-            pages.search_punchable(keep, shortest)
+            pages.take_punchable(keep, if missing > 0 { 1 } else { PUNCH_PAGES_MIN })
         };
-        if let Some(search) = search {
-            self.punch(search);
+        for extent in punch {
+            if let Err(error) = self.segments.punch(extent) {
+                log::warn!("punching holes in a block file failed: {error}; its space stays allocated");
+            }
+            self.pages.lock().free(extent);
         }
         *self.free_space.lock() = None;
-    }
-
-    fn punch(&self, mut search: PunchSearch) {
-        loop {
-            let Some(extents) = self.pages.lock().take_punchable(&mut search) else { return };
-            for extent in extents {
-                if let Err(error) = self.segments.punch(extent) {
-                    log::warn!("punching holes in a block file failed: {error}; its space stays allocated");
-                }
-                self.pages.lock().free(extent);
-            }
-        }
     }
 
     pub fn report_damage(&self, damage: Damage) {
@@ -539,7 +518,7 @@ fn open_index(
                 .into(),
         ));
     }
-    Index::open(&path, options, accesses, has_lost_power).map_err(|error| match error {
+    Index::open(&path, options.cache_bytes / 2, accesses, has_lost_power).map_err(|error| match error {
         fjall::Error::Io(source) if source.kind() == ErrorKind::InvalidData => damaged(source.to_string()),
         fjall::Error::Io(source) => failed(source),
         error => OpenError::Index { path: dir.to_owned(), reason: error.to_string() },
@@ -553,17 +532,12 @@ fn open_format(dir: &Path, options: &EngineOptions) -> Result<u64, OpenError> {
     let segment_bytes = options.segment_bytes;
     match fs::read_to_string(&path) {
         Ok(text) => {
-            let FormatFile { format, segment_bytes, identity: found } = parse_format(&path, &text)?;
-            let wanted = options.identity;
-            if wanted != 0 && wanted != found {
-                return Err(OpenError::OtherEngine { path: dir.to_owned(), found, wanted });
+            let (segment_bytes, found) = parse_format(&path, &text)?;
+            match options.identity {
+                0 => Ok(segment_bytes),
+                wanted if wanted == found => Ok(segment_bytes),
+                wanted => Err(OpenError::OtherEngine { path: dir.to_owned(), found, wanted }),
             }
-            if format < FORMAT {
-                // Before the first record that an older release does not read.
-                log::info!("{}: upgrading the chunk engine from format {format} to {FORMAT}", dir.display());
-                write_format(dir, &path, segment_bytes, found).map_err(failed)?;
-            }
-            Ok(segment_bytes)
         }
         Err(error) if error.kind() == ErrorKind::InvalidData => {
             Err(OpenError::Foreign { path: dir.to_owned() })
@@ -588,7 +562,7 @@ fn open_format(dir: &Path, options: &EngineOptions) -> Result<u64, OpenError> {
             if !options.create {
                 return Err(OpenError::Missing { path: dir.to_owned() });
             }
-            write_format(dir, &path, segment_bytes, options.identity).map_err(failed)?;
+            write_format(dir, &path, options).map_err(failed)?;
             Ok(segment_bytes)
         }
     }
@@ -604,9 +578,10 @@ fn make_directory(dir: &Path) -> io::Result<()> {
     segments::sync_directory(parent.unwrap_or(Path::new(".")))
 }
 
-fn write_format(dir: &Path, path: &Path, segment_bytes: u64, identity: u128) -> io::Result<()> {
+fn write_format(dir: &Path, path: &Path, options: &EngineOptions) -> io::Result<()> {
     let new = dir.join("FORMAT.new");
     let mut file = File::create(&new)?;
+    let EngineOptions { segment_bytes, identity, .. } = options;
     write!(
         file,
         "luciola chunk engine\nformat {FORMAT}\npage_bytes {PAGE}\nsegment_bytes {segment_bytes}\n\
@@ -617,14 +592,8 @@ fn write_format(dir: &Path, path: &Path, segment_bytes: u64, identity: u128) -> 
     segments::sync_directory(dir)
 }
 
-/// What `FORMAT` says.
-struct FormatFile {
-    format: u32,
-    segment_bytes: u64,
-    identity: u128,
-}
-
-fn parse_format(path: &Path, text: &str) -> Result<FormatFile, OpenError> {
+/// The size of the block files, and which engine it is.
+fn parse_format(path: &Path, text: &str) -> Result<(u64, u128), OpenError> {
     let mut lines = text.lines();
     if lines.next() != Some("luciola chunk engine") {
         return Err(OpenError::Foreign { path: path.to_owned() });
@@ -635,9 +604,9 @@ fn parse_format(path: &Path, text: &str) -> Result<FormatFile, OpenError> {
     let mut field = |name: &str| -> Result<u64, OpenError> {
         line(name).and_then(|value| value.parse().ok()).ok_or_else(damaged)
     };
-    let format = u32::try_from(field("format")?).unwrap_or(u32::MAX);
-    if !(FORMAT_OLDEST..=FORMAT).contains(&format) {
-        return Err(OpenError::Format { path: path.to_owned(), found: format, wanted: FORMAT });
+    let found = field("format")? as u32;
+    if found != FORMAT {
+        return Err(OpenError::Format { path: path.to_owned(), found, wanted: FORMAT });
     }
     let page_bytes = field("page_bytes")?;
     let segment_bytes = field("segment_bytes")?;
@@ -645,5 +614,5 @@ fn parse_format(path: &Path, text: &str) -> Result<FormatFile, OpenError> {
         return Err(damaged());
     }
     let identity = line("identity").and_then(|value| u128::from_str_radix(value, 16).ok());
-    Ok(FormatFile { format, segment_bytes, identity: identity.ok_or_else(damaged)? })
+    Ok((segment_bytes, identity.ok_or_else(damaged)?))
 }

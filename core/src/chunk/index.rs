@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::ops::Bound::{self, Excluded, Included, Unbounded};
+use std::ops::Bound;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,13 +14,10 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::accesses::Accesses;
-use super::api::EngineOptions;
 use super::codec::{self, KEY_BYTES};
-use super::entries::{ChunkValues, Entries, IndexEntry};
 use super::journal;
 use super::segments::sync_directory;
 use super::state::Record;
-use super::stored::{self, StoredForm, Values};
 use crate::types::{ChainId, ChunkKey, ContentId, Status, Version};
 
 /// Key of the newest round of `sync` that succeeded.
@@ -30,8 +27,6 @@ const FLOOR: &str = "floor";
 /// Key of the newest round that had succeeded when the directory was opened, until `confirm` removes it.
 const OPENED: &str = "opened";
 /// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much.
-/// A flush syncs the journal under the lock that updates wait for. A larger table is flushed less often, and slower to insert
-/// into; a directory keeps what it was made with.
 const MEMTABLE_BYTES: u64 = 16 << 20;
 /// What fjall sets aside for a journal, as a hole.
 const JOURNAL_BYTES: u64 = 64 << 20;
@@ -52,8 +47,6 @@ pub struct Index {
     chunks: Keyspace,
     /// What is not about one chunk: `SYNCED`, `FLOOR`, `OPENED`.
     engine: Keyspace,
-    /// `EngineOptions::delta_percent_max`
-    delta_percent_max: u32,
     accesses: Arc<Accesses>,
 }
 
@@ -62,68 +55,45 @@ impl Index {
     /// Raises `InvalidData` if it was not.
     pub fn open(
         dir: &Path,
-        options: &EngineOptions,
+        cache_bytes: usize,
         accesses: Arc<Accesses>,
         may_be_torn: bool,
     ) -> fjall::Result<Index> {
         if !dir.try_exists()? {
-            make(dir, options, accesses.clone())?;
+            make(dir, cache_bytes, accesses.clone())?;
         }
         journal::cut_torn_end(dir, may_be_torn)?;
-        Index::open_whole(dir, options, accesses)
+        Index::open_whole(dir, cache_bytes, accesses)
     }
 
-    fn open_whole(dir: &Path, options: &EngineOptions, accesses: Arc<Accesses>) -> fjall::Result<Index> {
+    fn open_whole(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Result<Index> {
         let database = Database::builder(dir)
-            .cache_size((options.cache_bytes / 2) as u64)
+            .cache_size(cache_bytes as u64)
             .max_journaling_size(JOURNAL_BYTES_MAX)
             .worker_threads(WORKERS)
             .open()?;
-        let of_chunks = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-        let chunks = database.keyspace("chunks", of_chunks)?;
+        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+        let chunks = database.keyspace("chunks", options)?;
         let engine = database.keyspace("engine", KeyspaceCreateOptions::default)?;
-        let delta_percent_max = options.delta_percent_max;
-        let index = Index { dir: dir.to_owned(), database, chunks, engine, delta_percent_max, accesses };
+        let index = Index { dir: dir.to_owned(), database, chunks, engine, accesses };
         index.sync_journals()?;
         Ok(index)
     }
 
-    /// The record, of nothing if there is none, and how it is stored. No other may be put meanwhile.
-    pub fn get(&self, key: ChunkKey) -> Result<(Record, StoredForm), Status> {
+    pub fn get(&self, key: ChunkKey) -> Result<Option<Record>, Status> {
         let _access = self.accesses.begin();
-        let base = self.chunks.get(codec::encode_key(key)).map_err(|error| failed(&error))?;
-        let delta = self.chunks.get(codec::encode_delta_key(key)).map_err(|error| failed(&error))?;
-        match (base, delta) {
-            (None, None) => Ok(Default::default()),
-            (base, delta) => decode(key, base.as_deref(), delta.as_deref()),
+        match self.chunks.get(codec::encode_key(key)).map_err(|error| failed(&error))? {
+            None => Ok(None),
+            Some(value) => decode(key, &value).map(Some),
         }
     }
 
-    /// Store the record where `stored` is; return how.
-    pub fn put(&self, key: ChunkKey, record: &Record, stored: &StoredForm) -> Result<StoredForm, Status> {
+    /// Store the record.
+    pub fn put(&self, key: ChunkKey, record: &Record) -> Result<(), Status> {
         assert!(!record.is_absent(), "{key:?}: a record of nothing is forgotten");
         let _access = self.accesses.begin();
-        let (values, after) = stored.update(record, self.delta_percent_max);
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
-        match values {
-            Values::Delta(value) => batch.insert(&self.chunks, codec::encode_delta_key(key), value),
-            Values::Base { value, is_delta_removed } => {
-                batch.insert(&self.chunks, codec::encode_key(key), value);
-                if is_delta_removed {
-                    batch.remove(&self.chunks, codec::encode_delta_key(key));
-                }
-            }
-        }
-        batch.commit().map_err(|error| failed(&error))?;
-        Ok(after)
-    }
-
-    /// Store the record in the place of whatever is there.
-    pub fn put_whole(&self, key: ChunkKey, record: &Record) -> Result<(), Status> {
-        let _access = self.accesses.begin();
-        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
-        batch.insert(&self.chunks, codec::encode_key(key), codec::encode_base(record).0);
-        batch.remove(&self.chunks, codec::encode_delta_key(key));
+        batch.insert(&self.chunks, codec::encode_key(key), codec::encode_record(record));
         batch.commit().map_err(|error| failed(&error))
     }
 
@@ -132,31 +102,16 @@ impl Index {
         let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         batch.remove(&self.chunks, codec::encode_key(key));
-        batch.remove(&self.chunks, codec::encode_delta_key(key));
         batch.insert(&self.engine, FLOOR, floor.0.to_le_bytes());
         batch.commit().map_err(|error| failed(&error))
     }
 
-    /// Store a record that cannot be read where there is none.
+    /// Store, in the place of a record, one that cannot be read.
     pub fn put_unreadable(&self, key: ChunkKey) -> Result<(), Status> {
         let _access = self.accesses.begin();
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
         batch.insert(&self.chunks, codec::encode_key(key), [codec::RECORD_FORMAT]);
         batch.commit().map_err(|error| failed(&error))
-    }
-
-    /// The values under the keys of the chunk and of its delta.
-    #[cfg(test)]
-    pub fn raw(&self, key: ChunkKey) -> (Option<fjall::UserValue>, Option<fjall::UserValue>) {
-        let get = |key: &[u8]| self.chunks.get(key).unwrap();
-        (get(&codec::encode_key(key)), get(&codec::encode_delta_key(key)))
-    }
-
-    #[cfg(test)]
-    pub fn put_raw_delta(&self, key: ChunkKey, value: &[u8]) {
-        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
-        batch.insert(&self.chunks, codec::encode_delta_key(key), value);
-        batch.commit().unwrap();
     }
 
     #[cfg(test)]
@@ -253,30 +208,39 @@ impl Index {
 
     /// The format of a record that is not ours, if there is one.
     pub fn foreign_format(&self) -> Option<u8> {
-        self.chunks.iter().find_map(|guard| codec::foreign_format(&guard.value().ok()?))
+        self.chunks.iter().find_map(|guard| match codec::decode_record(&guard.value().ok()?) {
+            Err(codec::Malformed::Format(format)) => Some(format),
+            _ => None,
+        })
     }
 
-    /// The records of `range`, in order. A record that cannot be read is `Checksum`, and does not end the scan; an error
-    /// without a key does: which chunks are behind it is unknown.
-    pub fn scan(&self, range: Range) -> impl Iterator<Item = Result<Scanned, Status>> + use<> {
-        Entries::new(self.chunks.range(range).map(entry)).map(scanned)
-    }
-
-    /// As `scan`, from the end on.
-    pub fn scan_back(&self, range: Range) -> impl Iterator<Item = Result<Scanned, Status>> + use<> {
-        Entries::new(self.chunks.range(range).rev().map(entry)).map(scanned)
+    /// The records of `range`, in order; from either end. A record that cannot be read is `Checksum`, and does not end
+    /// the scan; an error without a key does: which chunks are behind it is unknown.
+    #[allow(clippy::type_complexity)]
+    pub fn scan(
+        &self,
+        range: Range,
+    ) -> impl DoubleEndedIterator<Item = Result<(ChunkKey, Result<Record, Status>), Status>> + use<> {
+        self.chunks.range(range).map(|guard| {
+            let (key, value) = guard.into_inner().map_err(|error| failed(&error))?;
+            let key = codec::decode_key(&key).map_err(|error| {
+                log::error!("chunk index: malformed key: {error}; the scan ends");
+                Status::Io
+            })?;
+            Ok((key, decode(key, &value)))
+        })
     }
 }
 
 /// Make an empty index that has its name only when all of it is on disk: fjall does not open one that lost power while it
 /// was made.
-fn make(dir: &Path, options: &EngineOptions, accesses: Arc<Accesses>) -> fjall::Result<()> {
+fn make(dir: &Path, cache_bytes: usize, accesses: Arc<Accesses>) -> fjall::Result<()> {
     let new = dir.with_extension("new");
     match fs::remove_dir_all(&new) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let index = Index::open_whole(&new, options, accesses)?;
+    let index = Index::open_whole(&new, cache_bytes, accesses)?;
     index.database.persist(PersistMode::SyncAll)?;
     drop(index);
     sync_directories(&new)?;
@@ -313,37 +277,20 @@ fn preallocate(journal: &File) -> io::Result<()> {
     }
 }
 
-/// A chunk and its record.
-pub type Scanned = (ChunkKey, Result<Record, Status>);
-
-fn entry(guard: fjall::Guard) -> Result<IndexEntry, Status> {
-    let (key, value) = guard.into_inner().map_err(|error| failed(&error))?;
-    let (key, is_delta) = codec::decode_key(&key).map_err(|error| {
-        log::error!("chunk index: malformed key: {error}; the scan ends");
-        Status::Io
-    })?;
-    Ok(IndexEntry { key, is_delta, value })
-}
-
-fn scanned(values: Result<ChunkValues, Status>) -> Result<Scanned, Status> {
-    let ChunkValues { key, base, delta } = values?;
-    Ok((key, decode(key, base.as_deref(), delta.as_deref()).map(|(record, _)| record)))
-}
-
-/// Keys from one bound to another, deltas with their bases.
-pub type Range = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+/// Keys from one bound to another.
+pub type Range = (Bound<[u8; KEY_BYTES]>, Bound<[u8; KEY_BYTES]>);
 
 pub fn everything() -> Range {
-    (Unbounded, Unbounded)
+    (Bound::Unbounded, Bound::Unbounded)
 }
 
 /// The records of a chain after `after`, or from its start.
 pub fn of_chain(chain: ChainId, after: Option<ChunkKey>) -> Range {
     let start = match after {
-        Some(key) => Excluded(codec::encode_delta_key(key).into()),
-        None => Included(chain_key(chain, [0; 12]).into()),
+        Some(key) => Bound::Excluded(codec::encode_key(key)),
+        None => Bound::Included(chain_key(chain, [0; 12])),
     };
-    (start, Included(with_delta(chain_key(chain, [0xff; 12]))))
+    (start, Bound::Included(chain_key(chain, [0xff; 12])))
 }
 
 /// The records of one content with an index of at least `first_index`.
@@ -354,12 +301,7 @@ pub fn of_content(chain: ChainId, content: ContentId, first_index: u32) -> Range
         rest[8..].copy_from_slice(&index.to_be_bytes());
         chain_key(chain, rest)
     };
-    (Included(key(first_index).into()), Included(with_delta(key(u32::MAX))))
-}
-
-/// The last key of a chunk.
-fn with_delta(key: [u8; KEY_BYTES]) -> Vec<u8> {
-    [&key[..], &[codec::DELTA]].concat()
+    (Bound::Included(key(first_index)), Bound::Included(key(u32::MAX)))
 }
 
 fn chain_key(chain: ChainId, rest: [u8; 12]) -> [u8; KEY_BYTES] {
@@ -369,8 +311,8 @@ fn chain_key(chain: ChainId, rest: [u8; 12]) -> [u8; KEY_BYTES] {
     key
 }
 
-fn decode(key: ChunkKey, base: Option<&[u8]>, delta: Option<&[u8]>) -> Result<(Record, StoredForm), Status> {
-    stored::decode(base, delta).map_err(|error| {
+fn decode(key: ChunkKey, value: &[u8]) -> Result<Record, Status> {
+    codec::decode_record(value).map_err(|error| {
         log::error!("chunk index: record of {key:?} is damaged: {error}");
         Status::Checksum
     })
@@ -396,8 +338,7 @@ mod tests {
     fn memtables_are_flushed_while_updates_come_faster_than_requests_are_read() {
         const LIMIT: Duration = Duration::from_secs(30);
         let dir = tempfile::tempdir().unwrap();
-        let index =
-            Index::open(&dir.path().join("index"), &EngineOptions::default(), Arc::default(), false).unwrap();
+        let index = Index::open(&dir.path().join("index"), 1 << 20, Arc::default(), false).unwrap();
         let value = [7; 4096];
         for index_of_chunk in 0..6 * MEMTABLE_BYTES as u32 / 4096 {
             let chunk = ChunkId { content: ContentId(1), index: index_of_chunk };

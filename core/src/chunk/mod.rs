@@ -28,7 +28,6 @@ mod checksum;
 mod codec;
 mod deferred_free;
 mod engine;
-mod entries;
 #[cfg(test)]
 mod faults;
 mod group_commit;
@@ -41,7 +40,6 @@ mod read;
 mod scan;
 mod segments;
 mod state;
-mod stored;
 mod sync;
 #[cfg(test)]
 mod tests;

@@ -29,14 +29,6 @@ pub struct PageMap {
     searched: (u32, u64),
 }
 
-/// A search for space to give back, segment by segment: in between others take and free pages.
-pub struct PunchSearch {
-    keep: u64,
-    shortest: u32,
-    /// The segment to look at.
-    next: usize,
-}
-
 #[derive(Clone)]
 struct Segment {
     used: Box<[u64]>,
@@ -163,34 +155,29 @@ impl PageMap {
         self.free_backed += u64::from(segment.backed[word] & bit != 0);
     }
 
-    /// Begin to take runs of at least `shortest` free pages whose space is to be returned to the file system, until at most
-    /// `keep` free backed pages are left. `None`: there is nothing to do.
-    pub fn search_punchable(&self, keep: u64, shortest: u32) -> Option<PunchSearch> {
+    /// Take runs of at least `shortest` free pages whose space is to be returned to the file system, until at most
+    /// `keep` free backed pages are left. The caller punches them out of the files and then frees them.
+    pub fn take_punchable(&mut self, keep: u64, shortest: u32) -> Vec<Extent> {
         let (searched, left) = self.searched;
-        let is_new = searched != shortest || self.free_backed >= left + SEARCH_PAGES;
-        (self.free_backed > keep && is_new).then_some(PunchSearch { keep, shortest, next: 0 })
-    }
-
-    /// The runs of one more segment; `None` at the end. The caller punches them out of the files and then frees them.
-    pub fn take_punchable(&mut self, search: &mut PunchSearch) -> Option<Vec<Extent>> {
-        if self.free_backed <= search.keep || search.next == self.segments.len() {
-            self.searched = (search.shortest, self.free_backed);
-            return None;
+        if self.free_backed <= keep || (searched == shortest && self.free_backed < left + SEARCH_PAGES) {
+            return Vec::new();
         }
         let mut taken = Vec::new();
-        for extent in self.backed_runs(search.next, search.shortest) {
-            if self.free_backed <= search.keep {
-                break;
+        for number in 0..self.segments.len() {
+            for extent in self.backed_runs(number, shortest) {
+                if self.free_backed <= keep {
+                    break;
+                }
+                self.take(extent);
+                for page in extent.first..extent.first + extent.count {
+                    let (number, word, bit) = self.place(page);
+                    self.segments[number].backed[word] &= !bit;
+                }
+                taken.push(extent);
             }
-            self.take(extent);
-            for page in extent.first..extent.first + extent.count {
-                let (number, word, bit) = self.place(page);
-                self.segments[number].backed[word] &= !bit;
-            }
-            taken.push(extent);
         }
-        search.next += 1;
-        Some(taken)
+        self.searched = (shortest, self.free_backed);
+        taken
     }
 
     fn backed_runs(&self, number: usize, shortest: u32) -> Vec<Extent> {
@@ -370,14 +357,9 @@ mod tests {
         let extent = map.allocate(40, None, 0).unwrap()[0];
         (0..40).for_each(|n| map.note_backed(extent.first + n));
         map.free(extent);
-        let mut punch = |keep, shortest| {
-            let mut search = map.search_punchable(keep, shortest)?;
-            Some(std::iter::from_fn(|| map.take_punchable(&mut search)).flatten().collect::<Vec<_>>())
-        };
-        assert_eq!(punch(40, 16), None);
-        assert_eq!(punch(0, 41), Some(vec![]));
-        assert_eq!(punch(0, 41), None, "nothing has been freed since");
-        assert_eq!(punch(0, 16), Some(vec![extent]));
+        assert_eq!(map.take_punchable(40, 16), vec![]);
+        assert_eq!(map.take_punchable(0, 41), vec![]);
+        assert_eq!(map.take_punchable(0, 16), vec![extent]);
         assert_eq!((map.free_backed(), map.used()), (0, 40));
         map.free(extent);
         assert_eq!((map.free_backed(), map.used()), (0, 0));

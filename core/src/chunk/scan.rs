@@ -48,7 +48,7 @@ impl Engine {
 
     /// The last chunk with content: its index and length.
     pub fn last_chunk(&self, chain: ChainId, content: ContentId) -> Result<Option<(u32, u32)>, Status> {
-        for entry in self.core.index.scan_back(index::of_content(chain, content, 0)) {
+        for entry in self.core.index.scan(index::of_content(chain, content, 0)).rev() {
             let (key, record) = entry?;
             if let Some(state) = content_of(&record?) {
                 return Ok(Some((key.chunk.index, state.length)));

@@ -23,8 +23,6 @@ use crate::buffer::begin_write_back;
 /// ones are left to the kernel, which gathers them, and cost a system call each.
 const WRITE_BACK_BYTES_MIN: usize = 256 << 10;
 const _: () = assert!(WRITE_BACK_BYTES_MIN.is_multiple_of(PAGE), "whole pages are written back");
-/// A hole is punched in steps: during each the kernel blocks writes to the file.
-const PUNCH_BYTES_MAX: u64 = 4 << 20;
 
 pub struct Segments {
     dir: PathBuf,
@@ -225,7 +223,7 @@ impl Segments {
         let mut left = extent.count as u64 * PAGE as u64;
         while left > 0 {
             let (segment, position, room) = self.at(address)?;
-            let now = left.min(room as u64).min(PUNCH_BYTES_MAX);
+            let now = left.min(room as u64);
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             rustix::fs::fallocate(&segment.file, flags, position, now)?;
             address += now;

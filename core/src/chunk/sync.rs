@@ -6,7 +6,6 @@ use super::engine::{Core, Engine};
 #[cfg(test)]
 use super::faults::Moment;
 use super::group_commit::FlusherTask;
-use super::state::PageNumber;
 use crate::panics::caught;
 use crate::types::Status;
 
@@ -22,27 +21,15 @@ impl Core {
     pub fn sync(&self) -> Result<(), Status> {
         // Marked before the round begins: a state that one of this round replaces is a fallback until the next ends.
         self.group_commit.join(|| self.deferred_free.lock().mark(), |round, mark| self.flush(round, mark))?;
-        self.free_released();
+        self.free_unread();
         Ok(())
     }
 
-    /// Free what rounds have released, also what readers held at the end of the last one, which may have been long ago.
-    /// A caller waits for another call that is under way: after a sync nothing is on its way to be free.
-    fn free_released(&self) {
-        let _freeing = self.freeing.lock();
-        let mut has_freed = false;
-        loop {
-            let entries = self.deferred_free.lock().release();
-            if entries.is_empty() {
-                break;
-            }
-            let pages: Vec<PageNumber> = entries.iter().flat_map(|entry| &entry.pages).copied().collect();
-            drop(entries);
-            self.free_pages(&pages);
-            has_freed = true;
-        }
-        if has_freed {
-            self.give_space_back();
+    /// Free pages that readers held at the end of the last round, which may have been long ago.
+    fn free_unread(&self) {
+        let released = self.deferred_free.lock().release_flushed();
+        if !released.is_empty() {
+            self.free_pages(&released);
         }
     }
 
@@ -66,8 +53,8 @@ impl Core {
         self.segments.faults.reach(Moment::Recorded);
         self.index.sync()?;
         self.segments.pause();
-        self.deferred_free.lock().note_flushed(mark);
-        self.free_released();
+        let released = self.deferred_free.lock().release(mark);
+        self.free_pages(&released);
         Ok(())
     }
 
@@ -85,7 +72,7 @@ impl Core {
         loop {
             match self.group_commit.wait_for_task(interval) {
                 FlusherTask::Stop => return Ok(()),
-                FlusherTask::FreeUnread => self.free_released(),
+                FlusherTask::FreeUnread => self.free_unread(),
                 FlusherTask::Flush => self.sync()?,
             }
         }

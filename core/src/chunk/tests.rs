@@ -27,8 +27,6 @@ fn options() -> EngineOptions {
         reserve_bytes: 0,
         cache_bytes: 1 << 20,
         sync_interval: None,
-        // Small chunks have deltas, too.
-        delta_percent_max: 150,
         ..EngineOptions::default()
     }
 }
@@ -1265,14 +1263,12 @@ fn foreign_newer_and_damaged_directories_are_refused_and_left_alone() {
     drop(open(dir.path()));
     let format = dir.path().join("FORMAT");
     let text = fs::read_to_string(&format).unwrap();
-    for found in [0, 4, 7] {
-        let other = text.replace("format 6", &format!("format {found}"));
-        fs::write(&format, &other).unwrap();
+    for found in [0, 6] {
+        fs::write(&format, text.replace("format 5", &format!("format {found}"))).unwrap();
         let error = open_error(dir.path());
-        assert!(matches!(error, OpenError::Format { wanted: 6, .. }));
-        let words = format!("chunk engine format {found}, and this release reads format 6; run the release");
+        assert!(matches!(error, OpenError::Format { wanted: 5, .. }));
+        let words = format!("chunk engine format {found}, and this release reads format 5; run the release");
         assert!(error.to_string().contains(&words), "{error}");
-        assert_eq!(fs::read_to_string(&format).unwrap(), other);
     }
     for broken in ["", "something else\nformat 1\n", "luciola chunk engine\nformat one\n"] {
         fs::write(&format, broken).unwrap();
@@ -1294,162 +1290,7 @@ fn records_of_another_format_are_called_so_and_not_damaged() {
     engine.core.index.put_raw(key(1), &foreign);
     drop(engine);
     let error = open_error(dir.path());
-    assert!(matches!(error, OpenError::RecordFormat { found: 9, wanted: 4, .. }), "{error}");
-}
-
-/// Chunks in every form in which the index stores them: never updated, with a delta, with a second base.
-fn with_deltas() -> tempfile::TempDir {
-    let dir = directory();
-    let engine = Engine::open(dir.path(), EngineOptions { delta_percent_max: 25, ..options() }).unwrap();
-    let has_delta = |index| engine.core.index.get(key(index)).unwrap().1.has_delta();
-    let base = |index| engine.core.index.raw(key(index)).0.unwrap();
-    for index in 0..4 {
-        write(&engine, index, 1, 0, &noise(64 * PAGE, index as usize));
-    }
-    let bases = [1, 2].map(base);
-    for version in 2..40 {
-        // Of chunk 1 the same page again and again, of chunk 2 always another.
-        for (index, page) in [(1, 7), (2, version * 29 % 64)] {
-            write(&engine, index, version, page as u32 * PAGE as u32, &noise(100, version as usize));
-        }
-    }
-    assert!(base(1) == bases[0] && base(2) != bases[1], "an update of much makes a new base");
-    stage_write(&engine, 3, 2, PAGE as u32, b"pending").unwrap();
-    assert_eq!([0, 1, 2, 3].map(has_delta), [false, true, true, true]);
-    drop(engine);
-    dir
-}
-
-#[test]
-fn deltas_are_read_back_listed_and_removed_with_their_chunks() {
-    let dir = with_deltas();
-    let engine = open(dir.path());
-    assert_eq!(engine.open_report().pending, [key(3)]);
-    assert_eq!(engine.open_report().unreadable, []);
-    let versions = |engine: &Engine| -> Vec<u64> {
-        (0..4).map(|index| engine.lookup(key(index)).unwrap().unwrap().version().0).collect()
-    };
-    assert_eq!(versions(&engine), [1, 39, 39, 1]);
-    for (index, page) in [(1, 7), (2, 39 * 29 % 64)] {
-        let expected = noise(100, 39);
-        assert_eq!(read(&engine, index, page * PAGE as u32, 100).unwrap(), expected);
-        assert_eq!(engine.verify(key(index)), Ok(vec![]));
-    }
-    assert_no_leak(&engine);
-    let (chain, content) = (key(0).chain, key(0).chunk.content);
-    let listed = |engine: &Engine, after| -> Vec<(u32, u64)> {
-        let lines = engine.list(chain, after, 10).unwrap();
-        lines.iter().map(|line| (line.chunk.index, line.committed.unwrap().stamp.version.0)).collect()
-    };
-    assert_eq!(listed(&engine, None), [(0, 1), (1, 39), (2, 39), (3, 1)]);
-    assert_eq!(
-        listed(&engine, Some(key(1).chunk)),
-        [(2, 39), (3, 1)],
-        "the delta of the last one is not listed"
-    );
-    assert_eq!(engine.last_chunk(chain, content), Ok(Some((3, 64 * PAGE as u32))));
-    assert_eq!(engine.content_chunks(chain, content, 1, 10).unwrap().len(), 3);
-    // Nothing of a chunk stays that is forgotten, and nothing of a delta under a new base.
-    for index in 1..4 {
-        engine.erase(key(index)).unwrap();
-        write(&engine, index, 1, 0, b"new");
-    }
-    drop(engine);
-    let engine = open(dir.path());
-    assert_eq!(versions(&engine), [1; 4]);
-    assert_eq!(engine.open_report().unreadable, []);
-    assert_eq!(engine.remove_chain(chain, 10), Ok(true));
-    drop(engine);
-    assert_eq!(open(dir.path()).open_report(), &OpenReport::default());
-}
-
-#[test]
-fn a_chunk_whose_delta_or_base_is_damaged_is_unreadable_and_can_be_written_again() {
-    let dir = with_deltas();
-    let engine = open(dir.path());
-    let damage = |stored: &[u8]| {
-        let mut bytes = stored.to_vec();
-        *bytes.last_mut().unwrap() ^= 1;
-        bytes
-    };
-    let index = &engine.core.index;
-    index.put_raw_delta(key(1), &damage(&index.raw(key(1)).1.unwrap()));
-    index.put_raw(key(2), &damage(&index.raw(key(2)).0.unwrap()));
-    // A delta of another base, and one of none.
-    index.put_raw_delta(key(0), &index.raw(key(3)).1.unwrap());
-    index.put_raw_delta(key(4), &index.raw(key(3)).1.unwrap());
-    drop(engine);
-    let engine = open(dir.path());
-    assert_eq!(engine.open_report().unreadable, [key(0), key(1), key(2), key(4)]);
-    let lines = engine.list(key(0).chain, None, 10).unwrap();
-    let unreadable: Vec<bool> = lines.iter().map(|line| line.is_unreadable).collect();
-    assert_eq!(unreadable, [true, true, true, false, true]);
-    for index in [0, 1, 2, 4] {
-        assert_eq!(read(&engine, index, 0, 10), Err(Status::Checksum), "not absent, which would be zeros");
-        assert_eq!(stage_write(&engine, index, 40, 0, b"x"), Err(Status::Checksum));
-        assert_eq!(engine.set_unreadable(key(index)), Ok(true));
-        engine.erase(key(index)).unwrap();
-        write(&engine, index, 1, 0, b"again");
-    }
-    assert_eq!(engine.set_unreadable(key(3)), Ok(false), "it is committed");
-    drop(engine);
-    let engine = open(dir.path());
-    assert_eq!(engine.open_report().unreadable, []);
-    assert_eq!(read(&engine, 1, 0, 10).unwrap(), b"again");
-}
-
-/// As a release with directory format 5 leaves it: FORMAT says so, and records have format 3.
-fn as_format_5(dir: &Path) {
-    let engine = open(dir);
-    for index in 0..4 {
-        let record = engine.core.record(key(index)).unwrap().1;
-        engine.core.index.put_whole(key(index), &Record::default()).unwrap();
-        engine.core.index.put_raw(key(index), &super::codec::encode_format3(&record));
-    }
-    engine.core.index.put_raw(key(9), &[3]);
-    drop(engine);
-    let path = dir.join("FORMAT");
-    let text = fs::read_to_string(&path).unwrap();
-    fs::write(path, text.replace("format 6", "format 5")).unwrap();
-}
-
-#[test]
-fn a_directory_of_the_format_before_is_upgraded() {
-    let dir = with_deltas();
-    let before = open(dir.path()).list(key(0).chain, None, 10).unwrap();
-    as_format_5(dir.path());
-    for _ in 0..2 {
-        let engine = open(dir.path());
-        let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
-        assert!(text.contains("\nformat 6\n"), "{text}");
-        assert_eq!(engine.open_report().unreadable, [key(9)], "as it was: lost with its only replica");
-        assert_eq!(engine.open_report().pending, [key(3)]);
-        assert_eq!(engine.list(key(0).chain, None, 4).unwrap(), before);
-        assert_no_leak(&engine);
-    }
-    let engine = open(dir.path());
-    // A delta may have a base of format 3; a new base follows.
-    for version in 40..60 {
-        write(&engine, 1, version, version as u32 % 64 * PAGE as u32, &noise(PAGE, version as usize));
-        let (record, _) = engine.core.index.get(key(1)).unwrap();
-        assert_eq!(record, *engine.core.record(key(1)).unwrap().1);
-    }
-    engine.commit(key(3), Version(2), ChainVersion(1)).unwrap();
-    drop(engine);
-    let engine = open(dir.path());
-    assert_eq!(engine.lookup(key(1)).unwrap().unwrap().version(), Version(59));
-    assert_eq!(read(&engine, 3, PAGE as u32, 7).unwrap(), b"pending");
-    assert_no_leak(&engine);
-}
-
-#[test]
-fn an_upgrade_that_refuses_the_directory_leaves_its_format() {
-    let dir = with_deltas();
-    as_format_5(dir.path());
-    let other = EngineOptions { identity: 7, ..options() };
-    assert!(matches!(Engine::open(dir.path(), other).err(), Some(OpenError::OtherEngine { .. })));
-    assert!(fs::read_to_string(dir.path().join("FORMAT")).unwrap().contains("\nformat 5\n"));
-    open(dir.path());
+    assert!(matches!(error, OpenError::RecordFormat { found: 9, wanted: 3, .. }), "{error}");
 }
 
 /// A directory whose chunk 1 of three has a record that cannot be read.
@@ -1459,7 +1300,7 @@ fn with_an_unreadable_record() -> tempfile::TempDir {
     for index in 0..3 {
         write(&engine, index, 1, 0, &noise(2 * PAGE, index as usize));
     }
-    let mut bytes = super::codec::encode_base(&engine.core.record(key(1)).unwrap().1).0;
+    let mut bytes = super::codec::encode_record(&engine.core.record(key(1)).unwrap().1);
     bytes[10] ^= 1;
     engine.core.index.put_raw(key(1), &bytes);
     drop(engine);
@@ -1623,7 +1464,7 @@ fn the_format_file_is_as_drawn() {
     let dir = directory();
     drop(Engine::open(dir.path(), EngineOptions { identity: 0x1f << 120, ..options() }).unwrap());
     let text = fs::read_to_string(dir.path().join("FORMAT")).unwrap();
-    let lines = "luciola chunk engine\nformat 6\npage_bytes 16384\nsegment_bytes 1048576\n";
+    let lines = "luciola chunk engine\nformat 5\npage_bytes 16384\nsegment_bytes 1048576\n";
     assert_eq!(text, format!("{lines}identity 1f{:030}\n", 0));
 }
 
@@ -1673,7 +1514,7 @@ fn a_page_with_two_owners_is_found_at_open() {
         let engine = open(dir.path());
         write(&engine, 0, 1, 0, b"x");
         let record = engine.core.record(key(0)).unwrap().1;
-        engine.core.index.put_whole(key(1), &record).unwrap();
+        engine.core.index.put(key(1), &record).unwrap();
     }
     let error = open_error(dir.path());
     assert!(matches!(error, OpenError::Damaged { .. }), "{error}");

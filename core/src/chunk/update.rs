@@ -8,7 +8,6 @@ use super::engine::{Core, Engine};
 use super::page_writer::{Change, Written};
 use super::payload::Source;
 use super::state::{ContentState, HOLE, PAGE, PageNumber, PendingState, Record, page_count};
-use super::stored::StoredForm;
 use crate::types::{
     CHUNK_BYTES_MAX, ChainVersion, ChunkKey, Op, RequestTag, Stamp, Status, Version, WRITERS_MAX,
     WriterRecord,
@@ -358,8 +357,7 @@ impl Core {
         let (begun, synced) = self.group_commit.rounds();
         assert!(after.states().all(|state| state.round <= begun), "I6: {key:?}: a round that has not begun");
         after.fallbacks = before.fallbacks_for(&after, begun, synced);
-        let stored = self.cache.stored(slot);
-        let stored = self.store(key, &before, &after, &stored).inspect_err(|&status| {
+        self.store(key, &before, &after).inspect_err(|&status| {
             // Whether the index took it is unknown until the next opening; until then nothing may build on it.
             log::error!("index write of {key:?} failed; refusing updates until the engine is reopened");
             self.group_commit.fail(status);
@@ -367,7 +365,7 @@ impl Core {
         self.account(key, &before, &after);
         self.review_damage(key, &before, &after);
         let released = released(&before, &after);
-        self.cache.replace(key, slot, Arc::new(after), stored);
+        self.cache.replace(key, slot, Arc::new(after));
         let waiting = {
             let mut deferred_free = self.deferred_free.lock();
             deferred_free.push(before, released);
@@ -380,19 +378,12 @@ impl Core {
         Ok(())
     }
 
-    /// Put `after` into the index, where `stored` is; return what is there then.
-    fn store(
-        &self,
-        key: ChunkKey,
-        before: &Record,
-        after: &Record,
-        stored: &StoredForm,
-    ) -> Result<StoredForm, Status> {
+    fn store(&self, key: ChunkKey, before: &Record, after: &Record) -> Result<(), Status> {
         #[cfg(test)]
         self.segments.faults.on_index()?;
         match after.is_absent() {
-            true => self.forget(key, before).map(|()| StoredForm::default()),
-            false => self.index.put(key, after, stored),
+            true => self.forget(key, before),
+            false => self.index.put(key, after),
         }
     }
 

@@ -40,8 +40,6 @@ fn engine_options() -> EngineOptions {
         reserve_bytes: 0,
         cache_bytes: 1 << 20,
         sync_interval: None,
-        // Small chunks have deltas, too.
-        delta_percent_max: 150,
         ..EngineOptions::default()
     }
 }

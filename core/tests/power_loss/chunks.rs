@@ -30,8 +30,6 @@ fn options() -> EngineOptions {
         cache_bytes: 1 << 20,
         sync_interval: None,
         on_round: Some(on_round),
-        // Small chunks have deltas, too.
-        delta_percent_max: 150,
         ..EngineOptions::default()
     }
 }
