@@ -20,7 +20,6 @@ use super::negotiate::Agreement;
 use super::notify::Notifier;
 use super::options::SessionOptions;
 use super::request::Ending;
-use super::uring::{self, Entry, Rings, Transport};
 use super::watch::{THREADS_LIMIT, Watch};
 
 /// What the threads of a session share.
@@ -44,17 +43,11 @@ pub struct SessionShared {
     pub(super) life: Mutex<Life>,
     pub(super) changed: Condvar,
     pub(super) destroyed: AtomicBool,
-    /// None: all requests come from the device.
-    pub(super) rings: OnceLock<Rings>,
-    pub(super) transport: Mutex<Transport>,
 }
 
 #[derive(Default)]
 pub struct Life {
-    /// Those that read the device.
     pub(super) threads: usize,
-    /// Those that have a ring.
-    pub(super) ring_threads: usize,
     /// How many of them were started beyond `threads_max`.
     pub(super) further: usize,
     /// The kernel has ended the connection.
@@ -62,17 +55,10 @@ pub struct Life {
     pub(super) failure: Option<io::Error>,
 }
 
-/// Where the requests of a thread come from, and are answered.
-pub enum Way {
-    /// Clones of a device do not know one another's.
-    Device(FuseDevice),
-    /// An entry of that queue, here while its request is worked on: it goes with the right to answer it.
-    Ring { queue: usize, entry: Mutex<Option<Entry>> },
-}
-
 /// What one thread works on.
 pub struct ThreadSlot {
-    pub(super) way: Way,
+    /// Where its requests come from, and are answered: clones of a device do not know one another's.
+    pub(super) device: FuseDevice,
     /// Number of its request until it is answered; 0 while there is none.
     pub(super) unanswered: AtomicU64,
     pub(super) pid: AtomicU32,
@@ -81,9 +67,9 @@ pub struct ThreadSlot {
 }
 
 impl ThreadSlot {
-    pub fn new(way: Way) -> ThreadSlot {
+    pub fn new(device: FuseDevice) -> ThreadSlot {
         ThreadSlot {
-            way,
+            device,
             unanswered: AtomicU64::new(0),
             pid: AtomicU32::new(0),
             ending: AtomicU8::new(0),
@@ -114,23 +100,13 @@ impl ThreadSlot {
         Ending::from_number(self.ending.load(Ordering::Relaxed))
     }
 
-    pub fn works_on(&self, unique: u64) -> bool {
-        self.unanswered.load(Ordering::Acquire) == unique
-    }
-
-    /// Answer request `unique` with EINTR while the thread still works on it. False: not now.
-    pub fn end_early(self: &Arc<Self>, shared: &Arc<SessionShared>, unique: u64) -> bool {
+    /// Answer request `unique` while the thread still works on it.
+    pub fn end_early(&self, unique: u64, errno: Errno) {
         if self.ending() == Ending::Cancelled {
             self.calls.cancel(unique);
         }
-        match &self.way {
-            Way::Device(device) => {
-                if self.claim(unique) {
-                    device.reply(unique, Some(Errno::INTR), &[], &[]);
-                }
-                true
-            }
-            Way::Ring { .. } => uring::end_early(shared, self, unique).is_ok(),
+        if self.claim(unique) {
+            self.device.reply(unique, Some(errno), &[], &[]);
         }
     }
 }
@@ -160,13 +136,8 @@ impl SessionShared {
 
     /// The thread that works on request `unique`, if there is one.
     pub fn slot_of(&self, unique: u64) -> Option<Arc<ThreadSlot>> {
-        let of_device = self.slots.read().iter().find(|slot| slot.works_on(unique)).cloned();
-        of_device.or_else(|| self.rings.get().and_then(|rings| rings.slot_of(unique)))
-    }
-
-    /// Whether the watcher has to look again in a tick.
-    pub fn needs_watch(&self) -> bool {
-        self.is_busy() || self.rings.get().is_some_and(Rings::need_watch)
+        let slots = self.slots.read();
+        slots.iter().find(|slot| slot.unanswered.load(Ordering::Acquire) == unique).cloned()
     }
 
     pub fn dropper(&self) -> &Dropper {
@@ -220,11 +191,11 @@ impl SessionShared {
             });
         }
         let deadline = Instant::now() + self.options.grace;
-        while life.threads + life.ring_threads > 0 {
+        while life.threads > 0 {
             if self.changed.wait_until(&mut life, deadline).timed_out() {
                 log::warn!(
                     "unmount: {} operations have not returned after {:?}",
-                    life.threads + life.ring_threads,
+                    life.threads,
                     self.options.grace
                 );
                 break;

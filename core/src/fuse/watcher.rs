@@ -13,6 +13,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+
 use super::request::Ending;
 use super::shared::SessionShared;
 use super::watch::{Interrupted, TICK};
@@ -30,19 +32,16 @@ const _: () = assert!(UNKNOWN_CALLER_WAITS.as_millis() < UNMATCHED_KEPT.as_milli
 pub fn run(shared: &Arc<SessionShared>) {
     let mut pending = VecDeque::new();
     let mut stuck = Stuck { requests: Vec::new(), since: Instant::now() };
-    while let Some(found) = shared.watch.next(|| shared.needs_watch(), pending) {
+    while let Some(found) = shared.watch.next(|| shared.is_busy(), pending) {
         pending = found.into_iter().filter(|one| !is_settled(shared, one)).collect();
         if stuck.is_stuck(shared) {
             shared.raise_limit();
-        }
-        if let Some(rings) = shared.rings.get() {
-            rings.look(shared);
         }
     }
 }
 
 /// Whether the interrupt needs no further look. Answers its request if the program was killed.
-fn is_settled(shared: &Arc<SessionShared>, one: &Interrupted) -> bool {
+fn is_settled(shared: &SessionShared, one: &Interrupted) -> bool {
     let Some(slot) = shared.slot_of(one.unique) else {
         return one.since.elapsed() >= UNMATCHED_KEPT;
     };
@@ -53,7 +52,10 @@ fn is_settled(shared: &Arc<SessionShared>, one: &Interrupted) -> bool {
         Some(is_fatal) => is_fatal,
         None => one.since.elapsed() >= UNKNOWN_CALLER_WAITS,
     };
-    is_dying && slot.end_early(shared, one.unique)
+    if is_dying {
+        slot.end_early(one.unique, Errno::INTR);
+    }
+    is_dying
 }
 
 /// Whether a signal that ends the thread is pending: the kernel turns every one that kills into SIGKILL. `None` if the
