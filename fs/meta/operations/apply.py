@@ -9,11 +9,11 @@ from ...wire.pb.meta_pb2 import ApplyReply, ApplyRequest, Change, ChangeResult, 
 from ..context import OperationContext
 from ..permissions import after_write
 from ..resolve import locate
+from .length import EFBIG
 from .make import attach, claim, new_file, refuse_slash
 
 CHANGES_MAX: Final = 64  # in one transaction: one to two milliseconds, in which no other request is served
 DATA_BYTES_MAX: Final = 1 << 20  # of all changes: as much as a record of a group commit holds
-EFBIG: Final = 27
 
 
 def apply(context: OperationContext, request: ApplyRequest) -> ApplyReply:
