@@ -26,15 +26,16 @@ const SYNCED: &str = "synced";
 const FLOOR: &str = "floor";
 /// Key of the newest round that had succeeded when the directory was opened, until `confirm` removes it.
 const OPENED: &str = "opened";
-/// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much.
-const MEMTABLE_BYTES: u64 = 16 << 20;
+/// Records written since the last flush are kept in memory up to this; an open after `kill -9` replays as much. Each flush
+/// stops all updates for as long as the disk takes to sync the journal: the fewer, the better.
+const MEMTABLE_BYTES: u64 = 64 << 20;
 /// What fjall sets aside for a journal, as a hole.
 const JOURNAL_BYTES: u64 = 64 << 20;
 /// A journal's blocks are taken in advance when this many times its size is free, so that chunks can still be
 /// removed, and pending versions committed, on a disk that others have filled.
 const PREALLOCATE_FREE_FACTOR: u64 = 8;
 /// The journal files together; fjall wants at least 64 MiB.
-const JOURNAL_BYTES_MAX: u64 = 128 << 20;
+const JOURNAL_BYTES_MAX: u64 = 256 << 20;
 
 /// Threads that flush and compact. They read requests from a bounded queue, which updates fill while the memtable is full,
 /// and a flush is requested through the same queue: a thread alone would wait for itself and never flush again (fjall
@@ -336,7 +337,7 @@ mod tests {
 
     #[test]
     fn memtables_are_flushed_while_updates_come_faster_than_requests_are_read() {
-        const LIMIT: Duration = Duration::from_secs(30);
+        const LIMIT: Duration = Duration::from_secs(120);
         let dir = tempfile::tempdir().unwrap();
         let index = Index::open(&dir.path().join("index"), 1 << 20, Arc::default(), false).unwrap();
         let value = [7; 4096];
