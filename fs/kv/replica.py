@@ -218,15 +218,19 @@ class Replica:
             await asyncio.wait((following, contending), return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 following.result()
-            return contending.result()
-        except BaseException:
+            leadership = contending.result()
+            following.cancel()
+            await asyncio.wait((following,))  # two that carry out records would be in each other's way
+        except BaseException:  # also of who is ended between winning and leading
+            for task in (following, contending):
+                task.cancel()
             if contending.done() and not contending.cancelled() and contending.exception() is None:
                 await self._resign(contending.result())
-            raise
-        finally:
-            following.cancel()
-            contending.cancel()
             await asyncio.gather(following, contending, return_exceptions=True)
+            raise
+        if not following.cancelled() and (error := following.exception()) is not None:
+            log.info("following the log ended with %r", error)  # who takes over reads it once more
+        return leadership
 
     async def _follow(self) -> NoReturn:
         while True:
@@ -291,7 +295,8 @@ class Replica:
                 bounds = await self._log.bounds()
                 while self.applied.position.index < bounds.last.index:
                     await self._apply(await self._log.read(self.applied.position))
-                check_position(self.applied.position, bounds)
+                if leadership.holds():  # else another may have appended since, which is no other history
+                    check_position(self.applied.position, bounds)
             except (Unavailable, Timeout) as error:
                 self._require_store()
                 log.warning("the log cannot be read during take-over (%s); trying again", error)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import pytest
 
@@ -359,6 +359,75 @@ def test_take_over_carries_out_what_the_standby_has_not_seen():
             await first.end()
             engine = await second.engine_of_term()
             assert len(engine.begin().get_range(b"0", b"9")) == 70
+
+    simulate(scenario())
+
+
+def test_take_over_that_loses_its_lease_while_it_reads_is_a_standby_again():
+    """Another process led and appended meanwhile: the store is behind the end that was read first, and in the log."""
+
+    async def scenario():
+        shared = MemoryLog()
+        async with processes(shared, "first", "second", "third") as (first, second, third):
+            engine = await first.engine_of_term()
+            await asyncio.sleep(1.0)  # the others are up with the log
+            slow = {"follow": 1e6, "read": 3 * LEASE_S, "renew_claim": 1e6}
+            second.log.plan = lambda method: Outcome(before_s=slow.get(method, 0.0))
+            third.log.plan = lambda method: Outcome(before_s=0.2 if method == "create_claim" else 0.0)
+            for number in range(5):
+                put(engine, b"%d" % number)
+                await engine.sync()
+            assert second.applied.position.index == 0
+            await first.end()
+            engine = await third.engine_of_term()  # after `second`, whose lease ended before it had read
+            assert second.replica.role is Role.TAKING_OVER
+            put(engine, b"5")
+            await engine.sync()
+            while second.applied.position.index == 0:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)
+            assert not second.task.done(), second.task
+            assert second.replica.role is Role.STANDBY
+
+    simulate(scenario())
+
+
+class SlowToClose(FaultyLog):
+    """Following it ends some time after it was cancelled."""
+
+    def __init__(self, inner: MemoryLog) -> None:
+        super().__init__(inner)
+        self.closing = asyncio.Event()
+
+    async def follow(self, after):
+        try:
+            async with aclosing(super().follow(after)) as batches:
+                async for batch in batches:
+                    yield batch
+        finally:
+            self.closing.set()
+            await asyncio.sleep(1.0)
+
+
+def test_replica_that_is_ended_as_it_begins_to_lead_gives_the_leadership_up():
+    async def scenario():
+        shared = MemoryLog()
+        log = SlowToClose(shared)
+        applied = Applied(MemoryEngine(), log_id=LOG, create=True)
+        replica = Replica(log, applied, owner="first", lease_s=LEASE_S, clock=LoopClock())
+
+        async def serve(engine: PrimaryEngine) -> None:
+            await asyncio.Event().wait()
+
+        task = asyncio.create_task(replica.run(serve))
+        await log.closing.wait()  # it leads, and does not follow any more
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert await shared.claim() is None
+        await asyncio.sleep(0)
+        names = {each.get_name() for each in asyncio.all_tasks()}
+        assert "log-leadership" not in names, "no task renews the claim"
 
     simulate(scenario())
 
