@@ -12,9 +12,10 @@ from luciola.kv.applied import Applied
 from luciola.kv.log import DRIFT, Diverged, MemoryLog, Trimmed
 from luciola.kv.log.faulty import Fault, FaultyLog, Outcome
 from luciola.kv.replica import PrimaryEngine, Replica, Role, first_to_keep
+from store_content import content
 from virtual_loop import LoopClock, simulate
 
-from .records import chain, content
+from .records import chain
 
 LOG = b"cluster 1, meta"
 LEASE_S = 4.0
