@@ -88,6 +88,11 @@ class PrimaryEngine(GroupedEngine):
         return self._applied.position.index
 
     @property
+    def is_leased(self) -> bool:
+        """Whether no other process can lead at this moment."""
+        return self._leadership.holds()
+
+    @property
     def leased_until_s(self) -> float:
         """Return until when, by the clock of the lease, no other process can lead; the past, when one may already."""
         return self._leadership.until_s if self._leadership.holds() else float("-inf")

@@ -1,4 +1,7 @@
-"""The process: `python -m luciola.meta --data DIR --config FILE --cluster FILE [--node-id N] [--create]`."""
+"""The process: `python -m luciola.meta --data DIR --config FILE --cluster FILE [--node-id N] [--create]`.
+
+Its store is its own, or, if the cluster file names an etcd, one of several that follow a log there (terms.py).
+"""
 
 import argparse
 import asyncio
@@ -18,7 +21,8 @@ from .. import __version__
 from ..clock import Clock, SystemClock
 from ..config import ClusterConfig, load
 from ..errors import ConfigError, CorruptData, Error, Unavailable
-from ..ids import EMBEDDED_EPOCH
+from ..ids import EMBEDDED_EPOCH, STANDBY_EPOCH, new_incarnation
+from ..kv.replicated import open_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
@@ -32,7 +36,7 @@ from .cluster import Addresses, Cluster, RoutingTable, describe
 from .committed_replies import committed
 from .control import GrpcControl
 from .layout import Placer
-from .terms import first_end
+from .terms import CurrentService, Settings, Terms, first_end
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -60,8 +64,9 @@ async def serve(arguments: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    run = serve_alone if cluster_file.metadata is None else serve_in_turn
     async with RpcClients(mint(cluster_file.secret(), role=SERVICE)) as clients:
-        await serve_alone(arguments, config, cluster_file, clients, stop)
+        await run(arguments, config, cluster_file, clients, stop)
     log.info("meta %d has stopped", arguments.node_id)
 
 
@@ -136,6 +141,68 @@ async def serve_alone(
         await cluster.leave(node, mark())
     finally:
         engine.close()
+
+
+async def serve_in_turn(
+    arguments: argparse.Namespace,
+    config: ClusterConfig,
+    cluster_file: ClusterFile,
+    clients: RpcClients,
+    stop: asyncio.Event,
+) -> None:
+    """Follow the log of the store, which other processes follow too, and serve it in the terms of this one."""
+    clock = SystemClock()
+    cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
+    placer = Placer(config.meta)
+    current = CurrentService()
+    async with listening(arguments, cluster_file, current) as addresses:
+        node = describe(
+            NODE_META,
+            number=arguments.node_id,
+            incarnation=new_incarnation(),
+            addresses=addresses,
+            release=__version__,
+            epoch=STANDBY_EPOCH,
+        )
+        terms = Terms(
+            Settings(
+                config,
+                cluster_file.cluster_id,
+                placer,
+                control=lambda until_s: GrpcControl(clients, cluster, clock, leased_until_s=until_s),
+                create=arguments.create,
+            ),
+            current,
+            cluster,
+            node,
+            clock,
+            accept_loss=arguments.accept_loss,
+        )
+        await first_end(
+            stop.wait(),
+            cluster.watch(partial(follow, placer)),
+            cluster.beat(node, terms.mark),
+            follow_log(arguments, cluster_file, terms, owner=addresses.lane),
+        )
+        await cluster.leave(node, None)
+
+
+async def follow_log(
+    arguments: argparse.Namespace, cluster_file: ClusterFile, terms: Terms, *, owner: str
+) -> None:
+    """Keep the store equal to the log, and serve when it is this process's turn; return never."""
+    options = cluster_file.metadata_options()
+    assert options is not None, "a store with several copies has a log"
+    async with open_replica(
+        options,
+        prefix=cluster_file.log_prefix("meta"),
+        cluster_id=cluster_file.cluster_id,
+        data=arguments.data,
+        owner=owner,
+        create=arguments.create or arguments.accept_loss,
+        cached=schema.INODES,
+    ) as replica:
+        await replica.run(terms.serve)
 
 
 def follow(placer: Placer, routing: RoutingTable) -> None:

@@ -143,6 +143,7 @@ class Cluster:
     async def beat(self, node: Node, mark: Callable[[], StoreMark | None]) -> None:
         """Send heartbeats indefinitely, each with `node` as it is then, and with how far its store has come.
 
+        `mark` says nothing of a store that others may have continued.
         Raises: InvalidArgument when another process has taken this one's place; ConfigError as `check_store`.
         """
         sequence = 0
@@ -156,8 +157,13 @@ class Cluster:
                     self._mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=CALL_TIMEOUT_S
                 )
                 interval_s = max(0.05, (reply.interval_ms or 1000) / 1000)
-            except (ConfigError, InvalidArgument):
+            except InvalidArgument:
                 raise
+            except ConfigError as error:
+                if mark() is not None:
+                    raise
+                # Sent before another process took over, whose store has come further meanwhile.
+                log.warning("heartbeat of a term that has ended was refused: %s", error)
             except Error as error:
                 log.warning("heartbeat failed: %s", error)
             with suppress(TimeoutError):

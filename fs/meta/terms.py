@@ -37,6 +37,7 @@ from .collector import Collector
 from .committed_replies import committed
 from .dependencies import Dependencies
 from .layout import Placer
+from .schema import Superblock
 from .service import MetaService
 from .storage import StorageControl
 
@@ -99,7 +100,7 @@ class Terms:
         self._cluster = cluster
         self._clock = clock
         self._accept_loss = accept_loss  # by the first term: what later ones find was accepted by it
-        self._mark: Callable[[], StoreMark] | None = None
+        self._mark: Callable[[], StoreMark | None] | None = None
 
     def mark(self) -> StoreMark | None:
         """Return how far the store has come; of a standby nothing is said: it may be behind."""
@@ -134,7 +135,7 @@ class Terms:
         service, collector, dependencies = await self._build(engine)
         try:
             self._current.service = self._answering(service, engine)
-            self._mark = partial(mark_of, superblock, position)
+            self._mark = partial(_leased_mark, engine, superblock)
             self._publish(EMBEDDED_EPOCH + engine.epoch)
             log.info("meta %d serves, epoch %d", self._node.id, engine.epoch)
             await first_end(
@@ -168,6 +169,11 @@ class Terms:
         assert epoch != EMBEDDED_EPOCH, "M4: terms differ from a service that is alone"
         self._node.epoch = epoch
         self._cluster.hurry()
+
+
+def _leased_mark(engine: PrimaryEngine, superblock: Superblock) -> StoreMark | None:
+    """Return how far the store has come; nothing once another process may have continued it."""
+    return mark_of(superblock, lambda: engine.position) if engine.is_leased else None
 
 
 async def first_end(*works: Awaitable[object]) -> None:

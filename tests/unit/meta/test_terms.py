@@ -20,19 +20,20 @@ import pytest
 
 import replica_world
 from luciola.config import ClusterConfig, MetaConfig
-from luciola.errors import Error, NotFound
+from luciola.errors import ConfigError, Error, NotFound
 from luciola.ids import EMBEDDED_EPOCH, STANDBY_EPOCH
 from luciola.kv.replica import PrimaryEngine
 from luciola.meta import schema
+from luciola.meta.cluster import Cluster
 from luciola.meta.fake_control import FakeControl
 from luciola.meta.layout import Placer, chains_of
 from luciola.meta.terms import CurrentService, Settings, Terms
 from luciola.wire import TRUSTED, Identity
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller
-from luciola.wire.pb.mgmtd_pb2 import ChainTable, Node, StoreMark
+from luciola.wire.pb.mgmtd_pb2 import ChainTable, HeartbeatReply, HeartbeatRequest, Node, StoreMark
 from luciola.wire.preserialized import Preserialized
-from virtual_loop import simulate
+from virtual_loop import LoopClock, simulate
 
 CHAINS = tuple(range(100, 104))
 CHUNK = 64 * 1024
@@ -252,6 +253,42 @@ class Work:
 
 def path(name: bytes) -> pb.Path:
     return pb.Path(at=1, path=name)
+
+
+class Refusing:
+    """A manager that has seen a newer store; it is what `Cluster` sees of `RpcClients`."""
+
+    def __init__(self) -> None:
+        self.heard: list[HeartbeatRequest] = []
+        self.again = asyncio.Event()
+
+    async def call(self, address, method, request, *, timeout_s):
+        self.heard.append(request)
+        if len(self.heard) > 1:
+            self.again.set()
+            return HeartbeatReply(interval_ms=1000)
+        raise ConfigError("meta's store is older than the cluster", older="meta")
+
+
+@pytest.mark.parametrize("has_ended", [True, False])
+def test_heartbeat_that_is_refused_ends_a_process_only_in_its_term(has_ended):
+    """A process that was paused sends the mark of a term that another has followed."""
+
+    async def scenario() -> None:
+        manager = Refusing()
+        cluster = Cluster(manager, "mgmtd", LoopClock())
+        marks = iter([StoreMark(store=1, position=5), None if has_ended else StoreMark(store=1, position=5)])
+        beating = asyncio.ensure_future(cluster.beat(Node(id=100), lambda: next(marks, None)))
+        waiting = asyncio.ensure_future(manager.again.wait())
+        await asyncio.wait((beating, waiting), return_when=asyncio.FIRST_COMPLETED)
+        refused = beating.done()
+        for task in (beating, waiting):
+            task.cancel()
+        outcomes = await asyncio.gather(beating, waiting, return_exceptions=True)
+        assert refused == isinstance(outcomes[0], ConfigError) == (not has_ended)
+        assert [each.HasField("meta_store") for each in manager.heard] == [True, False][: 1 + has_ended]
+
+    simulate(scenario())
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
