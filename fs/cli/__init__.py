@@ -40,7 +40,6 @@ COMMANDS: Final = {
     "bench": ("bench", "bench"),
     "chain": ("chain", "chain"),
     "node": ("node", "node"),
-    "metadata": ("metadata", "metadata"),
     "token": ("token", "token"),
     "rdma": ("rdma", "rdma"),
     "plugins": ("plugins", "plugins"),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final, NotRequired, TypedDict, Unpack
+from typing import Final, NotRequired, TypedDict
 
 import click
 
@@ -19,15 +19,14 @@ from ..fuse import Record, read_records, source_of, stale_mounts
 from ..logfile import rotate_output
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
+from ..wire.pb.meta_pb2 import MetaStatus
 from ..wire.pb.storage_pb2 import SpaceReply
-from . import private_etcd, processes, stores
+from . import processes, stores
 from .administration import confirm
 from .datadir import DataDir, Shape, check_shape, choose_shape
 from .health import describe_progress, describe_space, describe_trouble
 from .live_table import LiveTable
-from .metadata_options import Given, metadata_options, wanted_metadata
-from .metadata_status import PRIMARY, STANDBY, MemberState, describe_members, members_of, primary_manager
-from .mgmtd_client import ChainState, MgmtdClient, describe_chains, serving_meta
+from .mgmtd_client import ChainState, MgmtdClient, describe_chains
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
 from .processes import ServiceState
@@ -66,7 +65,6 @@ PATIENCE_S: Final = 2.0  # after which a command says what it waits for
     type=click.Path(path_type=Path, file_okay=False),
     help="Also mount the cluster there.",
 )
-@metadata_options
 @config_option
 @click.option(
     "--accept-metadata-loss",
@@ -92,7 +90,6 @@ def up(
     yes: bool,
     detach: bool,
     ready_fd: int | None,
-    **metadata_given: Unpack[Given],
 ) -> None:
     """Start a cluster on this machine and keep it running.
 
@@ -103,16 +100,17 @@ def up(
     \b
     Example:
       luciola up --data /var/lib/luciola --mount /mnt/luciola
-      luciola up --data /var/lib/luciola --metadata etcd
     """
     if config_file is not None:
         load(config_file)  # a mistake is refused before anything is started
     data = DataDir(data_path.absolute())
-    metadata = wanted_metadata(metadata_given)
-    check_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
-    if metadata.is_private:
-        private_etcd.require_programs()
-    _confirm_losses(data, rebuild_mgmtd=rebuild_mgmtd, accept_metadata_loss=accept_metadata_loss, yes=yes)
+    check_shape(data, storage_nodes=storage_nodes, replicas=replicas)
+    if rebuild_mgmtd:
+        data.read_shape()
+        confirm(stores.rebuild_question(data), yes=yes)
+    if accept_metadata_loss:
+        data.read_shape()
+        confirm(stores.META_QUESTION, yes=yes)
     if detach:
         _detach(data, [*sys.argv[1:], "--yes"])
         return
@@ -122,8 +120,7 @@ def up(
     try:
         data.create()
         with data.supervised(), LiveTable(enabled=ready_fd is None) as view:
-            end_leftovers(data)  # which hold the ports that the shape names
-            shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
+            shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas)
             if rebuild_mgmtd:
                 stores.rebuild_mgmtd(data, shape.cluster.cluster_id)
             if accept_metadata_loss:
@@ -141,15 +138,6 @@ def up(
     except OSError as error:
         _report(ready_fd, FAILED, str(error))
         raise
-
-
-def _confirm_losses(data: DataDir, *, rebuild_mgmtd: bool, accept_metadata_loss: bool, yes: bool) -> None:
-    if rebuild_mgmtd or accept_metadata_loss:
-        data.read_shape()
-    if rebuild_mgmtd:
-        confirm(stores.rebuild_question(data), yes=yes)
-    if accept_metadata_loss:
-        confirm(stores.META_QUESTION, yes=yes)
 
 
 @click.command()
@@ -233,27 +221,27 @@ def status(data_path: Path, as_json: bool) -> None:
         "loading": False,
         "healthy": False,
     }
-    troubles: list[str] = []
     if supervised:
-        manager, members = asyncio.run(_metadata_of(shape))
-        report["services"] = services = [_checked_member(service, shape, members) for service in services]
-        troubles = describe_members(members)
         try:
-            routing, spaces, loading = asyncio.run(_state_of(shape))
+            routing, spaces, loading, counted = asyncio.run(_state_of(shape))
             report["chains"] = describe_chains(routing)
-            services = [_with_role(service, routing, manager) for service in services]
             report["services"] = [_reported(service, routing) for service in services]
             report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
             report["loading"] = bool(loading)
             report["notes"] += [loading] if loading else []
+            if counted is not None:
+                report["delegations"] = {
+                    "files": counted.delegations,
+                    "recalls": counted.recalls,
+                    "recalls_expired": counted.recalls_expired,
+                }
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
-        report["notes"] += troubles
     states = [service["state"] for service in report["services"]]
     chains = [chain["state"] for chain in report["chains"]]
     healthy = bool(states) and set(states) == {"running"} and bool(chains) and set(chains) == {"serving"}
-    healthy = healthy and not report["full"] and not report["loading"] and not troubles
+    healthy = healthy and not report["full"] and not report["loading"]
     report["healthy"] = healthy
     if as_json:
         print_json(report)
@@ -265,6 +253,8 @@ def status(data_path: Path, as_json: bool) -> None:
 
 class Report(TypedDict):
     """What `status` prints. `error`: why mgmtd could not be asked."""
+
+    delegations: NotRequired[dict[str, int]]
 
     cluster_id: str
     phase: str
@@ -278,37 +268,16 @@ class Report(TypedDict):
     error: NotRequired[str]
 
 
-async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
+async def _state_of(
+    shape: Shape,
+) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str, MetaStatus | None]:
     async with MgmtdClient.connect(shape.cluster) as manager:
         routing = await manager.routing()
-        return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
-
-
-async def _metadata_of(shape: Shape) -> tuple[int | None, list[MemberState]]:
-    """Return which mgmtd is primary, and the members of etcd."""
-    options = shape.cluster.metadata_options()
-    if options is None:
-        return 1, []
-    manager, members = await asyncio.gather(primary_manager(shape.cluster), members_of(options))
-    return manager, members
-
-
-def _checked_member(service: ServiceState, shape: Shape, members: list[MemberState]) -> ServiceState:
-    """A member of etcd whose process runs has started when it answers."""
-    if service["kind"] != "etcd" or service["state"] != "running":
-        return service
-    assert shape.etcd_peers, "a private etcd runs"
-    state = members[int(service["id"]) - 1]["state"]
-    return {**service, "state": "starting"} if state == "unreachable" else service
-
-
-def _with_role(service: ServiceState, routing: mgmtd_pb2.Routing, manager: int | None) -> ServiceState:
-    """Say which of several processes of a kind serves."""
-    if service["kind"] not in ("meta", "mgmtd"):
-        return service
-    meta = serving_meta(routing)
-    primary = manager if service["kind"] == "mgmtd" else None if meta is None else meta.id
-    return {**service, "role": PRIMARY if service["id"] == str(primary) else STANDBY}
+        spaces = await manager.spaces(routing)
+        loading, counted = await asyncio.gather(
+            manager.load_in_progress(routing), manager.meta_status(routing)
+        )
+        return routing, spaces, loading, counted
 
 
 def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:
@@ -359,17 +328,10 @@ def _print_status(report: Report) -> None:
     click.echo(f"cluster {report['cluster_id']}: {report['phase']}, {copies} of every chunk")
     if report["services"]:
         rows = [
-            (
-                each["kind"],
-                each["id"],
-                str(each["pid"] or "-"),
-                each["state"],
-                str(each.get("restarts", 0)),
-                each.get("role", ""),
-            )
+            (each["kind"], each["id"], str(each["pid"] or "-"), each["state"], str(each.get("restarts", 0)))
             for each in report["services"]
         ]
-        print_table(("SERVICE", "ID", "PID", "STATE", "RESTARTS", "ROLE"), rows, right=(2, 4))
+        print_table(("SERVICE", "ID", "PID", "STATE", "RESTARTS"), rows, right=(2, 4))
     for chain in report["chains"]:
         if chain["state"] != "serving":
             members = " → ".join(f"{each['node']} {each['state']}" for each in chain["targets"])
@@ -377,6 +339,12 @@ def _print_status(report: Report) -> None:
     serving = sum(chain["state"] == "serving" for chain in report["chains"])
     if report["chains"]:
         click.echo(f"chains: {serving} of {len(report['chains'])} complete")
+    counted = report.get("delegations", {})
+    if any(counted.values()):
+        click.echo(
+            f"delegations: clients answer opens of {counted['files']} files; {counted['recalls']} recalled, "
+            f"of which {counted['recalls_expired']} by the end of a lease"
+        )
     for note in report["notes"]:
         click.echo(note)
     if "error" in report:

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from ..errors import Error, NotFound, Timeout, Unavailable
-from ..ids import ROOT_INODE, STANDBY_EPOCH
+from ..ids import ROOT_INODE
 from ..wire import SERVICE, Cluster, RpcClients, methods, mint
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
-from ..wire.pb.meta_pb2 import Path, StatRequest
+from ..wire.pb.meta_pb2 import MetaStatus, Path, StatRequest
 from ..wire.pb.storage_pb2 import ChunkRecord, ListChunksRequest, SpaceReply
 
 REPORTED = {  # what a node says of its replica
@@ -85,13 +85,6 @@ class MgmtdClient:
             return False
         return nodes <= {node.id for node in routing.nodes if node.status == pb.CONNECTED}
 
-    async def has_meta(self) -> bool:
-        """Return whether a metadata service is connected that serves."""
-        try:
-            return serving_meta(await self.routing()) is not None
-        except (Unavailable, Timeout):
-            return False
-
     async def has_table(self, table: int, *, replicas: int) -> bool:
         """Return whether the chain table is there; it is created if not. False: mgmtd is away or late, ask again."""
         request = pb.CreateChainTableRequest(table=table, replicas=replicas, description="default")
@@ -155,6 +148,14 @@ class MgmtdClient:
             return error.message if "loading" in error.fields else ""
         return ""
 
+    async def meta_status(self, routing: pb.Routing) -> MetaStatus | None:
+        """Return what the metadata service counts; None if it does not answer at once."""
+        try:
+            address = address_of(routing, pb.NODE_META)
+            return await self.clients.call(address, methods.Meta.status, Empty(), timeout_s=SPACE_S)
+        except Error:  # its process says the rest
+            return None
+
     async def silent_pids(self) -> set[int]:
         """Return the processes whose lease has expired without a heartbeat."""
         routing = await self.routing()
@@ -171,14 +172,10 @@ class MgmtdClient:
 
 
 def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
-    """gRPC address of a connected node of that kind: of several, the one with the newest term. Raises: NotFound."""
-    known = [
-        node
-        for node in routing.nodes
-        if node.kind == kind and node.status == pb.CONNECTED and node.grpc_address
-    ]
-    if known:
-        return max(known, key=lambda node: node.epoch).grpc_address
+    """gRPC address of a connected node of that kind. Raises: NotFound."""
+    for node in routing.nodes:
+        if node.kind == kind and node.status == pb.CONNECTED and node.grpc_address:
+            return node.grpc_address
     raise NotFound(f"no {pb.NodeKind.Name(kind).removeprefix('NODE_').lower()} service is connected")
 
 
@@ -188,16 +185,6 @@ def node_address(routing: pb.Routing, node: int) -> str:
         if each.id == node:
             return each.grpc_address
     raise NotFound(f"routing names no node {node}")
-
-
-def serving_meta(routing: pb.Routing) -> pb.Node | None:
-    """Return the metadata service that is primary: of those connected the one with the highest epoch."""
-    connected = [
-        node
-        for node in routing.nodes
-        if node.kind == pb.NODE_META and node.status == pb.CONNECTED and node.epoch != STANDBY_EPOCH
-    ]
-    return max(connected, key=lambda node: node.epoch, default=None)
 
 
 def serving_node(chain: pb.Chain) -> int | None:
@@ -267,6 +254,5 @@ __all__ = [
     "describe_chain",
     "describe_chains",
     "node_address",
-    "serving_meta",
     "serving_node",
 ]

@@ -29,23 +29,19 @@ LAST_WORDS_BYTES: Final = 4096  # of a log, in which its last line is looked for
 class Service:
     """What to run: its kind and id as `luciola status` shows them, and the command."""
 
-    kind: str  # etcd | mgmtd | meta | storage | mount
+    kind: str  # mgmtd | meta | storage | mount
     id: str
-    node: int  # node id in the cluster; 0 for a mount and for etcd
+    node: int  # node id in the cluster; 0 for a mount
     command: tuple[str, ...]
     log: Path
 
     @property
     def name(self) -> str:
-        alone = self.kind == "mount" or (self.kind, self.id) == ("mgmtd", "1")
-        return self.kind if alone else f"{self.kind} {self.id}"
+        return self.kind if self.kind in ("mgmtd", "mount") else f"{self.kind} {self.id}"
 
 
 class ServiceState(TypedDict):
-    """What commands print of a service: of a mount that no supervisor started only the first four.
-
-    `role`, of meta and mgmtd: primary or standby.
-    """
+    """What commands print of a service: of a mount that no supervisor started only the first four."""
 
     kind: str
     id: str
@@ -53,7 +49,6 @@ class ServiceState(TypedDict):
     state: str
     restarts: NotRequired[int]
     log: NotRequired[str]
-    role: NotRequired[str]
 
 
 @dataclass

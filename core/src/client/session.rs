@@ -4,6 +4,7 @@
 //! One thread keeps time and never waits; what has to wait runs on other threads, each kind at most once at a time. The
 //! session is extended by a thread of its own: whatever else hangs, the cluster keeps hearing this client.
 
+use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +15,7 @@ use crate::lock::Mutex;
 use crate::panics::caught;
 
 use super::close_batcher::CLOSES_MAX;
+use super::delegations::Watcher;
 use super::identity::Identity;
 use super::open_file::WRITE_BACK;
 use super::open_files::OpenFiles;
@@ -25,7 +27,7 @@ use crate::cluster::routing::RoutingTable;
 use crate::cluster::rpc::Lane;
 use crate::error::Result;
 use crate::types::ClientId;
-use crate::wire::pb::{self, Method};
+use crate::wire::pb::{self, Method, NodeKind};
 
 /// Longest sleep of the clock thread.
 const TICK: Duration = Duration::from_millis(250);
@@ -48,7 +50,7 @@ const SESSIONS_INTERVAL: Duration = Duration::from_secs(60);
 /// Part of the session timeout, in percent, that this client counts on: clocks differ by at most 5 %.
 const TIMEOUT_PERCENT: u64 = 95;
 /// Read holds reported in the one call that replaces them all: a lane message is at most 8 MiB.
-const HOLDS_MAX: usize = 700_000;
+const HOLDS_MAX: usize = 500_000;
 
 /// One kind of background task, which runs at most once at a time.
 #[derive(Default)]
@@ -88,14 +90,6 @@ impl Drop for Running {
     }
 }
 
-/// What a metadata service has in memory lasts as long as its process, and its term as primary.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct MetaTerm {
-    node: u32,
-    incarnation: u64,
-    epoch: u64,
-}
-
 pub struct Session {
     id: ClientId,
     request: pb::ExtendClientRequest,
@@ -105,9 +99,10 @@ pub struct Session {
     routing: Arc<RoutingTable>,
     mgmtd: Arc<Lane>,
     meta_lane: Arc<Lane>,
+    watcher: Option<Arc<Watcher>>,
     interval_ms: AtomicU64,
-    /// The metadata service that knows our holds.
-    known: Mutex<Option<MetaTerm>>,
+    /// Incarnation of each metadata service that knows our holds.
+    known: Mutex<HashMap<u32, u64>>,
     extending: SingleFlight,
     /// One thread, which only extends the session.
     extender: Workers,
@@ -132,6 +127,7 @@ impl Session {
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
+        watch_lane: Arc<Lane>,
         deadline: Instant,
     ) -> Result<Arc<Session>> {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
@@ -145,13 +141,15 @@ impl Session {
             leaving: false,
             pid: std::process::id(),
         };
-        let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane);
+        let watcher = Watcher::new(files.delegations().clone(), watch_lane, id);
+        let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane, Some(watcher));
         session.extend_by(deadline)?;
-        *session.known.lock() = session.meta_term();
+        *session.known.lock() = session.metas();
         session.start_clock()?;
         Ok(session)
     }
 
+    #[allow(clippy::too_many_arguments)] // as `start`
     fn new(
         id: ClientId,
         request: pb::ExtendClientRequest,
@@ -160,6 +158,7 @@ impl Session {
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
+        watcher: Option<Arc<Watcher>>,
     ) -> Arc<Session> {
         Arc::new(Session {
             id,
@@ -170,8 +169,9 @@ impl Session {
             routing,
             mgmtd,
             meta_lane,
+            watcher,
             interval_ms: AtomicU64::new(1000),
-            known: Mutex::default(),
+            known: Mutex::new(HashMap::new()),
             extending: SingleFlight::default(),
             extender: Workers::new("luciola-extend", 1),
             closing: SingleFlight::default(),
@@ -214,6 +214,9 @@ impl Session {
         let mut compared = Instant::now();
         self.keep_ticking(|| {
             let closes = self.shared.wait_for_closes(TICK);
+            if let Some(watcher) = &self.watcher {
+                watcher.start_if_wanted();
+            }
             let appended = self.shared.dirty_files.has_appended();
             if closes || appended {
                 let gathered = self.shared.closes.count() >= CLOSES_MAX;
@@ -246,7 +249,7 @@ impl Session {
                 compared = Instant::now();
                 SingleFlight::send(self, |session| &session.comparing, Session::compare_sessions);
             }
-            self.follow_meta();
+            self.follow_metas();
         });
     }
 
@@ -281,21 +284,23 @@ impl Session {
             "client {}: session lapsed: mgmtd was not reached in time; registering open files again",
             self.id
         );
-        self.files.register_again(&self.identity, self.open_files(0))
+        self.files.register_again(&self.identity, || self.open_files(0))
     }
 
     /// All that is open, for the metadata service of that incarnation.
     fn open_files(&self, incarnation: u64) -> pb::HoldRequest {
-        let mut inodes = self.files.held();
-        if inodes.len() > HOLDS_MAX {
+        let mut held = self.files.held();
+        if held.len() > HOLDS_MAX {
             log::warn!(
                 "client {}: {} files are open for reading; re-registering only {HOLDS_MAX}, others may fail with ESTALE",
                 self.id,
-                inodes.len()
+                held.len()
             );
-            inodes.truncate(HOLDS_MAX);
+            held.truncate(HOLDS_MAX);
         }
-        pb::HoldRequest { inodes, incarnation, sessions: self.files.write_sessions(), ..Default::default() }
+        let (inodes, holds) = held.into_iter().unzip();
+        let sessions = self.files.write_sessions();
+        pb::HoldRequest { inodes, holds, has_numbers: true, incarnation, sessions, ..Default::default() }
     }
 
     /// Ends sessions at the metadata service that this client does not know, and the other way round: a session that
@@ -303,7 +308,7 @@ impl Session {
     fn compare_sessions(&self) {
         let sessions = self.files.write_sessions();
         let request = pb::HoldRequest { keep_holds: true, sessions, ..Default::default() };
-        match self.shared.meta.hold(&self.identity, request) {
+        match self.shared.meta.hold(&self.identity, || request) {
             Ok(unknown) => {
                 let mut suspected = self.suspected.lock();
                 let lost: Vec<_> = unknown.iter().filter(|one| suspected.contains(one)).copied().collect();
@@ -318,41 +323,40 @@ impl Session {
         }
     }
 
-    /// Of the metadata service that is to be called.
-    fn meta_term(&self) -> Option<MetaTerm> {
+    /// Incarnations of the metadata services that are there.
+    fn metas(&self) -> HashMap<u32, u64> {
         let routing = self.routing.current();
-        routing.primary_meta().map(|node| MetaTerm {
-            node: node.id,
-            incarnation: node.incarnation,
-            epoch: node.epoch,
-        })
+        let meta = |node: &&pb::Node| {
+            node.kind == i32::from(NodeKind::NodeMeta) && node.status == i32::from(pb::NodeStatus::Connected)
+        };
+        routing.nodes.values().filter(meta).map(|node| (node.id, node.incarnation)).collect()
     }
 
-    /// Use a metadata service that has taken over or was restarted, and report to it what is held.
-    fn follow_meta(self: &Arc<Self>) {
-        let term = self.meta_term();
-        if term.is_none() {
+    /// Use new metadata services, and report what is held to those that were restarted.
+    fn follow_metas(self: &Arc<Self>) {
+        let metas = self.metas();
+        if metas.is_empty() || *self.known.lock() == metas {
             return;
         }
-        // Also back to one that knows what is held: while mgmtd starts, the only one that has reported may be a standby.
-        self.meta_lane.set_addresses(self.routing.current().meta_addresses());
-        if *self.known.lock() == term {
-            return;
+        let addresses = self.routing.current().lane_addresses(NodeKind::NodeMeta);
+        self.meta_lane.set_addresses(addresses.clone());
+        if let Some(watcher) = &self.watcher {
+            watcher.set_addresses(addresses);
         }
         SingleFlight::send(self, |session| &session.holding, Session::report_holds);
     }
 
     fn report_holds(&self) {
-        let Some(term) = self.meta_term() else { return };
-        let incarnation = term.incarnation;
-        if let Err(error) = self.shared.meta.hold(&self.identity, self.open_files(incarnation)) {
+        let metas = self.metas();
+        let incarnation = metas.values().copied().max().unwrap_or_default();
+        if let Err(error) = self.shared.meta.hold(&self.identity, || self.open_files(incarnation)) {
             log::warn!(
                 "client {}: reporting open files to the restarted metadata service failed: {error}; retried",
                 self.id
             );
             return;
         }
-        *self.known.lock() = Some(term);
+        *self.known.lock() = metas;
     }
 
     /// Ends the clock. Closes that wait are the caller's.
@@ -362,6 +366,9 @@ impl Session {
         if let Some(clock) = self.clock.lock().take() {
             // A panic of the clock has been reported by the panic hook.
             let _ = clock.join();
+        }
+        if let Some(watcher) = &self.watcher {
+            watcher.stop();
         }
         // An extension that arrives after the client has left would bring it back.
         self.extender.stop();
@@ -401,7 +408,7 @@ mod tests {
         let (mgmtd, meta) = (lane(vec![address.to_string()]), lane(Vec::new()));
         let routing = RoutingTable::fixed(Routing::default());
         let request = pb::ExtendClientRequest::default();
-        Session::new(ClientId(1), request, files.clone(), Arc::default(), routing, mgmtd, meta)
+        Session::new(ClientId(1), request, files.clone(), Arc::default(), routing, mgmtd, meta, None)
     }
 
     #[test]
@@ -436,34 +443,6 @@ mod tests {
             assert_eq!(theirs.read_at(0, &into).unwrap(), 2 * length);
             assert!(into.slice(0..2 * length).to_vec().iter().all(|&byte| byte == 1));
         }
-        session.stop();
-    }
-
-    #[test]
-    fn a_standby_that_alone_was_published_for_a_moment_is_left_again() {
-        let meta = |id: u32, epoch| pb::Node {
-            id,
-            kind: pb::NodeKind::NodeMeta as i32,
-            status: pb::NodeStatus::Connected as i32,
-            lane_address: format!("127.0.0.1:{id}"),
-            epoch,
-            ..pb::Node::default()
-        };
-        let routing =
-            |nodes| Routing::default().apply(pb::Routing { nodes, ..pb::Routing::default() }).unwrap();
-        let chunks = Arc::default();
-        let files = fake::client(&chunks, &FakeMeta::new(Arc::clone(&chunks)), 1 << 20);
-        let session = session(&files, &TcpListener::bind("127.0.0.1:0").unwrap());
-        let held = fake::hold_background(files.shared()); // nothing is reported to the standby, which would refuse it
-        for nodes in [vec![meta(100, 7), meta(101, 0)], vec![meta(101, 0)], vec![meta(100, 7), meta(101, 0)]]
-        {
-            let called = format!("127.0.0.1:{}", nodes[0].id);
-            session.routing.replace(routing(nodes));
-            session.follow_meta();
-            assert_eq!(session.meta_lane.addresses(), [called]);
-            session.known.lock().get_or_insert(MetaTerm { node: 100, incarnation: 0, epoch: 7 });
-        }
-        drop(held);
         session.stop();
     }
 

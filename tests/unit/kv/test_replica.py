@@ -12,10 +12,9 @@ from luciola.kv.applied import Applied
 from luciola.kv.log import DRIFT, Diverged, MemoryLog, Trimmed
 from luciola.kv.log.faulty import Fault, FaultyLog, Outcome
 from luciola.kv.replica import PrimaryEngine, Replica, Role, first_to_keep
-from store_content import content
 from virtual_loop import LoopClock, simulate
 
-from .records import chain
+from .records import chain, content
 
 LOG = b"cluster 1, meta"
 LEASE_S = 4.0

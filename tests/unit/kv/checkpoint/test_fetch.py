@@ -14,9 +14,8 @@ from luciola.kv.checkpoint import Catalog, DirectorySource, Seal, fetch, restore
 from luciola.kv.checkpoint.fetch import TRIES
 from luciola.kv.checkpoint.seal import SealedFile
 from luciola.kv.rocksdb import RocksEngine
-from store_content import content
 
-from ..records import chain
+from ..records import chain, content
 
 LOG = b"cluster 1, meta"
 
