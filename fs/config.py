@@ -49,8 +49,6 @@ class MetaConfig:
     durability: str = "write"
     list_limit: int = 1024  # entries in one page of a listing
     path_depth_max: int = 256
-    # A change of a file waits so long for a client that answered opens of it by itself and is silent now; 0: none does.
-    delegation_lease_ms: int = 0
     idempotence_ms: int = 1_800_000  # silence of a client that is gone, after which its answers are deleted
 
 
@@ -161,7 +159,6 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MetaConfig, "sync_interval_ms"): (1, MINUTE_MS),
     (MetaConfig, "list_limit"): (1, 8192),  # as a page may have at most
     (MetaConfig, "path_depth_max"): (1, 2048),  # parts of a path of PATH_MAX bytes
-    (MetaConfig, "delegation_lease_ms"): (0, MINUTE_MS),  # clients try a change for a minute
     (MetaConfig, "idempotence_ms"): (10 * MINUTE_MS, 30 * DAY_MS),  # not shorter than clients retry
     (StorageConfig, "reserve_bytes"): (0, 1024 * GIB),
     (StorageConfig, "threads_max"): (4, 65_536),

@@ -19,7 +19,6 @@ from ..fuse import Record, read_records, source_of, stale_mounts
 from ..logfile import rotate_output
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
-from ..wire.pb.meta_pb2 import MetaStatus
 from ..wire.pb.storage_pb2 import SpaceReply
 from . import processes, stores
 from .administration import confirm
@@ -223,18 +222,12 @@ def status(data_path: Path, as_json: bool) -> None:
     }
     if supervised:
         try:
-            routing, spaces, loading, counted = asyncio.run(_state_of(shape))
+            routing, spaces, loading = asyncio.run(_state_of(shape))
             report["chains"] = describe_chains(routing)
             report["services"] = [_reported(service, routing) for service in services]
             report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
             report["loading"] = bool(loading)
             report["notes"] += [loading] if loading else []
-            if counted is not None:
-                report["delegations"] = {
-                    "files": counted.delegations,
-                    "recalls": counted.recalls,
-                    "recalls_expired": counted.recalls_expired,
-                }
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
@@ -254,8 +247,6 @@ def status(data_path: Path, as_json: bool) -> None:
 class Report(TypedDict):
     """What `status` prints. `error`: why mgmtd could not be asked."""
 
-    delegations: NotRequired[dict[str, int]]
-
     cluster_id: str
     phase: str
     replicas: int
@@ -268,16 +259,10 @@ class Report(TypedDict):
     error: NotRequired[str]
 
 
-async def _state_of(
-    shape: Shape,
-) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str, MetaStatus | None]:
+async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
     async with MgmtdClient.connect(shape.cluster) as manager:
         routing = await manager.routing()
-        spaces = await manager.spaces(routing)
-        loading, counted = await asyncio.gather(
-            manager.load_in_progress(routing), manager.meta_status(routing)
-        )
-        return routing, spaces, loading, counted
+        return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
 
 
 def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:
@@ -339,12 +324,6 @@ def _print_status(report: Report) -> None:
     serving = sum(chain["state"] == "serving" for chain in report["chains"])
     if report["chains"]:
         click.echo(f"chains: {serving} of {len(report['chains'])} complete")
-    counted = report.get("delegations", {})
-    if any(counted.values()):
-        click.echo(
-            f"delegations: clients answer opens of {counted['files']} files; {counted['recalls']} recalled, "
-            f"of which {counted['recalls_expired']} by the end of a lease"
-        )
     for note in report["notes"]:
         click.echo(note)
     if "error" in report:

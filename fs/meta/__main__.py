@@ -64,16 +64,6 @@ async def resume_truncations(dependencies: Dependencies, clock: Clock) -> None:
         await clock.sleep(dependencies.config.gc_interval_ms / 1000)
 
 
-async def expire_delegations(dependencies: Dependencies, clock: Clock) -> None:
-    """Forget clients that are silent for longer than their delegations hold. Return never."""
-    while True:
-        try:
-            await dependencies.watches.expire()
-        except Exception:  # the top of a task: a defect here must not take the namespace down
-            log.exception("ending leases failed")
-        await clock.sleep(max(1.0, dependencies.delegations.lease_s))
-
-
 async def guard_store(engine: RocksEngine, clock: Clock) -> None:
     """Return never. Raises: Unavailable when a write of the store has failed.
 
@@ -183,13 +173,10 @@ async def serve(arguments: argparse.Namespace) -> None:
                 asyncio.create_task(resume_truncations(dependencies, clock), name="truncations"),
                 asyncio.create_task(guard_store(engine, clock), name="store"),
             ]
-            if dependencies.delegations.is_possible:
-                tasks.append(asyncio.create_task(expire_delegations(dependencies, clock), name="delegations"))
             log.info("meta %d serves: lane %s, gRPC %s", arguments.node_id, lane_address, rpc_address)
             try:
                 await _until(stop, tasks)
             finally:  # no request is answered from a store that is closed
-                dependencies.watches.close()
                 await lane.stop()
                 await rpc.stop()
             await engine.sync()

@@ -6,7 +6,6 @@ from ..clock import Clock
 from ..config import MetaConfig
 from ..kv import Engine
 from .context import SharedState
-from .delegations import Delegations
 from .dump import Dumps
 from .inode_counter import InodeCounter
 from .lengths import Lengths
@@ -16,7 +15,6 @@ from .requests import Requests
 from .sessions import Holds, Writers
 from .storage import StorageControl
 from .truncation import Truncations
-from .watches import Watches
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +30,6 @@ class Dependencies:
     truncations: Truncations
     writers: Writers
     holds: Holds
-    delegations: Delegations
-    watches: Watches
     requests: Requests
     inode_counter: InodeCounter
     quarantine: Quarantine

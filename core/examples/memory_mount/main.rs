@@ -1,12 +1,12 @@
 //! Mounts a file system in memory until it is unmounted: `memory_mount MOUNTPOINT [--strict] [--threads N]
-//! [--no-allow-other]`. For tests and measurements of the session.
+//! [--no-allow-other] [--io-uring on|off]`. For tests and measurements of the session.
 
 mod content;
 mod file_system;
 
 use std::sync::Arc;
 
-use luciola_core::fuse::{Session, SessionOptions};
+use luciola_core::fuse::{IoUring, Session, SessionOptions};
 
 fn main() -> std::io::Result<()> {
     let mut options = SessionOptions { allow_other: true, source: "memory".into(), ..Default::default() };
@@ -14,6 +14,13 @@ fn main() -> std::io::Result<()> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--strict" => options.bypass_cache = true,
+            "--io-uring" => {
+                options.io_uring = match arguments.next().as_deref() {
+                    Some("on") => IoUring::On,
+                    Some("off") => IoUring::Off,
+                    other => panic!("--io-uring takes on or off, not {other:?}"),
+                };
+            }
             "--no-allow-other" => options.allow_other = false,
             "--threads" => {
                 let number = arguments.next().and_then(|number| number.parse().ok());

@@ -8,7 +8,6 @@ mod chunk_store;
 mod close_batcher;
 pub mod data;
 mod deferred_setattr;
-mod delegations;
 mod dirty;
 mod dirty_files;
 mod dirty_limit;
@@ -69,9 +68,6 @@ pub use shared::Shared;
 /// A cluster that has not answered for this long is not merely restarting: connect fails.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
 
-/// The watch, and the notice that it ends.
-const WATCH_CONNECTIONS: usize = 2;
-
 /// Size of a buffer for dirty bytes: the longest piece.
 const POOL_BUFFER_BYTES: usize = dirty::RUN_BYTES as usize;
 
@@ -108,17 +104,8 @@ impl Client {
         };
         let mgmtd = Lane::new(options.mgmtd.clone(), credential.clone(), lane_options.clone());
         let routing = RoutingTable::start(mgmtd.clone(), deadline)?;
-        let meta_lane = Lane::new(
-            routing.current().lane_addresses(NodeKind::NodeMeta),
-            credential.clone(),
-            lane_options.clone(),
-        );
-        let watch_options = LaneOptions { connections_max: WATCH_CONNECTIONS, ..lane_options.clone() };
-        let watch_lane = Lane::new(
-            routing.current().lane_addresses(NodeKind::NodeMeta),
-            credential.clone(),
-            watch_options,
-        );
+        let meta_lane =
+            Lane::new(routing.current().lane_addresses(NodeKind::NodeMeta), credential.clone(), lane_options);
         let data_options = DataOptions {
             client: id,
             retry_first: options.retry_first,
@@ -149,7 +136,6 @@ impl Client {
             routing,
             mgmtd,
             meta_lane,
-            watch_lane,
             deadline,
         )?;
         Ok(Arc::new(Client {

@@ -15,7 +15,6 @@ use crate::lock::Mutex;
 use crate::panics::caught;
 
 use super::close_batcher::CLOSES_MAX;
-use super::delegations::Watcher;
 use super::identity::Identity;
 use super::open_file::WRITE_BACK;
 use super::open_files::OpenFiles;
@@ -50,7 +49,7 @@ const SESSIONS_INTERVAL: Duration = Duration::from_secs(60);
 /// Part of the session timeout, in percent, that this client counts on: clocks differ by at most 5 %.
 const TIMEOUT_PERCENT: u64 = 95;
 /// Read holds reported in the one call that replaces them all: a lane message is at most 8 MiB.
-const HOLDS_MAX: usize = 500_000;
+const HOLDS_MAX: usize = 700_000;
 
 /// One kind of background task, which runs at most once at a time.
 #[derive(Default)]
@@ -99,7 +98,6 @@ pub struct Session {
     routing: Arc<RoutingTable>,
     mgmtd: Arc<Lane>,
     meta_lane: Arc<Lane>,
-    watcher: Option<Arc<Watcher>>,
     interval_ms: AtomicU64,
     /// Incarnation of each metadata service that knows our holds.
     known: Mutex<HashMap<u32, u64>>,
@@ -127,7 +125,6 @@ impl Session {
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
-        watch_lane: Arc<Lane>,
         deadline: Instant,
     ) -> Result<Arc<Session>> {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
@@ -141,15 +138,13 @@ impl Session {
             leaving: false,
             pid: std::process::id(),
         };
-        let watcher = Watcher::new(files.delegations().clone(), watch_lane, id);
-        let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane, Some(watcher));
+        let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane);
         session.extend_by(deadline)?;
         *session.known.lock() = session.metas();
         session.start_clock()?;
         Ok(session)
     }
 
-    #[allow(clippy::too_many_arguments)] // as `start`
     fn new(
         id: ClientId,
         request: pb::ExtendClientRequest,
@@ -158,7 +153,6 @@ impl Session {
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
-        watcher: Option<Arc<Watcher>>,
     ) -> Arc<Session> {
         Arc::new(Session {
             id,
@@ -169,7 +163,6 @@ impl Session {
             routing,
             mgmtd,
             meta_lane,
-            watcher,
             interval_ms: AtomicU64::new(1000),
             known: Mutex::new(HashMap::new()),
             extending: SingleFlight::default(),
@@ -214,9 +207,6 @@ impl Session {
         let mut compared = Instant::now();
         self.keep_ticking(|| {
             let closes = self.shared.wait_for_closes(TICK);
-            if let Some(watcher) = &self.watcher {
-                watcher.start_if_wanted();
-            }
             let appended = self.shared.dirty_files.has_appended();
             if closes || appended {
                 let gathered = self.shared.closes.count() >= CLOSES_MAX;
@@ -284,23 +274,21 @@ impl Session {
             "client {}: session lapsed: mgmtd was not reached in time; registering open files again",
             self.id
         );
-        self.files.register_again(&self.identity, || self.open_files(0))
+        self.files.register_again(&self.identity, self.open_files(0))
     }
 
     /// All that is open, for the metadata service of that incarnation.
     fn open_files(&self, incarnation: u64) -> pb::HoldRequest {
-        let mut held = self.files.held();
-        if held.len() > HOLDS_MAX {
+        let mut inodes = self.files.held();
+        if inodes.len() > HOLDS_MAX {
             log::warn!(
                 "client {}: {} files are open for reading; re-registering only {HOLDS_MAX}, others may fail with ESTALE",
                 self.id,
-                held.len()
+                inodes.len()
             );
-            held.truncate(HOLDS_MAX);
+            inodes.truncate(HOLDS_MAX);
         }
-        let (inodes, holds) = held.into_iter().unzip();
-        let sessions = self.files.write_sessions();
-        pb::HoldRequest { inodes, holds, has_numbers: true, incarnation, sessions, ..Default::default() }
+        pb::HoldRequest { inodes, incarnation, sessions: self.files.write_sessions(), ..Default::default() }
     }
 
     /// Ends sessions at the metadata service that this client does not know, and the other way round: a session that
@@ -308,7 +296,7 @@ impl Session {
     fn compare_sessions(&self) {
         let sessions = self.files.write_sessions();
         let request = pb::HoldRequest { keep_holds: true, sessions, ..Default::default() };
-        match self.shared.meta.hold(&self.identity, || request) {
+        match self.shared.meta.hold(&self.identity, request) {
             Ok(unknown) => {
                 let mut suspected = self.suspected.lock();
                 let lost: Vec<_> = unknown.iter().filter(|one| suspected.contains(one)).copied().collect();
@@ -338,18 +326,14 @@ impl Session {
         if metas.is_empty() || *self.known.lock() == metas {
             return;
         }
-        let addresses = self.routing.current().lane_addresses(NodeKind::NodeMeta);
-        self.meta_lane.set_addresses(addresses.clone());
-        if let Some(watcher) = &self.watcher {
-            watcher.set_addresses(addresses);
-        }
+        self.meta_lane.set_addresses(self.routing.current().lane_addresses(NodeKind::NodeMeta));
         SingleFlight::send(self, |session| &session.holding, Session::report_holds);
     }
 
     fn report_holds(&self) {
         let metas = self.metas();
         let incarnation = metas.values().copied().max().unwrap_or_default();
-        if let Err(error) = self.shared.meta.hold(&self.identity, || self.open_files(incarnation)) {
+        if let Err(error) = self.shared.meta.hold(&self.identity, self.open_files(incarnation)) {
             log::warn!(
                 "client {}: reporting open files to the restarted metadata service failed: {error}; retried",
                 self.id
@@ -366,9 +350,6 @@ impl Session {
         if let Some(clock) = self.clock.lock().take() {
             // A panic of the clock has been reported by the panic hook.
             let _ = clock.join();
-        }
-        if let Some(watcher) = &self.watcher {
-            watcher.stop();
         }
         // An extension that arrives after the client has left would bring it back.
         self.extender.stop();
@@ -408,7 +389,7 @@ mod tests {
         let (mgmtd, meta) = (lane(vec![address.to_string()]), lane(Vec::new()));
         let routing = RoutingTable::fixed(Routing::default());
         let request = pb::ExtendClientRequest::default();
-        Session::new(ClientId(1), request, files.clone(), Arc::default(), routing, mgmtd, meta, None)
+        Session::new(ClientId(1), request, files.clone(), Arc::default(), routing, mgmtd, meta)
     }
 
     #[test]

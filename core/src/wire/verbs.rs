@@ -26,7 +26,6 @@ pub const LIST_XATTR: Verb<pb::XattrRequest, pb::XattrReply> = Verb::new(Method:
 pub const REMOVE_XATTR: Verb<pb::XattrRequest, pb::Empty> = Verb::new(Method::MetaRemoveXattr, true);
 pub const HOLD: Verb<pb::HoldRequest, pb::HoldReply> = Verb::new(Method::MetaHold, true);
 pub const REAL_PATH: Verb<pb::RealPathRequest, pb::RealPathReply> = Verb::new(Method::MetaRealPath, false);
-pub const WATCH: Verb<pb::WatchRequest, pb::WatchReply> = Verb::new(Method::MetaWatch, false);
 pub const APPLY: Verb<pb::ApplyRequest, pb::ApplyReply> = Verb::new(Method::MetaApply, true);
 
 impl MetaRequest for pb::ApplyRequest {
@@ -203,15 +202,6 @@ impl MetaRequest for pb::SyncRequest {
 impl MetaRequest for pb::UnlinkRequest {
     fn inode(&self) -> u64 {
         self.path.as_ref().map_or(0, |path| path.at)
-    }
-    fn set_caller(&mut self, caller: pb::Caller) {
-        self.caller = Some(caller);
-    }
-}
-
-impl MetaRequest for pb::WatchRequest {
-    fn inode(&self) -> u64 {
-        0
     }
     fn set_caller(&mut self, caller: pb::Caller) {
         self.caller = Some(caller);
