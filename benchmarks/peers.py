@@ -51,6 +51,35 @@ def luciola(
 
 
 @contextmanager
+def limit(root: Path, *, hops: int = 0) -> Iterator[Path]:
+    """Luciola's FUSE session in front of memory: what no file system of this session can exceed.
+
+    With one hop, changes of names, opens, reads and writes wait for the answer of a second process. Needs cargo.
+    """
+    crate = Path(__file__).parents[1] / "core"
+    subprocess.run(
+        ("cargo", "build", "-q", "--release", "--locked", "--example", "memory_mount"), cwd=crate, check=True
+    )
+    home, mountpoint = root / "limit", root / "limit-mount"
+    home.mkdir()
+    mountpoint.mkdir()
+    command = [str(crate / "target/release/examples/memory_mount"), str(mountpoint)]
+    if hops:
+        command += ["--hop", str(home)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as mount:
+        try:
+            assert mount.stdout is not None, "it is a pipe"
+            if mount.stdout.readline() != "ready\n":
+                raise RuntimeError("the file system in memory was not mounted; its reason is above")
+            yield mountpoint
+        finally:
+            subprocess.run(["umount", str(mountpoint)], check=False)
+            mount.wait(START_S)
+            shutil.rmtree(home)
+            mountpoint.rmdir()
+
+
+@contextmanager
 def juicefs(root: Path) -> Iterator[Path]:
     """JuiceFS with Redis for names and a local directory for objects: one copy, no sync to disk."""
     home = root / "juicefs"

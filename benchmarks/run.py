@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from peers import glusterfs, juicefs, local, luciola, moosefs
+from peers import glusterfs, juicefs, limit, local, luciola, moosefs
 from workload import PHASES, Figure
 
 HERE = Path(__file__).parent
@@ -68,6 +68,8 @@ SYSTEMS: Mapping[str, System] = {
     "glusterfs": System(glusterfs, CLIENT, CLIENT, DISK),
     "glusterfs 2 copies": System(partial(glusterfs, copies=2), CLIENT, CLIENT, DISK),
     "local": System(local, DISK, CLIENT, DISK),
+    "limit": System(limit, CLIENT, CLIENT, CLIENT),
+    "limit, one hop": System(partial(limit, hops=1), CLIENT, CLIENT, CLIENT),
 }
 DEFAULT_SYSTEMS = ("luciola", "luciola 2 copies", "juicefs", "local")
 OURS = ("luciola", "luciola 2 copies")

@@ -15,6 +15,8 @@ SessionId = NewType("SessionId", int)
 ClientId = NewType("ClientId", int)
 
 ROOT_INODE: Final = InodeId(1)
+STANDBY_EPOCH: Final = 0  # of a metadata service that is not the primary
+EMBEDDED_EPOCH: Final = 1  # of a metadata service whose store is its own; terms over a log have larger ones
 
 
 def new_incarnation() -> int:
@@ -23,7 +25,9 @@ def new_incarnation() -> int:
 
 
 __all__ = [
+    "EMBEDDED_EPOCH",
     "ROOT_INODE",
+    "STANDBY_EPOCH",
     "ChainId",
     "ChainVersion",
     "ClientId",

@@ -84,8 +84,8 @@ class StorageCluster:
         data = self.data(node)
         self._start(f"storage-{node}", "luciola.storage", "--data", str(data), "--node-id", str(node))
 
-    def _start(self, name: str, module: str, *options: str) -> None:
-        common = ["--cluster", str(self.root / "cluster.json"), "--config", str(self._config)]
+    def _start(self, name: str, module: str, *options: str, cluster: str = "cluster.json") -> None:
+        common = ["--cluster", str(self.root / cluster), "--config", str(self._config)]
         with (self.root / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *options, *common], stdout=log, stderr=log

@@ -358,6 +358,24 @@ fn a_dead_address_gives_way_to_a_living_one() {
 }
 
 #[test]
+fn a_call_without_an_answer_is_sent_to_the_server_that_replaces_its_own() {
+    let paused = Server::start([Step::Silence]);
+    let other = Server::start([]);
+    let lane = lane(&[&paused.address]);
+    let deadline = soon();
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| lookup(&lane, 5, deadline));
+        while paused.seen.lock().is_empty() {
+            assert!(Instant::now() < deadline, "the request does not arrive");
+            std::thread::yield_now();
+        }
+        lane.set_addresses(vec![other.address.clone()]);
+        assert_eq!(call.join().unwrap(), Ok(5));
+    });
+    assert_eq!(*paused.seen.lock(), *other.seen.lock(), "the same id and bytes");
+}
+
+#[test]
 fn a_server_that_comes_later_is_waited_for() {
     let port = Port::reserve();
     let lane = lane(&[&port.address.to_string()]);

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from ..errors import Busy, InvalidArgument, NotFound, Unavailable
-from ..wire import Cluster, parse_address, write_private
+from ..errors import Busy, ConfigError, InvalidArgument, NotFound, Unavailable
+from ..wire import Cluster, parse_address, parse_cluster, write_private
 
 CONNECT_S: Final = 1.0  # to a port of this machine
 PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_port_range
@@ -96,12 +96,12 @@ class DataDir:
             record = json.loads(self.cluster.read_text())
             nodes, replicas = int(record["storage_nodes"]), int(record["replicas"])
             has_stores = bool(record["has_stores"])
-            cluster = Cluster(**{name: str(record[name]) for name in Cluster.__dataclass_fields__})
+            cluster = parse_cluster(self.cluster, record)
         except FileNotFoundError as error:
             raise NotFound(
                 "no cluster in this directory; `luciola up --data DIR` creates one", path=str(self.root)
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ConfigError, ValueError, KeyError, TypeError) as error:
             raise InvalidArgument(
                 f"damaged ({error!r}); restore it or delete it and run `luciola up` with the same options",
                 path=str(self.cluster),

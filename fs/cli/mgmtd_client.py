@@ -164,10 +164,14 @@ class MgmtdClient:
 
 
 def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
-    """gRPC address of a connected node of that kind. Raises: NotFound."""
-    for node in routing.nodes:
-        if node.kind == kind and node.status == pb.CONNECTED and node.grpc_address:
-            return node.grpc_address
+    """gRPC address of a connected node of that kind: of several, the one with the newest term. Raises: NotFound."""
+    known = [
+        node
+        for node in routing.nodes
+        if node.kind == kind and node.status == pb.CONNECTED and node.grpc_address
+    ]
+    if known:
+        return max(known, key=lambda node: node.epoch).grpc_address
     raise NotFound(f"no {pb.NodeKind.Name(kind).removeprefix('NODE_').lower()} service is connected")
 
 

@@ -13,6 +13,7 @@
     log/       an ordered log that several processes share, of which one appends
     applied    a store that carries out the records of such a log
     replica    one of several processes that hold the same store: follows the log, and leads it in turn
+    replicated opens a replica whose log is in etcd
     checkpoint/  copies of such a store, from which another replica begins
 
     result = await run(engine, lambda txn: move_money(txn, source, target, amount))

@@ -82,6 +82,21 @@ class PrimaryEngine(GroupedEngine):
         """Of the term: larger than of any before."""
         return self._leadership.epoch
 
+    @property
+    def position(self) -> int:
+        """Of the last commit that survives the loss of any machine: the index of its record."""
+        return self._applied.position.index
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether no other process can lead at this moment."""
+        return self._leadership.holds()
+
+    @property
+    def leased_until_s(self) -> float:
+        """Return until when, by the clock of the lease, no other process can lead; the past, when one may already."""
+        return self._leadership.until_s if self._leadership.holds() else float("-inf")
+
     def begin(self) -> Transaction:
         """As `Engine.begin`. Raises: Unavailable if this process does not lead any more."""
         self._require_lease()

@@ -1,4 +1,7 @@
-"""The process: `python -m luciola.meta --data DIR --config FILE --cluster FILE [--node-id N] [--create]`."""
+"""The process: `python -m luciola.meta --data DIR --config FILE --cluster FILE [--node-id N] [--create]`.
+
+Its store is its own, or, if the cluster file names an etcd, one of several that follow a log there (terms.py).
+"""
 
 import argparse
 import asyncio
@@ -6,6 +9,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -16,52 +21,27 @@ from .. import __version__
 from ..clock import Clock, SystemClock
 from ..config import ClusterConfig, load
 from ..errors import ConfigError, CorruptData, Error, Unavailable
+from ..ids import EMBEDDED_EPOCH, STANDBY_EPOCH, new_incarnation
+from ..kv.replicated import open_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
-from ..wire.pb.mgmtd_pb2 import NODE_META, StoreMark
+from ..wire import Cluster as ClusterFile
+from ..wire.pb.mgmtd_pb2 import NODE_META
 from . import schema
-from .bootstrap import build, format_store, raise_generation
-from .cluster import Cluster, RoutingTable, describe
-from .collector import Collector
+from .admission import admit_store, mark_of
+from .background import collect, resume_truncations
+from .bootstrap import build
+from .cluster import Addresses, Cluster, RoutingTable, describe
 from .committed_replies import committed
 from .control import GrpcControl
-from .dependencies import Dependencies
 from .layout import Placer
+from .terms import CurrentService, Settings, Terms, first_end
 
 log: Final = logging.getLogger("luciola.meta")
 
 NODE_ID: Final = 100
 GUARD_INTERVAL_S: Final = 0.1
-
-
-async def collect(collector: Collector, dependencies: Dependencies, clock: Clock) -> None:
-    """Remove garbage in the background; return never."""
-    interval_s = dependencies.config.gc_interval_ms / 1000
-    await dependencies.inode_counter.count_all(dependencies.engine)
-    while True:
-        try:
-            while await collect_once(collector, dependencies):
-                await clock.sleep(0.001)
-        except Exception:  # the top of a task: a defect here must not take the namespace down
-            log.exception("garbage collection round failed")
-        await clock.sleep(interval_s)
-
-
-async def collect_once(collector: Collector, dependencies: Dependencies) -> int:
-    """Run a round of the collector, unless the namespace is being loaded; return how much was done."""
-    async with dependencies.load.lock:
-        return 0 if dependencies.load.is_active else await collector.round()
-
-
-async def resume_truncations(dependencies: Dependencies, clock: Clock) -> None:
-    """Complete interrupted truncations, apart from collection: each waits for its chains. Return never."""
-    while True:
-        try:
-            await dependencies.truncations.resume()
-        except Exception:  # the top of a task: a defect here must not take the namespace down
-            log.exception("resuming truncations failed")
-        await clock.sleep(dependencies.config.gc_interval_ms / 1000)
 
 
 async def guard_store(engine: RocksEngine, clock: Clock) -> None:
@@ -76,42 +56,28 @@ async def guard_store(engine: RocksEngine, clock: Clock) -> None:
     ) from engine.failure
 
 
-async def admit_store(
-    engine: RocksEngine, cluster: Cluster, cluster_id: str, clock: Clock, arguments: argparse.Namespace
-) -> schema.Superblock:
-    """Return the superblock of the store, once mgmtd has compared it with what the cluster has seen.
-
-    Raises: ConfigError if it is older, unless the operator accepts that; CorruptData if it is empty.
-    """
-    create = arguments.create or arguments.accept_loss
-    owner = os.geteuid(), os.getegid()  # the user who runs `luciola up` can write into a new cluster
-    superblock = await format_store(engine, cluster_id=cluster_id, clock=clock, create=create, owner=owner)
-    if arguments.accept_loss:
-        known = superblock.generation
-        try:
-            await cluster.check_store(mark_of(engine, superblock))
-        except ConfigError as error:
-            if "generation" not in error.fields:
-                raise
-            known = max(known, int(error.fields["generation"]))
-            log.warning("%s; accepted by the operator", error)
-        superblock = await raise_generation(engine, known + 1, clock=clock)
-    await cluster.check_store(mark_of(engine, superblock))
-    return superblock
-
-
-def mark_of(engine: RocksEngine, superblock: schema.Superblock) -> StoreMark:
-    """Return how far the store has come, as far as it survives power loss."""
-    return StoreMark(
-        store=superblock.store, generation=superblock.generation, position=engine.synced_position
-    )
-
-
 async def serve(arguments: argparse.Namespace) -> None:
     """Run the service until SIGTERM or SIGINT."""
     config = ClusterConfig() if arguments.config is None else load(arguments.config)
     cluster_file = load_cluster(arguments.cluster)
-    secret = cluster_file.secret()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    run = serve_alone if cluster_file.metadata is None else serve_in_turn
+    async with RpcClients(mint(cluster_file.secret(), role=SERVICE)) as clients:
+        await run(arguments, config, cluster_file, clients, stop)
+    log.info("meta %d has stopped", arguments.node_id)
+
+
+async def serve_alone(
+    arguments: argparse.Namespace,
+    config: ClusterConfig,
+    cluster_file: ClusterFile,
+    clients: RpcClients,
+    stop: asyncio.Event,
+) -> None:
+    """Serve a store that no other process has."""
     clock = SystemClock()
     engine = RocksEngine(
         arguments.data,
@@ -119,85 +85,146 @@ async def serve(arguments: argparse.Namespace) -> None:
         sync_interval_s=config.meta.sync_interval_ms / 1000,
         cached=schema.INODES,
     )
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     try:
-        async with RpcClients(mint(secret, role=SERVICE)) as clients:
-            cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
-            admitted = asyncio.ensure_future(
-                admit_store(engine, cluster, cluster_file.cluster_id, clock, arguments)
-            )
-            stopped = asyncio.ensure_future(stop.wait())
-            await asyncio.wait((admitted, stopped), return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            if not admitted.done():
-                admitted.cancel()
-                return
-            superblock = admitted.result()
-            placer = Placer(config.meta)
-            service, collector, dependencies = await build(
+        cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
+
+        def position() -> int:
+            return engine.synced_position
+
+        admitted = asyncio.ensure_future(
+            admit_store(
                 engine,
-                GrpcControl(clients, cluster, clock),
+                position,
                 cluster,
-                config=config.meta,
-                clock=clock,
                 cluster_id=cluster_file.cluster_id,
-                session_timeout_s=config.mgmtd.client_session_timeout_ms / 1000,
-                placer=placer,
-                create=False,
+                clock=clock,
+                create=arguments.create,
+                accept_loss=arguments.accept_loss,
             )
-            bound = methods.bind(methods.Meta, committed(service, engine))
-            lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
-            lane_address = await lane.start(arguments.listen)
-            rpc_address = await rpc.start(arguments.listen)
+        )
+        await first_end(asyncio.wait((admitted,)), stop.wait())
+        if not admitted.done():
+            admitted.cancel()
+            return
+        superblock = admitted.result()
+        placer = Placer(config.meta)
+        service, collector, dependencies = await build(
+            engine,
+            GrpcControl(clients, cluster, clock),
+            cluster,
+            config=config.meta,
+            clock=clock,
+            cluster_id=cluster_file.cluster_id,
+            session_timeout_s=config.mgmtd.client_session_timeout_ms / 1000,
+            placer=placer,
+            create=False,
+        )
+        mark = partial(mark_of, superblock, position)
+        async with listening(arguments, cluster_file, committed(service, engine)) as addresses:
             node = describe(
                 NODE_META,
                 number=arguments.node_id,
                 incarnation=dependencies.incarnation,
-                rpc=rpc_address,
-                lane=lane_address,
+                addresses=addresses,
                 release=__version__,
+                epoch=EMBEDDED_EPOCH,
             )
-
-            def routed(routing: RoutingTable) -> None:
-                placer.set_tables(routing.tables.values())
-
-            tasks = [
-                asyncio.create_task(cluster.watch(routed), name="routing"),
-                asyncio.create_task(
-                    cluster.beat(node, partial(mark_of, engine, superblock)), name="heartbeat"
-                ),
-                asyncio.create_task(collect(collector, dependencies, clock), name="collector"),
-                asyncio.create_task(resume_truncations(dependencies, clock), name="truncations"),
-                asyncio.create_task(guard_store(engine, clock), name="store"),
-            ]
-            log.info("meta %d serves: lane %s, gRPC %s", arguments.node_id, lane_address, rpc_address)
-            try:
-                await _until(stop, tasks)
-            finally:  # no request is answered from a store that is closed
-                await lane.stop()
-                await rpc.stop()
-            await engine.sync()
-            await cluster.leave(node, mark_of(engine, superblock))
+            await first_end(
+                stop.wait(),
+                cluster.watch(partial(follow, placer)),
+                cluster.beat(node, mark),
+                collect(collector, dependencies, clock),
+                resume_truncations(dependencies, clock),
+                guard_store(engine, clock),
+            )
+        await engine.sync()
+        await cluster.leave(node, mark())
     finally:
         engine.close()
-    log.info("meta %d has stopped", arguments.node_id)
 
 
-async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
-    """Wait for the end; a task that ends before is a defect and ends the process with it."""
-    stopped = asyncio.create_task(stop.wait(), name="stop")
+async def serve_in_turn(
+    arguments: argparse.Namespace,
+    config: ClusterConfig,
+    cluster_file: ClusterFile,
+    clients: RpcClients,
+    stop: asyncio.Event,
+) -> None:
+    """Follow the log of the store, which other processes follow too, and serve it in the terms of this one."""
+    clock = SystemClock()
+    cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
+    placer = Placer(config.meta)
+    current = CurrentService()
+    async with listening(arguments, cluster_file, current) as addresses:
+        node = describe(
+            NODE_META,
+            number=arguments.node_id,
+            incarnation=new_incarnation(),
+            addresses=addresses,
+            release=__version__,
+            epoch=STANDBY_EPOCH,
+        )
+        terms = Terms(
+            Settings(
+                config,
+                cluster_file.cluster_id,
+                placer,
+                control=lambda until_s: GrpcControl(clients, cluster, clock, leased_until_s=until_s),
+                create=arguments.create,
+            ),
+            current,
+            cluster,
+            node,
+            clock,
+            accept_loss=arguments.accept_loss,
+        )
+        await first_end(
+            stop.wait(),
+            cluster.watch(partial(follow, placer)),
+            cluster.beat(node, terms.mark),
+            follow_log(arguments, cluster_file, terms, owner=addresses.lane),
+        )
+        await cluster.leave(node, None)
+
+
+async def follow_log(
+    arguments: argparse.Namespace, cluster_file: ClusterFile, terms: Terms, *, owner: str
+) -> None:
+    """Keep the store equal to the log, and serve when it is this process's turn; return never."""
+    options = cluster_file.metadata_options()
+    assert options is not None, "a store with several copies has a log"
+    async with open_replica(
+        options,
+        prefix=cluster_file.log_prefix("meta"),
+        cluster_id=cluster_file.cluster_id,
+        data=arguments.data,
+        owner=owner,
+        create=arguments.create or arguments.accept_loss,
+        cached=schema.INODES,
+    ) as replica:
+        await replica.run(terms.serve)
+
+
+def follow(placer: Placer, routing: RoutingTable) -> None:
+    """Place new files by the chain tables that there are now."""
+    placer.set_tables(routing.tables.values())
+
+
+@asynccontextmanager
+async def listening(
+    arguments: argparse.Namespace, cluster_file: ClusterFile, service: object
+) -> AsyncIterator[Addresses]:
+    """Answer requests inside the block: none is answered from a store that is closed."""
+    bound = methods.bind(methods.Meta, service)
+    secret = cluster_file.secret()
+    lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
     try:
-        done, _ = await asyncio.wait([stopped, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if task is not stopped:
-                task.result()
+        addresses = Addresses(lane=await lane.start(arguments.listen), rpc=await rpc.start(arguments.listen))
+        log.info("meta %d listens: lane %s, gRPC %s", arguments.node_id, addresses.lane, addresses.rpc)
+        yield addresses
     finally:
-        for task in (stopped, *tasks):
-            task.cancel()
-        await asyncio.gather(stopped, *tasks, return_exceptions=True)
+        await lane.stop()
+        await rpc.stop()
 
 
 def remedy(data: Path) -> str:

@@ -5,7 +5,8 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Collection
-from typing import Final
+from contextlib import suppress
+from typing import Final, NamedTuple
 
 from ..clock import Clock
 from ..errors import ConfigError, Error, InvalidArgument, StaleRouting, Unavailable
@@ -90,6 +91,7 @@ class Cluster:
         self._mgmtd = mgmtd
         self._clock = clock
         self._changed = asyncio.Event()
+        self._hurried = asyncio.Event()
 
     async def watch(self, listener: Callable[[RoutingTable], None]) -> None:
         """Follow routing, and call `listener` with every change. Return never."""
@@ -134,28 +136,41 @@ class Cluster:
                 was_heard = False
             await self._clock.sleep(CHECK_INTERVAL_S)
 
-    async def beat(self, node: Node, mark: Callable[[], StoreMark]) -> None:
-        """Send heartbeats indefinitely, each with how far the store has come.
+    def hurry(self) -> None:
+        """Send the next heartbeat at once: the node has changed."""
+        self._hurried.set()
 
+    async def beat(self, node: Node, mark: Callable[[], StoreMark | None]) -> None:
+        """Send heartbeats indefinitely, each with `node` as it is then, and with how far its store has come.
+
+        `mark` says nothing of a store that others may have continued.
         Raises: InvalidArgument when another process has taken this one's place; ConfigError as `check_store`.
         """
         sequence = 0
         while True:
             sequence += 1
             interval_s = 1.0
+            self._hurried.clear()
             try:
                 request = HeartbeatRequest(node=node, sequence=sequence, meta_store=mark())
                 reply = await self._clients.call(
                     self._mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=CALL_TIMEOUT_S
                 )
                 interval_s = max(0.05, (reply.interval_ms or 1000) / 1000)
-            except (ConfigError, InvalidArgument):
+            except InvalidArgument:
                 raise
+            except ConfigError as error:
+                if mark() is not None:
+                    raise
+                # Sent before another process took over, whose store has come further meanwhile.
+                log.warning("heartbeat of a term that has ended was refused: %s", error)
             except Error as error:
                 log.warning("heartbeat failed: %s", error)
-            await self._clock.sleep(interval_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval_s):
+                    await self._hurried.wait()
 
-    async def leave(self, node: Node, mark: StoreMark) -> None:
+    async def leave(self, node: Node, mark: StoreMark | None) -> None:
         """Report to mgmtd that this process stops, and how far its store has come."""
         request = HeartbeatRequest(node=node, sequence=1 << 62, leaving=True, meta_store=mark)
         try:
@@ -186,8 +201,15 @@ def boot_id() -> str:
         return ""
 
 
+class Addresses(NamedTuple):
+    """Where a process listens."""
+
+    lane: str
+    rpc: str
+
+
 def describe(  # noqa: PLR0913, fields of a message
-    kind: int, *, number: int, incarnation: int, rpc: str, lane: str, release: str
+    kind: int, *, number: int, incarnation: int, addresses: Addresses, release: str, epoch: int
 ) -> Node:
     """This process as mgmtd shall know it."""
     return Node(
@@ -196,11 +218,12 @@ def describe(  # noqa: PLR0913, fields of a message
         host=socket.gethostname(),
         pid=os.getpid(),
         incarnation=incarnation,
-        grpc_address=rpc,
-        lane_address=lane,
+        grpc_address=addresses.rpc,
+        lane_address=addresses.lane,
         boot_id=boot_id(),
         release=release,
+        epoch=epoch,
     )
 
 
-__all__ = ["Cluster", "RoutingTable", "describe"]
+__all__ = ["Addresses", "Cluster", "RoutingTable", "describe"]

@@ -45,12 +45,22 @@ class GrpcControl:
         that was given up, can still be begun: otherwise that would remove what is written afterwards. An attempt is
         void when it has expired (wire/expiry.py), or when the chain has answered under a newer version: what the
         old head had not passed on by then is refused, and what it had, comes first.
+    G2  It is void at the end of the lease under which it was sent, too: what the next primary does after that would be
+        undone by it. `leased_until_s` says when that is; without others that can serve the store it never is.
     """
 
-    def __init__(self, clients: RpcClients, cluster: Cluster, clock: Clock) -> None:
+    def __init__(
+        self,
+        clients: RpcClients,
+        cluster: Cluster,
+        clock: Clock,
+        *,
+        leased_until_s: Callable[[], float] = lambda: float("inf"),
+    ) -> None:
         self._clients = clients
         self._cluster = cluster
         self._clock = clock
+        self._leased_until_s = leased_until_s
         self._client = random.SystemRandom().getrandbits(63) | 1
         self._sequence = 0
         self._expiries = Expiries(clients, clock)
@@ -143,7 +153,7 @@ class GrpcControl:
         keys = [(chain, content) for content in contents]
 
         async def attempt(address: str, ref: ChainRef) -> tuple[T, int]:
-            until_s = self._clock.monotonic() + REQUEST_LIFE_S
+            until_s = min(self._clock.monotonic() + REQUEST_LIFE_S, self._leased_until_s())  # G2
             try:
                 expiry = await self._expiries.expiry(address, until_s)
             except Error:
@@ -197,6 +207,8 @@ class GrpcControl:
         """Ask the head that the chain has by then, until `retry_s` have passed."""
         deadline_s = self._clock.monotonic() + retry_s
         while True:
+            if self._leased_until_s() <= self._clock.monotonic():
+                raise Unavailable("this metadata service does not lead any more", chain=chain)
             try:
                 address, version = self._cluster.routing.head(chain)
                 return await ask(address, ChainRef(chain=chain, version=version))

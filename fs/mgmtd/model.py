@@ -22,7 +22,7 @@ from typing import Final
 
 from ..config import MgmtdConfig
 from ..errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
-from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
+from ..ids import EMBEDDED_EPOCH, ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Data, Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .placement import REPLICAS_MAX
@@ -226,7 +226,7 @@ class Model:
                 f"not a node: of no known kind, or described with over {NODE_BYTES_MAX} bytes"
             )
         if said.kind == pb.NODE_META:
-            self._check_only_meta(said.id)
+            self._check_only_meta(said)
         if known is None:
             if len(self.records.nodes) >= NODES_MAX:
                 raise Busy(f"a cluster has at most {NODES_MAX} nodes")
@@ -236,7 +236,8 @@ class Model:
                 f"node {said.id} is a {pb.NodeKind.Name(known.kind)}, not a {pb.NodeKind.Name(said.kind)}"
             )
         life = self.lives[said.id]
-        if said.kind == pb.NODE_META and life.status == pb.CONNECTED and known.incarnation < said.incarnation:
+        is_alone = said.kind == pb.NODE_META and EMBEDDED_EPOCH in (said.epoch, known.epoch)
+        if is_alone and life.status == pb.CONNECTED and known.incarnation < said.incarnation:
             raise Busy(f"the metadata service runs as process {known.pid} on {known.host}")
         is_replaced = said.incarnation < known.incarnation and not life.has_ended
         if is_replaced or said.incarnation in life.ended:
@@ -251,12 +252,13 @@ class Model:
         said = replace(said, disabled=known.disabled, unsettled=unsettled)
         return Change() if said == known else Change(nodes=(said,))
 
-    def _check_only_meta(self, node: NodeId) -> None:
-        """Raises: Busy if another node runs the metadata service."""
+    def _check_only_meta(self, said: NodeRecord) -> None:
+        """Raises: Busy if another node runs the metadata service, unless both follow a log, which has one leader."""
         for other in self.records.nodes.values():
             if (
                 other.kind == pb.NODE_META
-                and other.id != node
+                and other.id != said.id
+                and EMBEDDED_EPOCH in (said.epoch, other.epoch)
                 and self.lives[other.id].status == pb.CONNECTED
             ):
                 raise Busy(

@@ -23,6 +23,7 @@ class NodeRecord:
     data_socket: str = ""
     boot_id: str = ""
     release: str = ""
+    epoch: int = 0  # of the metadata service: its term as primary
     disabled: bool = False
     unsettled: bool = False  # the process was replaced, and not all of its replicas have fallen yet
 
@@ -42,6 +43,7 @@ class NodeRecord:
             data_socket=self.data_socket,
             boot_id=self.boot_id,
             release=self.release,
+            epoch=self.epoch,
         )
 
     @classmethod
@@ -58,6 +60,7 @@ class NodeRecord:
             data_socket=node.data_socket,
             boot_id=node.boot_id,
             release=node.release,
+            epoch=node.epoch,
             disabled=node.status == pb.DISABLED,
             unsettled=node.status == pb.FAILED,
         )

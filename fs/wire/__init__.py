@@ -42,9 +42,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import methods
-from .addresses import format_address, parse_address
+from .addresses import format_address, parse_address, parse_addresses
 from .atomic_write import write_private
-from .cluster import Cluster, load_cluster, save_cluster
+from .cluster import Cluster, Metadata, load_cluster, parse_cluster, save_cluster
 from .credentials import (
     ADMIN,
     CLIENT,
@@ -83,6 +83,7 @@ __all__ = [
     "Expiries",
     "Identity",
     "LaneServer",
+    "Metadata",
     "RoutingTable",
     "RpcClient",
     "RpcClients",
@@ -96,6 +97,8 @@ __all__ = [
     "methods",
     "mint",
     "parse_address",
+    "parse_addresses",
+    "parse_cluster",
     "save_cluster",
     "verify",
     "write_private",

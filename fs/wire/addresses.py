@@ -1,6 +1,10 @@
-"""Where a service listens: "host:port"."""
+"""Where a service listens: "host:port", and several of these with commas between them."""
+
+from typing import Final
 
 from ..errors import InvalidArgument
+
+ADDRESSES_MAX: Final = 16  # of one service: each has a few processes
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -11,9 +15,19 @@ def parse_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def parse_addresses(addresses: str) -> tuple[str, ...]:
+    """Return the addresses in "host:port,host:port", in order. Raises: InvalidArgument."""
+    found = tuple(addresses.split(","))
+    if len(found) > ADDRESSES_MAX:
+        raise InvalidArgument(f"at most {ADDRESSES_MAX} addresses are expected, not {len(found)}")
+    for address in found:
+        parse_address(address)
+    return found
+
+
 def format_address(host: str, port: int) -> str:
     """Return the inverse of `parse_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-__all__ = ["format_address", "parse_address"]
+__all__ = ["format_address", "parse_address", "parse_addresses"]

@@ -75,6 +75,8 @@ pub struct MemoryFileSystem {
     next_inode: AtomicU64,
     /// Held while names change.
     tree: Mutex<()>,
+    /// Called wherever a distributed file system has to ask another process: changes of names, open, read, write.
+    pub before_answer: Option<fn()>,
     /// Set by `destroy`.
     pub destroyed: AtomicBool,
 }
@@ -154,12 +156,19 @@ impl Default for MemoryFileSystem {
             inodes: RwLock::new(HashMap::from([(ROOT, Arc::new(RwLock::new(root)))])),
             next_inode: AtomicU64::new(ROOT + 1),
             tree: Mutex::new(()),
+            before_answer: None,
             destroyed: AtomicBool::new(false),
         }
     }
 }
 
 impl MemoryFileSystem {
+    fn ask(&self) {
+        if let Some(before_answer) = self.before_answer {
+            before_answer();
+        }
+    }
+
     fn node(&self, inode: u64) -> Reply<Node> {
         self.inodes.read().get(&inode).cloned().ok_or(Errno::STALE)
     }
@@ -233,6 +242,7 @@ impl MemoryFileSystem {
     }
 
     fn remove(&self, parent: u64, name: &[u8], directory: bool) -> Reply<()> {
+        self.ask();
         let _tree = self.tree.lock();
         let parent_node = self.node(parent)?;
         let inode = parent_node.write().directory()?.get(name)?;
@@ -373,12 +383,14 @@ impl FileSystem for MemoryFileSystem {
         permissions: u32,
         device: u32,
     ) -> Reply<Entry> {
+        self.ask();
         let _tree = self.tree.lock();
         let body = if kind == FileKind::Regular { Body::Regular(Content::default()) } else { Body::Special };
         Ok(self.add(caller, parent, name, body, (kind, permissions, device))?.1)
     }
 
     fn mkdir(&self, caller: &Caller, parent: u64, name: &[u8], permissions: u32) -> Reply<Entry> {
+        self.ask();
         let _tree = self.tree.lock();
         let body = Body::Directory(Directory::new(parent));
         Ok(self.add(caller, parent, name, body, (FileKind::Directory, permissions, 0))?.1)
@@ -393,6 +405,7 @@ impl FileSystem for MemoryFileSystem {
     }
 
     fn symlink(&self, caller: &Caller, parent: u64, name: &[u8], target: &[u8]) -> Reply<Entry> {
+        self.ask();
         let _tree = self.tree.lock();
         let body = Body::Symlink(target.to_vec());
         Ok(self.add(caller, parent, name, body, (FileKind::Symlink, 0o777, 0))?.1)
@@ -405,6 +418,7 @@ impl FileSystem for MemoryFileSystem {
         (target_parent, target_name): (u64, &[u8]),
         mode: RenameMode,
     ) -> Reply<()> {
+        self.ask();
         let _tree = self.tree.lock();
         let (from, to) = (self.node(source_parent)?, self.node(target_parent)?);
         let inode = from.write().directory()?.get(source_name)?;
@@ -451,6 +465,7 @@ impl FileSystem for MemoryFileSystem {
     }
 
     fn link(&self, _: &Caller, inode: u64, parent: u64, name: &[u8]) -> Reply<Entry> {
+        self.ask();
         let _tree = self.tree.lock();
         let parent = self.node(parent)?;
         let node = self.node(inode)?;
@@ -467,6 +482,7 @@ impl FileSystem for MemoryFileSystem {
     }
 
     fn open(&self, _: &Caller, inode: u64, flags: i32) -> Reply<Opened> {
+        self.ask();
         self.opened(&self.node(inode)?, flags)
     }
 
@@ -478,6 +494,7 @@ impl FileSystem for MemoryFileSystem {
         permissions: u32,
         flags: i32,
     ) -> Reply<(Entry, Opened)> {
+        self.ask();
         let _tree = self.tree.lock();
         let body = Body::Regular(Content::default());
         match self.add(caller, parent, name, body, (FileKind::Regular, permissions, 0)) {
@@ -494,6 +511,7 @@ impl FileSystem for MemoryFileSystem {
     }
 
     fn read(&self, _: &Caller, request: &ReadRequest, into: &Placement) -> Reply<ReadOutcome> {
+        self.ask();
         let node = self.node(request.inode)?;
         let state = node.read();
         let Body::Regular(content) = &state.body else { return Err(Errno::INVAL) };
@@ -510,6 +528,7 @@ impl FileSystem for MemoryFileSystem {
     }
 
     fn write(&self, _: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> {
+        self.ask();
         let node = self.node(request.inode)?;
         let mut state = node.write();
         let append = request.flags & OFlags::APPEND.bits() as i32 != 0 && !request.from_page_cache;

@@ -46,7 +46,7 @@ use crate::error::{Error, Result};
 use crate::rdma;
 use crate::types::ClientId;
 use crate::wire::credential::Credential;
-use crate::wire::pb::{self, NodeKind};
+use crate::wire::pb;
 
 use chunk_store::ChainStore;
 pub use chunk_store::ChunkStore;
@@ -104,8 +104,7 @@ impl Client {
         };
         let mgmtd = Lane::new(options.mgmtd.clone(), credential.clone(), lane_options.clone());
         let routing = RoutingTable::start(mgmtd.clone(), deadline)?;
-        let meta_lane =
-            Lane::new(routing.current().lane_addresses(NodeKind::NodeMeta), credential.clone(), lane_options);
+        let meta_lane = Lane::new(routing.current().meta_addresses(), credential.clone(), lane_options);
         let data_options = DataOptions {
             client: id,
             retry_first: options.retry_first,

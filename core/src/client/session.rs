@@ -4,7 +4,6 @@
 //! One thread keeps time and never waits; what has to wait runs on other threads, each kind at most once at a time. The
 //! session is extended by a thread of its own: whatever else hangs, the cluster keeps hearing this client.
 
-use std::collections::HashMap;
 use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +25,7 @@ use crate::cluster::routing::RoutingTable;
 use crate::cluster::rpc::Lane;
 use crate::error::Result;
 use crate::types::ClientId;
-use crate::wire::pb::{self, Method, NodeKind};
+use crate::wire::pb::{self, Method};
 
 /// Longest sleep of the clock thread.
 const TICK: Duration = Duration::from_millis(250);
@@ -89,6 +88,14 @@ impl Drop for Running {
     }
 }
 
+/// What a metadata service has in memory lasts as long as its process, and its term as primary.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct MetaTerm {
+    node: u32,
+    incarnation: u64,
+    epoch: u64,
+}
+
 pub struct Session {
     id: ClientId,
     request: pb::ExtendClientRequest,
@@ -99,8 +106,8 @@ pub struct Session {
     mgmtd: Arc<Lane>,
     meta_lane: Arc<Lane>,
     interval_ms: AtomicU64,
-    /// Incarnation of each metadata service that knows our holds.
-    known: Mutex<HashMap<u32, u64>>,
+    /// The metadata service that knows our holds.
+    known: Mutex<Option<MetaTerm>>,
     extending: SingleFlight,
     /// One thread, which only extends the session.
     extender: Workers,
@@ -140,7 +147,7 @@ impl Session {
         };
         let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane);
         session.extend_by(deadline)?;
-        *session.known.lock() = session.metas();
+        *session.known.lock() = session.meta_term();
         session.start_clock()?;
         Ok(session)
     }
@@ -164,7 +171,7 @@ impl Session {
             mgmtd,
             meta_lane,
             interval_ms: AtomicU64::new(1000),
-            known: Mutex::new(HashMap::new()),
+            known: Mutex::default(),
             extending: SingleFlight::default(),
             extender: Workers::new("luciola-extend", 1),
             closing: SingleFlight::default(),
@@ -239,7 +246,7 @@ impl Session {
                 compared = Instant::now();
                 SingleFlight::send(self, |session| &session.comparing, Session::compare_sessions);
             }
-            self.follow_metas();
+            self.follow_meta();
         });
     }
 
@@ -311,28 +318,29 @@ impl Session {
         }
     }
 
-    /// Incarnations of the metadata services that are there.
-    fn metas(&self) -> HashMap<u32, u64> {
+    /// Of the metadata service that is to be called.
+    fn meta_term(&self) -> Option<MetaTerm> {
         let routing = self.routing.current();
-        let meta = |node: &&pb::Node| {
-            node.kind == i32::from(NodeKind::NodeMeta) && node.status == i32::from(pb::NodeStatus::Connected)
-        };
-        routing.nodes.values().filter(meta).map(|node| (node.id, node.incarnation)).collect()
+        routing.primary_meta().map(|node| MetaTerm {
+            node: node.id,
+            incarnation: node.incarnation,
+            epoch: node.epoch,
+        })
     }
 
-    /// Use new metadata services, and report what is held to those that were restarted.
-    fn follow_metas(self: &Arc<Self>) {
-        let metas = self.metas();
-        if metas.is_empty() || *self.known.lock() == metas {
+    /// Use a metadata service that has taken over or was restarted, and report to it what is held.
+    fn follow_meta(self: &Arc<Self>) {
+        let term = self.meta_term();
+        if term.is_none() || *self.known.lock() == term {
             return;
         }
-        self.meta_lane.set_addresses(self.routing.current().lane_addresses(NodeKind::NodeMeta));
+        self.meta_lane.set_addresses(self.routing.current().meta_addresses());
         SingleFlight::send(self, |session| &session.holding, Session::report_holds);
     }
 
     fn report_holds(&self) {
-        let metas = self.metas();
-        let incarnation = metas.values().copied().max().unwrap_or_default();
+        let Some(term) = self.meta_term() else { return };
+        let incarnation = term.incarnation;
         if let Err(error) = self.shared.meta.hold(&self.identity, self.open_files(incarnation)) {
             log::warn!(
                 "client {}: reporting open files to the restarted metadata service failed: {error}; retried",
@@ -340,7 +348,7 @@ impl Session {
             );
             return;
         }
-        *self.known.lock() = metas;
+        *self.known.lock() = Some(term);
     }
 
     /// Ends the clock. Closes that wait are the caller's.

@@ -100,16 +100,19 @@ impl Routing {
         }
     }
 
-    /// Lane addresses of the nodes of one kind that are connected.
-    pub fn lane_addresses(&self, kind: NodeKind) -> Vec<String> {
-        let mut nodes: Vec<&pb::Node> = self
-            .nodes
+    /// The metadata service to call: of those that are connected the one with the newest term. One that was paused may
+    /// still be published with an older term; a standby refuses requests until it has a term of its own.
+    pub fn primary_meta(&self) -> Option<&pb::Node> {
+        self.nodes
             .values()
-            .filter(|node| node.kind() == kind && node.status() == pb::NodeStatus::Connected)
+            .filter(|node| node.kind() == NodeKind::NodeMeta && node.status() == pb::NodeStatus::Connected)
             .filter(|node| !node.lane_address.is_empty())
-            .collect();
-        nodes.sort_by_key(|node| node.id);
-        nodes.into_iter().map(|node| node.lane_address.clone()).collect()
+            .max_by_key(|node| (node.epoch, std::cmp::Reverse(node.id)))
+    }
+
+    /// Where to call the metadata service: one address, or none.
+    pub fn meta_addresses(&self) -> Vec<String> {
+        self.primary_meta().map(|node| node.lane_address.clone()).into_iter().collect()
     }
 
     /// The chains of a layout's stripe in permuted order: chunk `i` is stored on `stripe[i % stripe.len()]`.
@@ -448,8 +451,26 @@ mod tests {
         assert_eq!(known.endpoint(NodeId(1), Transport::Tcp), tcp(1));
         assert_eq!(known.endpoint(NodeId(2), Transport::Shm), unix(2));
         assert_eq!(known.endpoint(NodeId(3), Transport::Auto), None);
-        assert_eq!(known.lane_addresses(NodeKind::NodeStorage), ["127.0.0.1:5001", "127.0.0.1:5002"]);
-        assert!(known.lane_addresses(NodeKind::NodeMeta).is_empty());
+        assert!(known.meta_addresses().is_empty());
+    }
+
+    #[test]
+    fn of_several_metadata_services_the_one_with_the_newest_term_is_called() {
+        let meta = |id, epoch| pb::Node { kind: NodeKind::NodeMeta as i32, epoch, ..node(id, "a") };
+        let called = |nodes: Vec<pb::Node>| {
+            let update = pb::Routing { nodes, ..routing(false, 1) };
+            Routing::default().apply(update).unwrap().primary_meta().map(|node| node.id)
+        };
+        let lost = pb::Node { status: pb::NodeStatus::Failed as i32, ..meta(102, 20) };
+        let mute = pb::Node { lane_address: String::new(), ..meta(103, 30) };
+        assert_eq!(called(vec![meta(100, 7), meta(101, 9), lost.clone(), mute.clone()]), Some(101));
+        assert_eq!(called(vec![meta(100, 9), meta(101, 7), lost.clone(), mute.clone()]), Some(100));
+        assert_eq!(
+            called(vec![meta(101, 0), meta(100, 0)]),
+            Some(100),
+            "standbys refuse, and are asked again"
+        );
+        assert_eq!(called(vec![node(1, "a"), lost, mute]), None);
     }
 
     #[test]

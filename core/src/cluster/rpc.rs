@@ -6,12 +6,14 @@
 use std::fmt;
 use std::io;
 use std::net::ToSocketAddrs;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 use prost::Message;
+use rustix::net::Shutdown;
 
 use super::attempts::{Attempts, Reached};
 use super::backoff::Backoff;
@@ -66,6 +68,7 @@ struct LaneState {
     preferred: usize,
     /// The one used last is at the end.
     idle: Vec<IdleConnection>,
+    in_use: Vec<ConnectionInUse>,
     /// Idle, in use and being opened.
     open: usize,
 }
@@ -73,7 +76,7 @@ struct LaneState {
 impl LaneState {
     /// So many connections are gone.
     fn closed(&mut self, count: usize) {
-        assert!(self.open >= self.idle.len() + count, "open connections are counted");
+        assert!(self.open >= self.idle.len() + self.in_use.len() + count, "open connections are counted");
         assert!(self.preferred < self.addresses.len().max(1), "one of the addresses is preferred");
         self.open -= count;
     }
@@ -83,6 +86,12 @@ struct IdleConnection {
     address: String,
     stream: Stream,
     since: Instant,
+}
+
+/// To end a call from outside.
+struct ConnectionInUse {
+    address: String,
+    socket: Arc<OwnedFd>,
 }
 
 /// Why one attempt failed.
@@ -103,7 +112,8 @@ impl Lane {
         Arc::new(Lane { credential, options, next_id, state, freed: Condvar::new() })
     }
 
-    /// Replace the addresses by those of newer routing. Calls in progress continue.
+    /// Replace the addresses by those of newer routing. Calls in progress at others lose their connections, and are sent
+    /// again: a server that was stopped, and replaced, would not answer them.
     pub fn set_addresses(&self, addresses: Vec<String>) {
         let mut state = self.state.lock();
         if state.addresses == addresses {
@@ -118,6 +128,10 @@ impl Lane {
         idle.retain(|each| addresses.contains(&each.address));
         let closed = before - state.idle.len();
         state.closed(closed);
+        for each in state.in_use.iter().filter(|each| !state.addresses.contains(&each.address)) {
+            // It fails only where the peer has ended the connection already.
+            let _ = rustix::net::shutdown(&each.socket, Shutdown::Both);
+        }
     }
 
     /// Call `method`. The same bytes are sent again, with growing pauses, after a lost connection and after
@@ -200,7 +214,14 @@ impl Lane {
         attempts: &mut Attempts<String>,
     ) -> Result<Vec<u8>, Failure> {
         let (address, mut stream) = self.connection(deadline, attempts)?;
-        match exchange(&mut stream, method, id, request, deadline, attempts) {
+        let socket = stream.handle();
+        if !self.begin_use(&address, &socket) {
+            self.give_back(address, None);
+            return Err(Failure::Lost(Error::unavailable("the server was replaced")));
+        }
+        let exchanged = exchange(&mut stream, method, id, request, deadline, attempts);
+        self.end_use(&socket);
+        match exchanged {
             Ok((header, reply)) => {
                 attempts.reached(Reached::Answered);
                 self.give_back(address, Some(stream));
@@ -216,6 +237,22 @@ impl Lane {
                 Err(Failure::Lost(Error::new(kind, format!("connection lost: {error}"))))
             }
         }
+    }
+
+    /// Let `set_addresses` end the call from here on. False: the address has gone already.
+    fn begin_use(&self, address: &str, socket: &Arc<OwnedFd>) -> bool {
+        let mut state = self.state.lock();
+        let is_known = state.addresses.iter().any(|known| known == address);
+        if is_known {
+            state.in_use.push(ConnectionInUse { address: address.to_owned(), socket: socket.clone() });
+        }
+        is_known
+    }
+
+    fn end_use(&self, socket: &Arc<OwnedFd>) {
+        let mut state = self.state.lock();
+        let place = state.in_use.iter().position(|each| Arc::ptr_eq(&each.socket, socket));
+        state.in_use.swap_remove(place.expect("a connection in use is known"));
     }
 
     /// An idle connection that is still there, or a new one; its address beside it.

@@ -221,6 +221,8 @@ pub struct Node {
     pub release: ::prost::alloc::string::String,
     #[prost(uint64, tag = "13")]
     pub changed_at: u64,
+    #[prost(uint64, tag = "14")]
+    pub epoch: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Target {

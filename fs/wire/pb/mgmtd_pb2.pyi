@@ -68,7 +68,7 @@ DATA_PARTIAL: ReplicaData
 DATA_LOST: ReplicaData
 
 class Node(_message.Message):
-    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "release", "changed_at")
+    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "release", "changed_at", "epoch")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class Node(_message.Message):
     BOOT_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     id: int
     kind: NodeKind
     status: NodeStatus
@@ -95,7 +96,8 @@ class Node(_message.Message):
     boot_id: str
     release: str
     changed_at: int
-    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ...) -> None: ...
+    epoch: int
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("id", "node", "state", "local", "used_bytes")

@@ -1,12 +1,7 @@
 """Records of an ordered log, for tests of what carries them out."""
 
-from collections.abc import Sequence
-
-from luciola.kv import Engine
 from luciola.kv.log import START, Position, Record
 from luciola.kv.record import Operation, encode_record
-
-Content = Sequence[tuple[bytes, bytes]]
 
 
 def record(*operations: Operation, after: Position = START, epoch: int = 1) -> Record:
@@ -28,13 +23,3 @@ def chain(count: int, *, after: Position = START, epoch: int = 1, tag: bytes = b
         records.append(made)
         after = made.position
     return records
-
-
-def content(engine: Engine) -> Content:
-    """All that the store holds, its own keys too."""
-    reader = engine.begin()
-    try:
-        own = [(key, reader.snapshot_get(key) or b"") for key in (b"\xff/log", b"\xff/position")]
-        return [*reader.snapshot_range(b"\x00", b"\xff"), *own]
-    finally:
-        reader.cancel()

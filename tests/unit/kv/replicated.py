@@ -15,8 +15,7 @@ from luciola.kv.conflicts import COMMITS_MAX
 from luciola.kv.log import Appender, Contender, Leadership, MemoryLog, OrderedLog
 from luciola.kv.log.faulty import Fault, FaultyLog, Outcome
 from luciola.kv.replica import PrimaryEngine
-
-from .records import content
+from store_content import content
 
 LOG = b"contract"
 

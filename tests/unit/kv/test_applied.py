@@ -16,8 +16,9 @@ from luciola.kv.conflicts import KeyRange
 from luciola.kv.log import START, Diverged, Record
 from luciola.kv.record import Operation
 from luciola.kv.rocksdb import RocksEngine
+from store_content import content
 
-from .records import chain, content, puts, record
+from .records import chain, puts, record
 
 LOG = b"cluster 1, meta"
 

@@ -12,9 +12,10 @@ from luciola.kv.applied import Applied
 from luciola.kv.log import DRIFT, Diverged, MemoryLog, Trimmed
 from luciola.kv.log.faulty import Fault, FaultyLog, Outcome
 from luciola.kv.replica import PrimaryEngine, Replica, Role, first_to_keep
+from store_content import content
 from virtual_loop import LoopClock, simulate
 
-from .records import chain, content
+from .records import chain
 
 LOG = b"cluster 1, meta"
 LEASE_S = 4.0
@@ -383,9 +384,8 @@ def test_take_over_that_loses_its_lease_while_it_reads_is_a_standby_again():
             assert second.replica.role is Role.TAKING_OVER
             put(engine, b"5")
             await engine.sync()
-            while second.applied.position.index == 0:
-                await asyncio.sleep(0.1)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(3 * LEASE_S)  # the read that was under way ends
+            assert second.applied.position.index > 5
             assert not second.task.done(), second.task
             assert second.replica.role is Role.STANDBY
 

@@ -11,9 +11,8 @@ from luciola.kv.applied import POSITION_KEY, Applied
 from luciola.kv.grouped import Group
 from luciola.kv.log import Deposed, Record
 from luciola.kv.replica import PrimaryEngine, Replica
+from replica_world import World, live
 from virtual_loop import Stuck, simulate
-
-from .replica_world import World, live
 
 SEEDS = 20
 FIRST_SEED = 10  # one by which most are found

@@ -74,7 +74,13 @@ class World:
         self.clock = ManualClock()
         self.head = Head(self.clock)
         self.cluster = Cluster(self.head, "mgmtd", self.clock)  # type: ignore[arg-type] # its `call`
-        self.control = GrpcControl(self.head, self.cluster, self.clock)  # type: ignore[arg-type]
+        self.leased_until_s = float("inf")
+        self.control = GrpcControl(
+            self.head,  # type: ignore[arg-type]
+            self.cluster,
+            self.clock,
+            leased_until_s=lambda: self.leased_until_s,
+        )
         self.publish(1)
 
     def publish(self, version: int) -> None:
@@ -112,6 +118,27 @@ def test_a_request_is_done_only_when_its_lost_attempts_are_void(losses: int) -> 
             with pytest.raises(Timeout):
                 world.head.arrives(request)
         assert world.head.executed == executed
+
+    asyncio.run(scenario())
+
+
+def test_request_is_void_at_the_end_of_the_lease_under_which_it_was_sent() -> None:
+    async def scenario() -> None:
+        world = World()
+        world.leased_until_s = world.clock.monotonic() + REQUEST_LIFE_S / 4
+        world.head.losing = 1
+        task = asyncio.ensure_future(world.remove())
+        assert not await world.settled(task)
+        (lost,) = world.head.lost
+        world.clock.advance(REQUEST_LIFE_S / 4)
+        with pytest.raises(Timeout, match="expired"):
+            world.head.arrives(lost)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        executed = world.head.executed
+        with pytest.raises(Unavailable, match="does not lead"):
+            await world.remove()
+        assert world.head.executed == executed, "without a lease nothing is sent"
 
     asyncio.run(scenario())
 

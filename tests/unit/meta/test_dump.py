@@ -12,7 +12,7 @@ from luciola.errors import AlreadyExists, Busy, InvalidArgument, NotEmpty, NotFo
 from luciola.kv import MemoryEngine
 from luciola.kv.rocksdb import RocksEngine
 from luciola.meta import schema
-from luciola.meta.__main__ import collect_once
+from luciola.meta.background import collect_once
 from luciola.meta.bootstrap import raise_generation
 from luciola.meta.dump import BATCH_RECORDS, DUMPS_MAX, SLICE_RECORDS
 from luciola.meta.load import RECORDS_MAX

@@ -6,6 +6,7 @@ import pytest
 
 from luciola.config import MgmtdConfig
 from luciola.errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
+from luciola.ids import EMBEDDED_EPOCH
 from luciola.mgmtd.model import MARK_INTERVAL_S, Model, longest_lease_ms
 from luciola.mgmtd.records import Change, Records, StoreMark
 from luciola.states import Public
@@ -37,11 +38,18 @@ class Manager:
             self.now_s = min(end, self.now_s + 0.1)
             self.keep(self.model.look(now_s=self.now_s))
 
-    def beat(self, node: int, *reports: tuple, incarnation: int = 1, kind: int = pb.NODE_STORAGE, **fields):
+    def beat(
+        self,
+        node: int,
+        *reports: tuple,
+        incarnation: int = 1,
+        kind: int = pb.NODE_STORAGE,
+        epoch: int = 0,
+        **fields,
+    ):
         self.sequence += 1
-        request = pb.HeartbeatRequest(
-            **{"sequence": self.sequence, **fields}, node=pb.Node(id=node, kind=kind, incarnation=incarnation)
-        )
+        sender = pb.Node(id=node, kind=kind, incarnation=incarnation, epoch=epoch)
+        request = pb.HeartbeatRequest(**{"sequence": self.sequence, **fields}, node=sender)
         for target, version, state, *held in reports:
             data = dict(zip(("data", "updates"), held, strict=False))
             request.targets.add(id=target, chain=target // 1000, chain_version=version, state=state, **data)
@@ -766,14 +774,26 @@ def test_what_a_storage_node_has_seen_of_the_metadata_store_counts(manager):
 
 
 def test_second_metadata_service_is_refused_while_the_first_lives(manager):
-    node = {"kind": pb.NODE_META}
+    node = {"kind": pb.NODE_META, "epoch": EMBEDDED_EPOCH}
     manager.beat(100, **node)
     with pytest.raises(Busy, match="runs as process"):
         manager.beat(100, incarnation=2, **node)
-    with pytest.raises(Busy, match="node 100 runs the metadata service"):
-        manager.beat(101, **node)
+    for epoch in (EMBEDDED_EPOCH, 0, 7):
+        with pytest.raises(Busy, match="node 100 runs the metadata service"):
+            manager.beat(101, kind=pb.NODE_META, epoch=epoch)
     manager.model.end(100)
     manager.beat(100, incarnation=2, **node)
+
+
+def test_metadata_services_that_follow_a_log_live_together_and_their_terms_are_published(manager):
+    node = {"kind": pb.NODE_META}
+    manager.beat(100, epoch=7, **node)
+    manager.beat(101, epoch=0, **node)
+    manager.beat(100, incarnation=2, epoch=0, **node)  # killed and started again: the log says who leads
+    manager.beat(101, epoch=9, **node)
+    assert {number: manager.model.records.nodes[number].epoch for number in (100, 101)} == {100: 0, 101: 9}
+    with pytest.raises(Busy, match="runs the metadata service"):
+        manager.beat(102, epoch=EMBEDDED_EPOCH, **node)
 
 
 # Nodes that are disabled.

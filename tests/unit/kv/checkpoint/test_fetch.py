@@ -14,8 +14,9 @@ from luciola.kv.checkpoint import Catalog, DirectorySource, Seal, fetch, restore
 from luciola.kv.checkpoint.fetch import TRIES
 from luciola.kv.checkpoint.seal import SealedFile
 from luciola.kv.rocksdb import RocksEngine
+from store_content import content
 
-from ..records import chain, content
+from ..records import chain
 
 LOG = b"cluster 1, meta"
 

@@ -23,9 +23,8 @@ from luciola.kv.engine import Unstored
 from luciola.kv.log import DRIFT, START, MemoryLog, Position, Record, Trimmed
 from luciola.kv.log.faulty import Fault, FaultyLog, Outcome
 from luciola.kv.replica import PrimaryEngine, Replica, first_to_keep
+from store_content import content
 from virtual_loop import LoopClock
-
-from .records import content
 
 LOG = b"simulated"
 LEASE_S = 2.0
@@ -192,7 +191,7 @@ class World:
         async def serve(engine: PrimaryEngine) -> None:
             node.primary = engine
             try:
-                await asyncio.Event().wait()
+                await self.serve(node, engine)
             finally:
                 if node.primary is engine:
                     node.primary = None
@@ -209,6 +208,10 @@ class World:
             raise
         except Exception as error:  # noqa: BLE001, whatever it is, the checker shows it
             self.wrong.append(f"node {node.number} ended with {error!r}")
+
+    async def serve(self, node: Node, engine: PrimaryEngine) -> None:
+        """What the process does with its store while it leads."""
+        await asyncio.Event().wait()
 
     def first_to_keep(self, _last: Position) -> int:
         return first_to_keep([node.checkpoint for node in self.nodes], copies=2, kept=2)
@@ -406,9 +409,14 @@ class World:
         for node in self.nodes:
             if content(node.engine) != expected:
                 self.wrong.append(f"W5: the store of node {node.number} is not what the log gives")
-        stored = dict(expected)
+        self._check_requests(dict(expected))
+        self._check_order()
+
+    def _check_requests(self, stored: dict[bytes, bytes]) -> None:
         requests = {
-            key[len(b"request/") :]: int(value) for key, value in expected if key.startswith(b"request/")
+            key[len(b"request/") :]: int(value)
+            for key, value in stored.items()
+            if key.startswith(b"request/")
         }
         if int(stored.get(COUNTER, b"0")) != len(requests) or len(set(requests.values())) != len(requests):
             self.wrong.append(f"W1: {len(requests)} requests, and the counter is {stored.get(COUNTER)!r}")
@@ -420,7 +428,6 @@ class World:
         for attempt in self.history.thrown_away:
             if b"attempt/" + attempt in stored:
                 self.wrong.append(f"W3: attempt {attempt!r} was thrown away, and is there")
-        self._check_order()
 
     def _check_order(self) -> None:
         answers = sorted(self.history.answers, key=lambda answer: answer.answered_s)

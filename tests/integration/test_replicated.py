@@ -1,0 +1,56 @@
+"""One process's replica over a real etcd: it is made, its directory is lost, and it is opened again."""
+
+import asyncio
+import shutil
+
+import pytest
+
+from luciola.errors import InvalidArgument, NotFound
+from luciola.kv import Durability, Transaction, run
+from luciola.kv.replica import PrimaryEngine
+from luciola.kv.replicated import open_replica
+from luciola.wire.etcd import EtcdOptions
+
+LEASE_S = 100.0  # longer than etcd needs for an election of its own, on the busiest machine
+PREFIX = "luciola/test_replicated/mgmtd/"
+
+
+class Found(Exception):
+    """What the store had under the key."""
+
+
+async def swap(
+    endpoints, data, value: bytes, *, cluster_id="test", prefix=PREFIX, create=False
+) -> bytes | None:
+    """Lead the log for one transaction: put `value`, and return what was there before."""
+
+    def operation(transaction: Transaction) -> bytes | None:
+        found = transaction.get(b"key")
+        transaction.put(b"key", value)
+        return found
+
+    async def serve(engine: PrimaryEngine) -> None:
+        raise Found(await run(engine, operation, durability=Durability.SYNC))
+
+    options = EtcdOptions(endpoints)
+    async with open_replica(
+        options, prefix=prefix, cluster_id=cluster_id, data=data, owner="test", create=create, lease_s=LEASE_S
+    ) as replica:
+        try:
+            await replica.run(serve)
+        except Found as found:
+            return found.args[0]
+
+
+@pytest.mark.timeout(900)
+def test_replica_whose_directory_was_lost_takes_everything_from_the_log(etcd_members, tmp_path):
+    data = tmp_path / "store"
+    endpoints = etcd_members.endpoints
+    with pytest.raises(NotFound, match="no log"):
+        asyncio.run(swap(endpoints, data, b"0"))
+    assert asyncio.run(swap(endpoints, data, b"1", create=True)) is None
+    assert asyncio.run(swap(endpoints, data, b"2")) == b"1"
+    shutil.rmtree(data)
+    assert asyncio.run(swap(endpoints, data, b"3")) == b"2"
+    with pytest.raises(InvalidArgument, match="of cluster test"):
+        asyncio.run(swap(endpoints, tmp_path / "other", b"4", cluster_id="other"))
