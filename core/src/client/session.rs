@@ -331,10 +331,14 @@ impl Session {
     /// Use a metadata service that has taken over or was restarted, and report to it what is held.
     fn follow_meta(self: &Arc<Self>) {
         let term = self.meta_term();
-        if term.is_none() || *self.known.lock() == term {
+        if term.is_none() {
             return;
         }
+        // Also back to one that knows what is held: while mgmtd starts, the only one that has reported may be a standby.
         self.meta_lane.set_addresses(self.routing.current().meta_addresses());
+        if *self.known.lock() == term {
+            return;
+        }
         SingleFlight::send(self, |session| &session.holding, Session::report_holds);
     }
 
@@ -432,6 +436,34 @@ mod tests {
             assert_eq!(theirs.read_at(0, &into).unwrap(), 2 * length);
             assert!(into.slice(0..2 * length).to_vec().iter().all(|&byte| byte == 1));
         }
+        session.stop();
+    }
+
+    #[test]
+    fn a_standby_that_alone_was_published_for_a_moment_is_left_again() {
+        let meta = |id: u32, epoch| pb::Node {
+            id,
+            kind: pb::NodeKind::NodeMeta as i32,
+            status: pb::NodeStatus::Connected as i32,
+            lane_address: format!("127.0.0.1:{id}"),
+            epoch,
+            ..pb::Node::default()
+        };
+        let routing =
+            |nodes| Routing::default().apply(pb::Routing { nodes, ..pb::Routing::default() }).unwrap();
+        let chunks = Arc::default();
+        let files = fake::client(&chunks, &FakeMeta::new(Arc::clone(&chunks)), 1 << 20);
+        let session = session(&files, &TcpListener::bind("127.0.0.1:0").unwrap());
+        let held = fake::hold_background(files.shared()); // nothing is reported to the standby, which would refuse it
+        for nodes in [vec![meta(100, 7), meta(101, 0)], vec![meta(101, 0)], vec![meta(100, 7), meta(101, 0)]]
+        {
+            let called = format!("127.0.0.1:{}", nodes[0].id);
+            session.routing.replace(routing(nodes));
+            session.follow_meta();
+            assert_eq!(session.meta_lane.addresses(), [called]);
+            session.known.lock().get_or_insert(MetaTerm { node: 100, incarnation: 0, epoch: 7 });
+        }
+        drop(held);
         session.stop();
     }
 

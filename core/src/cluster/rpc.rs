@@ -112,6 +112,11 @@ impl Lane {
         Arc::new(Lane { credential, options, next_id, state, freed: Condvar::new() })
     }
 
+    #[cfg(test)]
+    pub fn addresses(&self) -> Vec<String> {
+        self.state.lock().addresses.clone()
+    }
+
     /// Replace the addresses by those of newer routing. Calls in progress at others lose their connections, and are sent
     /// again: a server that was stopped, and replaced, would not answer them.
     pub fn set_addresses(&self, addresses: Vec<String>) {
