@@ -157,7 +157,11 @@ class Membership:
                     now = model.Seen(ChainId(chain.id), ChainVersion(chain.version), Public(target.state))
                     self._seen[chain.id] = (TargetId(target.id), now)
         seen = dict(self._seen.values())
-        self._directory.join(seen)
+        if not self.state.has_failed:  # else what is suspect stays so until the directory is opened again
+            try:
+                self._directory.join(seen)
+            except OSError as error:
+                self.disk_failed(f"noting replicas: {error}")
         self._apply(model.RoutingChanged(seen, self._directory.data))
         for listener in self._listeners:
             listener()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import threading
 
 import pytest
@@ -144,6 +145,38 @@ def test_heartbeats_continue_while_the_disk_does_not_report_space(tmp_path):
             assert (world.fake.gave_up, world.fake.lease_until_s) == (True, 0)
         finally:
             hang.set()
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize("failed_before", [False, True])
+def test_a_directory_that_takes_nothing_ends_no_process(tmp_path, failed_before):
+    """The node keeps reporting that it does not serve."""
+
+    async def test(world, task):
+        if failed_before:
+            world.routing()
+            world.membership.disk_failed("test")
+            await world.beats(2)
+        shutil.rmtree(tmp_path)
+        world.routing(OFFLINE)
+        await world.beats(3)
+        assert states(world.manager.heard[-1]) == {101: Local.OFFLINE}
+        assert (world.fake.gave_up, world.fake.lease_until_s) == (True, 0)
+        assert not task.done()
+
+    run(tmp_path, test)
+
+
+def test_what_a_failed_disk_held_is_suspect_until_it_is_opened_again(tmp_path):
+    async def test(world, _):
+        world.routing(OFFLINE)
+        world.membership.disk_failed("test")
+        await world.beats(2)
+        world.routing(OFFLINE)
+        await world.beats(2)
+        record = json.loads((tmp_path / "node.json").read_text())
+        assert (record["is_suspect"], record["partial"]) == (True, [])
 
     run(tmp_path, test)
 
