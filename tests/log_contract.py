@@ -58,6 +58,25 @@ class LogContract:
 
         self.run(scenario)
 
+    def test_what_was_announced_last_under_each_name_is_kept_beside_the_records(self):
+        async def scenario(log):
+            assert await log.announced() == {}
+            await log.announce("a", b"1")
+            await log.announce("b/\u00fc", bytes(1024))
+            await log.announce("a", b"")
+            assert await log.announced() == {"a": b"", "b/\u00fc": bytes(1024)}
+            assert await log.bounds() == Bounds(1, START)
+            claim = await claimed(log)
+            await append(log, claim.epoch, b"one", b"two")
+            await log.trim(2)
+            assert (await log.bounds()).first == 2
+            assert len(await log.announced()) == 2
+            for name, value in (("", b""), ("n" * 1025, b""), ("a", bytes(1025))):
+                with pytest.raises(InvalidArgument):
+                    await log.announce(name, value)
+
+        self.run(scenario)
+
     def test_records_are_read_as_they_were_appended(self):
         async def scenario(log):
             claim = await claimed(log)

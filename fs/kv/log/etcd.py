@@ -1,5 +1,6 @@
 """An ordered log in etcd. Below a prefix of its own, such as `luciola/<cluster>/meta/`:
 
+    announced/<name>   what a process says of itself; before `last` in the order of keys, where `bounds` does not look
     claim              the lease's length and the owner; its create revision is the epoch
     identity           the cluster's id: another cluster's log is refused
     last               the position of the last record
@@ -16,7 +17,7 @@ and again, and who trims. Compaction is of the whole etcd, so it should not be s
 import asyncio
 import logging
 import struct
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final, NewType
 
@@ -25,6 +26,7 @@ from ...wire.etcd import Compacted, EtcdClient, changed_at, created_at, delete, 
 from ...wire.pb import etcd_pb2 as pb
 from ..engine import prefix_end
 from .ordered_log import (
+    ANNOUNCED_MAX,
     READ_RECORDS_MAX,
     START,
     Bounds,
@@ -35,6 +37,7 @@ from .ordered_log import (
     OrderedLog,
     Position,
     Record,
+    check_announced,
     check_chain,
     check_owner,
     check_position,
@@ -59,6 +62,7 @@ class EtcdLog(OrderedLog):
         self._client = client
         prefix_bytes = prefix.encode()
         self._identity = prefix_bytes + b"identity"
+        self._announced = prefix_bytes + b"announced/"
         self._claim = prefix_bytes + b"claim"
         self._last = prefix_bytes + b"last"
         self._records = prefix_bytes + b"record/"
@@ -200,6 +204,15 @@ class EtcdLog(OrderedLog):
             end = min(begin + TRIM_RECORDS, first)
             reply = await self._client.delete(self._record(begin), self._record(end))
             await self._client.compact(reply.header.revision)
+
+    async def announce(self, name: str, value: bytes) -> None:
+        check_announced(name, value)
+        await self._client.transact([], [put(self._announced + name.encode(), value)])
+
+    async def announced(self) -> Mapping[str, bytes]:
+        reply = await self._client.range(self._announced, prefix_end(self._announced), limit=ANNOUNCED_MAX)
+        begin = len(self._announced)
+        return {bytes(pair.key[begin:]).decode(): bytes(pair.value) for pair in reply.kvs}
 
     # Claims.
 

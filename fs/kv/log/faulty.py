@@ -2,7 +2,7 @@
 
 import asyncio
 import enum
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -80,6 +80,12 @@ class FaultyLog(OrderedLog):
 
     async def trim(self, first: int) -> None:
         await self._write("trim", lambda: self.inner.trim(first))
+
+    async def announce(self, name: str, value: bytes) -> None:
+        await self._write("announce", lambda: self.inner.announce(name, value))
+
+    async def announced(self) -> Mapping[str, bytes]:
+        return await self._read("announced", self.inner.announced)
 
     async def claim(self) -> Claim | None:
         return await self._read("claim", self.inner.claim)

@@ -1,7 +1,7 @@
 """An ordered log in memory, for tests and simulation: all processes of one event loop share the object."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 
 from ...errors import InvalidArgument
@@ -15,6 +15,7 @@ from .ordered_log import (
     OrderedLog,
     Position,
     Record,
+    check_announced,
     check_chain,
     check_owner,
     check_position,
@@ -28,6 +29,7 @@ class MemoryLog(OrderedLog):
         self._records: list[Record] = []  # what is kept, in order
         self._last = START
         self._claim: Claim | None = None
+        self._announced: dict[str, bytes] = {}
         self._revision = 0  # grows with every change, as etcd's does
         self._changed = asyncio.Event()  # replaced with each change
 
@@ -68,6 +70,13 @@ class MemoryLog(OrderedLog):
         if first > bounds.first:
             del self._records[: first - bounds.first]
             self._touch()
+
+    async def announce(self, name: str, value: bytes) -> None:
+        check_announced(name, value)
+        self._announced[name] = value
+
+    async def announced(self) -> Mapping[str, bytes]:
+        return dict(self._announced)
 
     async def claim(self) -> Claim | None:
         return self._claim

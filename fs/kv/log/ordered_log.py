@@ -16,7 +16,7 @@ What a record means is its author's business. Nothing here waits for a lease to 
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
@@ -27,6 +27,8 @@ RECORD_BYTES_MAX: Final = (
     1 << 20
 )  # of the payload; etcd refuses requests above 1.5 MiB unless configured otherwise
 OWNER_BYTES_MAX: Final = 1024  # of an owner's name, which every renewal writes again
+ANNOUNCED_BYTES_MAX: Final = 1024  # of one value, and of a name
+ANNOUNCED_MAX: Final = 64  # names: more replicas than any log has
 READ_RECORDS_MAX: Final = 32  # in one answer: at most 32 MiB
 DIGEST_BYTES: Final = 16
 _HEADER: Final = struct.Struct(f"<QQ{DIGEST_BYTES}s")
@@ -175,6 +177,16 @@ class OrderedLog(ABC):
         Needs no claim and works when the log is full. Raises: InvalidArgument for records that do not exist yet.
         """
 
+    # Beside the records: what each process says of itself to all others.
+
+    @abstractmethod
+    async def announce(self, name: str, value: bytes) -> None:
+        """Keep `value` in place of what was announced under `name`. Needs no claim. Raises: NoSpace; MaybeCommitted."""
+
+    @abstractmethod
+    async def announced(self) -> Mapping[str, bytes]:
+        """Return the last value of each name."""
+
     # Claims.
 
     @abstractmethod
@@ -235,6 +247,12 @@ def check_owner(owner: str) -> None:
         raise InvalidArgument(f"an owner's name has 1 to {OWNER_BYTES_MAX} bytes")
 
 
+def check_announced(name: str, value: bytes) -> None:
+    """Refuse what is too large. Raises: InvalidArgument."""
+    if not 0 < len(name.encode()) <= ANNOUNCED_BYTES_MAX or len(value) > ANNOUNCED_BYTES_MAX:
+        raise InvalidArgument(f"what is announced, and its name, have at most {ANNOUNCED_BYTES_MAX} bytes")
+
+
 def _digest(index: int, epoch: int, previous: bytes, payload: bytes) -> bytes:
     state = blake2b(_HEADER.pack(index, epoch, previous), digest_size=DIGEST_BYTES)
     state.update(payload)
@@ -242,6 +260,8 @@ def _digest(index: int, epoch: int, previous: bytes, payload: bytes) -> bytes:
 
 
 __all__ = [
+    "ANNOUNCED_BYTES_MAX",
+    "ANNOUNCED_MAX",
     "DIGEST_BYTES",
     "OWNER_BYTES_MAX",
     "READ_RECORDS_MAX",
@@ -256,6 +276,7 @@ __all__ = [
     "Position",
     "Record",
     "Trimmed",
+    "check_announced",
     "check_chain",
     "check_owner",
     "check_position",
