@@ -19,7 +19,7 @@ from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import Message
 
 from .credentials import ADMIN, CLIENT, SERVICE, Identity
-from .pb import common_pb2, meta_pb2, mgmtd_pb2, storage_pb2
+from .pb import common_pb2, meta_pb2, mgmtd_pb2, replicas_pb2, storage_pb2
 from .pb.common_pb2 import Claims, Empty
 from .preserialized import Preserialized
 
@@ -72,7 +72,7 @@ class Method(Generic[Request, Reply]):
 _LANE: Final = dict(common_pb2.Method.items())
 _SERVICES: Final = {
     name: service
-    for module in (meta_pb2, mgmtd_pb2, storage_pb2)
+    for module in (meta_pb2, mgmtd_pb2, replicas_pb2, storage_pb2)
     for name, service in module.DESCRIPTOR.services_by_name.items()
 }
 
@@ -196,12 +196,21 @@ class Storage:
     status: Final = _method("Storage.Status", Empty, storage_pb2.StorageStatus, ADMIN)
 
 
+class Replicas:
+    """What each replica of a store gives to the others."""
+
+    list_seals: Final = _method("Replicas.ListSeals", Empty, replicas_pb2.Seals, SERVICE)
+    read_file: Final = _method(
+        "Replicas.ReadFile", replicas_pb2.ReadFileRequest, replicas_pb2.FileBytes, SERVICE
+    )
+
+
 def methods_of(service: type) -> tuple[AnyMethod, ...]:
-    """Return all methods of `Mgmtd`, `Meta` or `Storage`."""
+    """Return all methods of one of the classes above."""
     return tuple(entry for entry in vars(service).values() if isinstance(entry, Method))
 
 
-ALL: Final = (*methods_of(Mgmtd), *methods_of(Meta), *methods_of(Storage))
+ALL: Final = (*methods_of(Mgmtd), *methods_of(Meta), *methods_of(Replicas), *methods_of(Storage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +248,7 @@ __all__ = [
     "Meta",
     "Method",
     "Mgmtd",
+    "Replicas",
     "Sent",
     "Storage",
     "bind",

@@ -2,11 +2,12 @@ import pytest
 
 from luciola.wire import methods
 from luciola.wire.credentials import ADMIN, CLIENT, SERVICE
-from luciola.wire.pb import common_pb2, meta_pb2, mgmtd_pb2, storage_pb2
+from luciola.wire.pb import common_pb2, meta_pb2, mgmtd_pb2, replicas_pb2, storage_pb2
 
 SERVICES = {
     "Mgmtd": (methods.Mgmtd, mgmtd_pb2),
     "Meta": (methods.Meta, meta_pb2),
+    "Replicas": (methods.Replicas, replicas_pb2),
     "Storage": (methods.Storage, storage_pb2),
 }
 
@@ -40,6 +41,8 @@ def test_clients_may_use_files_but_not_manage_the_cluster():
     assert methods.Meta.create.path in may
     assert methods.Mgmtd.get_routing.path in may
     for entry in methods.ALL:
+        if entry.service == "Replicas":
+            assert entry.role == SERVICE, entry.path
         if entry.service == "Storage" or entry.name.startswith(("Scan", "Set", "Unregister", "Heartbeat")):
             assert entry.role in (ADMIN, SERVICE) or entry.name in ("SetAttr", "SetXattr"), entry.path
 
