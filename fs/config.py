@@ -53,6 +53,24 @@ class MetaConfig:
 
 
 @dataclass(frozen=True)
+class MetadataConfig:
+    """Stores that follow a log in etcd, those of mgmtd and meta: their checkpoints, and what the log keeps."""
+
+    # A checkpoint is made when one of these is reached; the interval only if something has changed.
+    checkpoint_records: int = 10_000  # a service that is busy makes so many in a minute
+    checkpoint_bytes: int = (
+        256 * MIB
+    )  # of records: far less than etcd's quota (2 GiB), as each is made a bit later
+    checkpoint_interval_s: int = 900
+    checkpoints: int = 2  # that each service keeps: who fetches the last but one has time to finish
+    # Services that must have a record in a checkpoint before the log forgets it. 1 for a service that has no standby.
+    copies: int = 2
+    # Records behind the checkpoints, for a service that was away for a short time: the smaller of the two.
+    kept_records: int = 1024
+    kept_bytes: int = 128 * MIB
+
+
+@dataclass(frozen=True)
 class StorageConfig:
     """One storage node."""
 
@@ -122,6 +140,7 @@ class ClusterConfig:
 
     mgmtd: MgmtdConfig = field(default_factory=MgmtdConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
+    metadata: MetadataConfig = field(default_factory=MetadataConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     mount: MountConfig = field(default_factory=MountConfig)
@@ -160,6 +179,13 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MetaConfig, "list_limit"): (1, 8192),  # as a page may have at most
     (MetaConfig, "path_depth_max"): (1, 2048),  # parts of a path of PATH_MAX bytes
     (MetaConfig, "idempotence_ms"): (10 * MINUTE_MS, 30 * DAY_MS),  # not shorter than clients retry
+    (MetadataConfig, "checkpoint_records"): (1, 100_000),
+    (MetadataConfig, "checkpoint_bytes"): (1 * MIB, 4 * GIB),  # etcd is not made for more than 8 GiB
+    (MetadataConfig, "checkpoint_interval_s"): (1, 365 * 86_400),
+    (MetadataConfig, "checkpoints"): (1, 100),
+    (MetadataConfig, "copies"): (1, 64),
+    (MetadataConfig, "kept_records"): (0, 20_000),
+    (MetadataConfig, "kept_bytes"): (0, 4 * GIB),
     (StorageConfig, "reserve_bytes"): (0, 1024 * GIB),
     (StorageConfig, "threads_max"): (4, 65_536),
     (StorageConfig, "resync_batch"): (1, 4096),
@@ -282,6 +308,7 @@ __all__ = [
     "ClientConfig",
     "ClusterConfig",
     "MetaConfig",
+    "MetadataConfig",
     "MgmtdConfig",
     "MountConfig",
     "RdmaOptions",

@@ -21,6 +21,7 @@ from .engine import KEY_END, Engine, Transaction
 from .log import START, Diverged, Position, Record
 from .log.ordered_log import DIGEST_BYTES
 from .record import Operation, decode_record, replay
+from .record_sizes import RecordSizes
 
 IDENTITY_KEY: Final = KEY_END + b"/log"
 POSITION_KEY: Final = KEY_END + b"/position"
@@ -46,6 +47,7 @@ class Applied:
         self.epoch = 0  # of the record at `position`
         self.position = self._load(create=create)
         self.durable = START
+        self.sizes = RecordSizes(self.position.index)
 
     def apply(self, record: Record) -> bool:
         """Carry out `record`; return False if the store has it already (A2).
@@ -70,6 +72,7 @@ class Applied:
             )
         self._carry_out(decode_record(record.payload), record)
         assert self.position == record.position, "A1: the store has come one record further"
+        self.sizes.add(len(record.payload))
         return True
 
     async def sync(self) -> Position:

@@ -46,7 +46,6 @@ RETRY_S: Final = (
 )
 CHECK_S: Final = 1.0  # between looks at the local store, whose flushes may fail at any time
 RETRY_FULL_S: Final = 1.0  # between attempts to claim a log that has no room for the claim
-KEPT_RECORDS: Final = 1024  # behind the checkpoints: a replica that was away for a minute needs no new one
 
 _SYSTEM_CLOCK: Final = SystemClock()
 
@@ -337,7 +336,7 @@ class Replica:
                 log.warning("what served the term of epoch %d ended with %r", engine.epoch, outcomes[0])
 
 
-def first_to_keep(checkpoints: Collection[int], *, copies: int, kept: int = KEPT_RECORDS) -> int:
+def first_to_keep(checkpoints: Collection[int], *, copies: int, kept: int) -> int:
     """Return the index of the first record that the log has to keep (F5).
 
     `checkpoints`: of each replica that is known, the index of its newest checkpoint, or 0. A record may go when
@@ -350,4 +349,4 @@ def first_to_keep(checkpoints: Collection[int], *, copies: int, kept: int = KEPT
     return max(1, held + 1 - kept)
 
 
-__all__ = ["KEPT_RECORDS", "PrimaryEngine", "Replica", "Role", "Serve", "first_to_keep"]
+__all__ = ["PrimaryEngine", "Replica", "Role", "Serve", "first_to_keep"]

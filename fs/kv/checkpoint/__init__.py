@@ -4,6 +4,9 @@
     catalog   the checkpoints of one directory: create, list, verify, retain
     fetch     a copy of another replica's checkpoint
     restore   a store from a checkpoint
+    remote    checkpoints over gRPC
+    keeper    when they are made; the log is trimmed behind them
+    catch_up  the store that a replica begins with
 
 RocksDB makes a checkpoint of hard links to its tables, which never change, and of copies of a few small files: it costs
 a flush, and the disk space of what has been compacted away since. Sealing it adds a checksum of each file, so that a

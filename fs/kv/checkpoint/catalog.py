@@ -120,6 +120,10 @@ class Catalog:
             await in_thread(partial(self._remove, checkpoint.directory))
         return [checkpoint.name for checkpoint in removed]
 
+    async def discard(self, checkpoint: Checkpoint) -> None:
+        """Remove a checkpoint that is damaged."""
+        await in_thread(partial(self._remove, checkpoint.directory))
+
     def _complete(self, part: Path, seal: Seal, check: Callable[[], None]) -> Checkpoint:
         target = self.directory / checkpoint_name(seal)
         if (present := _present(target, seal)) is not None:
