@@ -26,7 +26,14 @@ class StorageCluster:
     """Use as a context manager: every process that was started is ended."""
 
     def __init__(
-        self, root: Path, *, nodes: int = 3, replicas: int = 2, chains: int = 0, config: str = ""
+        self,
+        root: Path,
+        *,
+        nodes: int = 3,
+        replicas: int = 2,
+        chains: int = 0,
+        config: str = "",
+        cluster_id: str = "test",
     ) -> None:
         self.root = root
         self.nodes = range(1, nodes + 1)
@@ -37,7 +44,7 @@ class StorageCluster:
         self._clients: dict[str, RpcClient] = {}
         self.secret = create_secret(root / "secret")
         ports = free_ports(2)
-        self.cluster = Cluster("test", f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", "secret")
+        self.cluster = Cluster(cluster_id, f"127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}", "secret")
         save_cluster(root / "cluster.json", self.cluster)
         self.token = mint(self.secret, role=SERVICE)
         self._sequence = 0

@@ -1,66 +1,119 @@
-"""Opening one process's replica of a store whose log is in etcd.
+"""One process's replica of a store whose log is in etcd.
 
-    async with open_replica(options, prefix="luciola/c1/mgmtd/", cluster_id="c1", data=path, owner="a:1") as replica:
-        await replica.run(serve)
+    await run_replica(ReplicaSettings(options, prefix="luciola/c1/mgmtd/", cluster_id="c1", ...), serve)
 
-The directory at `data` may be new or lost: the log is the truth, and the replica takes it all from there.
+The directory of the store may be new or lost: the log is the truth, and the replica takes it all from there, or begins
+with a checkpoint where the log has forgotten its beginning. Beside it, checkpoints are made and the log is trimmed.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from ..errors import MaybeCommitted, NoSpace, Timeout, Unavailable
 from ..wire.etcd import EtcdClient, EtcdOptions
 from .applied import Applied
-from .log import LEASE_S
+from .checkpoint.catalog import Catalog
+from .checkpoint.catch_up import StoreDisk, open_store
+from .checkpoint.fetch import Source
+from .checkpoint.keeper import Keeper, Member, Policy, StoreCheckpoints
+from .log import LEASE_S, OrderedLog, Trimmed
 from .log.etcd import EtcdLog
-from .replica import Replica
-from .rocksdb import RocksEngine
+from .replica import Replica, Serve
 
 log = logging.getLogger(__name__)
 
 RETRY_S: Final = 0.5  # between attempts to open the log: etcd may be starting
+RETRY_STORE_S: Final = 2.0  # between attempts to get a checkpoint: who has one may be starting
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """What a replica is made of.
+
+    `create`: the log may be new. `owner` says to others how to reach the process that leads; `member` is how this
+    replica gives its checkpoints, those in `catalog`, and `source` how others do. `cached`: see `RocksEngine`.
+    """
+
+    options: EtcdOptions
+    prefix: str
+    cluster_id: str
+    data: Path
+    catalog: Catalog
+    owner: str
+    member: Member
+    policy: Policy
+    source: Callable[[str], Source]
+    create: bool
+    cached: bytes = b""
+    lease_s: float = LEASE_S
+
+    @property
+    def log_id(self) -> bytes:
+        """By which a store knows its log."""
+        return f"{self.prefix}#{self.cluster_id}".encode()
+
+
+def checkpoints_of(data: Path) -> Path:
+    """Return the directory for the checkpoints of the store at `data`: beside it, where hard links are possible."""
+    return data.with_name(f"{data.name}-checkpoints")
+
+
+async def run_replica(settings: ReplicaSettings, serve: Serve) -> NoReturn:
+    """Follow the log, and serve when it is this process's turn, until cancelled.
+
+    Raises: as `open_replica` and `Replica.run`, but Trimmed.
+    """
+    while True:
+        try:
+            async with open_replica(settings) as replica:
+                await replica.run(serve)
+        except Trimmed as error:  # it was paused, or cut off, for long
+            log.warning("%s; beginning again", error)
 
 
 @asynccontextmanager
-async def open_replica(  # noqa: PLR0913 (it puts five pieces together)
-    options: EtcdOptions,
-    *,
-    prefix: str,
-    cluster_id: str,
-    data: Path,
-    owner: str,
-    create: bool,
-    cached: bytes = b"",
-    lease_s: float = LEASE_S,
-) -> AsyncGenerator[Replica]:
-    """The store at `data`, equal to the log at `prefix`. It waits for etcd, however long that takes.
+async def open_replica(settings: ReplicaSettings) -> AsyncGenerator[Replica]:
+    """The store, at a position from which the log can be followed. It waits for etcd and for who has a checkpoint.
 
-    `create`: the log may be new. `owner` says to others how to reach the process. `cached`: see `RocksEngine`.
     Raises: NotFound if there is no log; InvalidArgument if it is another cluster's; Diverged; CorruptData.
     """
-    engine = RocksEngine(data, create=True, cached=cached)
-    try:
-        applied = Applied(engine, log_id=f"{prefix}#{cluster_id}".encode(), create=True)
-        async with EtcdClient(options) as client:
-            ordered = await _open_log(client, prefix=prefix, cluster_id=cluster_id, create=create)
+    async with EtcdClient(settings.options) as client:
+        ordered = await _open_log(settings, client)
+        try:
+            applied = await _open_store(settings, ordered)
             try:
-                yield Replica(ordered, applied, owner=owner, lease_s=lease_s)
+                async with _keeping(settings, ordered, applied):
+                    yield Replica(ordered, applied, owner=settings.owner, lease_s=settings.lease_s)
             finally:
-                await ordered.close()
+                applied.engine.close()
+        finally:
+            await ordered.close()
+
+
+@asynccontextmanager
+async def _keeping(settings: ReplicaSettings, ordered: OrderedLog, applied: Applied) -> AsyncGenerator[None]:
+    checkpoints = StoreCheckpoints(applied, settings.catalog)
+    keeper = Keeper(ordered, checkpoints, member=settings.member, policy=settings.policy)
+    keeping = asyncio.create_task(keeper.run(), name="kv-keep")
+    try:
+        yield
     finally:
-        engine.close()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
 
 
-async def _open_log(client: EtcdClient, *, prefix: str, cluster_id: str, create: bool) -> EtcdLog:
+async def _open_log(settings: ReplicaSettings, client: EtcdClient) -> EtcdLog:
     last = ""
     while True:
         try:
-            return await EtcdLog.open(client, prefix=prefix, cluster=cluster_id, create=create)
+            return await EtcdLog.open(
+                client, prefix=settings.prefix, cluster=settings.cluster_id, create=settings.create
+            )
         except (Unavailable, Timeout, MaybeCommitted, NoSpace) as error:
             if str(error) != last:
                 last = str(error)
@@ -68,4 +121,19 @@ async def _open_log(client: EtcdClient, *, prefix: str, cluster_id: str, create:
         await asyncio.sleep(RETRY_S)
 
 
-__all__ = ["open_replica"]
+async def _open_store(settings: ReplicaSettings, ordered: OrderedLog) -> Applied:
+    disk = StoreDisk(
+        settings.data, settings.catalog, settings.log_id, settings.source, cached=settings.cached
+    )
+    last = ""
+    while True:
+        try:
+            return await open_store(ordered, disk, name=settings.member.name)
+        except (Unavailable, Timeout, NoSpace) as error:
+            if str(error) != last:
+                last = str(error)
+                log.warning("the store cannot be brought up to the log yet: %s; trying again", error)
+        await asyncio.sleep(RETRY_STORE_S)
+
+
+__all__ = ["ReplicaSettings", "checkpoints_of", "open_replica", "run_replica"]

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,10 @@ from ..clock import Clock, SystemClock
 from ..config import ClusterConfig, load
 from ..errors import ConfigError, CorruptData, Error, Unavailable
 from ..ids import EMBEDDED_EPOCH, STANDBY_EPOCH, new_incarnation
-from ..kv.replicated import open_replica
+from ..kv.checkpoint.catalog import Catalog
+from ..kv.checkpoint.keeper import Member, Policy
+from ..kv.checkpoint.remote import CheckpointService, RemoteSource
+from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
@@ -155,7 +158,9 @@ async def serve_in_turn(
     cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
     placer = Placer(config.meta)
     current = CurrentService()
-    async with listening(arguments, cluster_file, current) as addresses:
+    catalog = Catalog(checkpoints_of(arguments.data))
+    given = methods.bind(methods.Replicas, CheckpointService(catalog))
+    async with listening(arguments, cluster_file, current, given) as addresses:
         node = describe(
             NODE_META,
             number=arguments.node_id,
@@ -182,27 +187,37 @@ async def serve_in_turn(
             stop.wait(),
             cluster.watch(partial(follow, placer)),
             cluster.beat(node, terms.mark),
-            follow_log(arguments, cluster_file, terms, owner=addresses.lane),
+            run_replica(
+                replica_settings(arguments, config, cluster_file, addresses, catalog, clients), terms.serve
+            ),
         )
         await cluster.leave(node, None)
 
 
-async def follow_log(
-    arguments: argparse.Namespace, cluster_file: ClusterFile, terms: Terms, *, owner: str
-) -> None:
-    """Keep the store equal to the log, and serve when it is this process's turn; return never."""
+def replica_settings(  # noqa: PLR0913, it puts these together
+    arguments: argparse.Namespace,
+    config: ClusterConfig,
+    cluster_file: ClusterFile,
+    addresses: Addresses,
+    catalog: Catalog,
+    clients: RpcClients,
+) -> ReplicaSettings:
+    """Return how the store is kept equal to its log."""
     options = cluster_file.metadata_options()
     assert options is not None, "a store with several copies has a log"
-    async with open_replica(
+    return ReplicaSettings(
         options,
         prefix=cluster_file.log_prefix("meta"),
         cluster_id=cluster_file.cluster_id,
         data=arguments.data,
-        owner=owner,
+        catalog=catalog,
+        owner=addresses.lane,
+        member=Member(str(arguments.node_id), addresses.rpc),
+        policy=Policy.of(config.metadata),
+        source=partial(RemoteSource, clients),
         create=arguments.create or arguments.accept_loss,
         cached=schema.INODES,
-    ) as replica:
-        await replica.run(terms.serve)
+    )
 
 
 def follow(placer: Placer, routing: RoutingTable) -> None:
@@ -212,12 +227,15 @@ def follow(placer: Placer, routing: RoutingTable) -> None:
 
 @asynccontextmanager
 async def listening(
-    arguments: argparse.Namespace, cluster_file: ClusterFile, service: object
+    arguments: argparse.Namespace,
+    cluster_file: ClusterFile,
+    service: object,
+    more: Sequence[methods.Bound] = (),
 ) -> AsyncIterator[Addresses]:
-    """Answer requests inside the block: none is answered from a store that is closed."""
+    """Answer requests inside the block: none is answered from a store that is closed. `more`: over gRPC."""
     bound = methods.bind(methods.Meta, service)
     secret = cluster_file.secret()
-    lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
+    lane, rpc = LaneServer(bound, secret=secret), RpcServer((*bound, *more), secret=secret)
     try:
         addresses = Addresses(lane=await lane.start(arguments.listen), rpc=await rpc.start(arguments.listen))
         log.info("meta %d listens: lane %s, gRPC %s", arguments.node_id, addresses.lane, addresses.rpc)

@@ -1,10 +1,8 @@
 """Two metadata services over one log in a real etcd: the primary is killed and paused while a program works."""
 
-import asyncio
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,60 +10,11 @@ import pytest
 import luciola
 from etcd_members import EtcdMembers
 from luciola.config import ClientConfig
-from luciola.ids import EMBEDDED_EPOCH
-from luciola.kv.applied import Applied
-from luciola.kv.log.etcd import EtcdLog
-from luciola.kv.rocksdb import RocksEngine
-from luciola.meta import schema
-from luciola.wire import Metadata, save_cluster
-from luciola.wire.pb.mgmtd_pb2 import CONNECTED, NODE_META, Node
-from storage_cluster import WAIT_S, StorageCluster
-from store_content import content
+from meta_processes import Metas
+from storage_cluster import WAIT_S
 
-METAS = (100, 101)
 FILE_BYTES = 20_000
 ROUNDS = 3  # that the program makes between two faults
-CONFIG = "[meta]\ngc_delay_ms = 60000\n"
-
-
-class Metas(StorageCluster):
-    """mgmtd, a storage node, and the metadata services. Only they use etcd."""
-
-    def __init__(self, root: Path, members: EtcdMembers) -> None:
-        super().__init__(root, nodes=1, replicas=1, config=CONFIG)
-        self.members = members
-        metadata = Metadata(endpoints=tuple(f"http://{each}" for each in members.endpoints))
-        self.replicated = replace(self.cluster, metadata=metadata)
-        save_cluster(root / "replicated.json", self.replicated)
-
-    def start_meta(self, number: int) -> None:
-        name = f"meta-{number}"
-        options = ["--data", str(self.root / name), "--node-id", str(number), "--create"]
-        self._start(name, "luciola.meta", *options, cluster="replicated.json")
-
-    def signal(self, number: int, which: int) -> None:
-        process = self._processes[f"meta-{number}"]
-        process.send_signal(which)
-        if which in (signal.SIGKILL, signal.SIGTERM):
-            process.wait(WAIT_S)
-
-    def primary(self) -> Node | None:
-        nodes = [each for each in self.routing().nodes if each.kind == NODE_META and each.status == CONNECTED]
-        leading = [each for each in nodes if each.epoch > EMBEDDED_EPOCH]
-        return max(leading, key=lambda each: each.epoch, default=None)
-
-    def wait_primary(self, *, above: int = EMBEDDED_EPOCH) -> Node:
-        def newer() -> bool:
-            found = self.primary()
-            return found is not None and found.epoch > above
-
-        self.wait(newer, f"a primary with an epoch above {above}: {self.last_words()}")
-        found = self.primary()
-        assert found is not None
-        return found
-
-    def last_words(self) -> str:
-        return " | ".join((self.root / f"meta-{number}.log").read_text()[-600:] for number in METAS)
 
 
 class Program(threading.Thread):
@@ -127,32 +76,7 @@ class Program(threading.Thread):
 @pytest.fixture
 def cluster(etcd_members: EtcdMembers, tmp_path: Path) -> Iterator[Metas]:
     with Metas(tmp_path, etcd_members) as cluster:
-        for number in METAS:
-            cluster.start_meta(number)
-        cluster.wait_primary()
         yield cluster
-
-
-async def complete(cluster: Metas, number: int) -> list[tuple[bytes, bytes]]:
-    """What the store of a service holds after the rest of the log."""
-    prefix = cluster.replicated.log_prefix("meta")
-    engine = RocksEngine(cluster.root / f"meta-{number}", create=False, cached=schema.INODES)
-    try:
-        applied = Applied(engine, log_id=f"{prefix}#{cluster.replicated.cluster_id}".encode())
-        assert applied.position.index, f"meta {number} has carried out nothing"
-        async with cluster.members.client() as client:
-            log = await EtcdLog.open(
-                client, prefix=prefix, cluster=cluster.replicated.cluster_id, create=False
-            )
-            try:
-                while records := await log.read(applied.position):
-                    for record in records:
-                        applied.apply(record)
-            finally:
-                await log.close()
-        return list(content(engine))
-    finally:
-        engine.close()
 
 
 @pytest.mark.timeout(1500)
@@ -177,7 +101,5 @@ def test_primary_that_is_killed_or_paused_is_replaced_without_an_error(cluster: 
     finally:
         program.end()
         program.fs.close()
-    for number in METAS:
-        cluster.signal(number, signal.SIGTERM)
-    first, second = (asyncio.run(complete(cluster, number)) for number in METAS)
+    first, second = cluster.end_metas()
     assert first == second

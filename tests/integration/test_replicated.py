@@ -5,14 +5,22 @@ import shutil
 
 import pytest
 
+from luciola.config import MetadataConfig
 from luciola.errors import InvalidArgument, NotFound
 from luciola.kv import Durability, Transaction, run
+from luciola.kv.checkpoint.catalog import Catalog
+from luciola.kv.checkpoint.fetch import Source
+from luciola.kv.checkpoint.keeper import Member, Policy
 from luciola.kv.replica import PrimaryEngine
-from luciola.kv.replicated import open_replica
+from luciola.kv.replicated import ReplicaSettings, checkpoints_of, open_replica
 from luciola.wire.etcd import EtcdOptions
 
 LEASE_S = 100.0  # longer than etcd needs for an election of its own, on the busiest machine
 PREFIX = "luciola/test_replicated/mgmtd/"
+
+
+def no_source(address: str) -> Source:
+    raise AssertionError(f"{address} need not be asked")
 
 
 class Found(Exception):
@@ -32,10 +40,20 @@ async def swap(
     async def serve(engine: PrimaryEngine) -> None:
         raise Found(await run(engine, operation, durability=Durability.SYNC))
 
-    options = EtcdOptions(endpoints)
-    async with open_replica(
-        options, prefix=prefix, cluster_id=cluster_id, data=data, owner="test", create=create, lease_s=LEASE_S
-    ) as replica:
+    settings = ReplicaSettings(
+        EtcdOptions(endpoints),
+        prefix=prefix,
+        cluster_id=cluster_id,
+        data=data,
+        catalog=Catalog(checkpoints_of(data)),
+        owner="test",
+        member=Member("test", "127.0.0.1:1"),
+        policy=Policy.of(MetadataConfig()),
+        source=no_source,
+        create=create,
+        lease_s=LEASE_S,
+    )
+    async with open_replica(settings) as replica:
         try:
             await replica.run(serve)
         except Found as found:
