@@ -11,6 +11,10 @@ from uuid import uuid4
 
 import pytest
 
+# gRPC restarts its poller in a forked child, which aborts when the child closes its descriptors before it executes
+# another program (grpc/grpc#43055). gRPC reads this when it is imported. No test forks to use gRPC in the child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+
 from cluster import LocalCluster
 
 if TYPE_CHECKING:
@@ -19,10 +23,6 @@ if TYPE_CHECKING:
 
 
 CORE = Path(__file__).parents[1] / "core"
-
-# gRPC restarts its poller in a forked child, which aborts when the child closes its descriptors before it executes
-# another program (grpc/grpc#43055). gRPC reads this when it is imported. No test forks to use gRPC in the child.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 # A shell ignores SIGINT in what it starts in the background, and so do its children: no test of Ctrl-C passes then.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

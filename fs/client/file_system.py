@@ -8,7 +8,6 @@ import functools
 import io
 import os
 import stat as modes
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -68,8 +67,8 @@ class FileSystem(Closing):
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._aio: AsyncFileSystem | None = None
-        self._lock = threading.Lock()
+        # One at most. `setdefault` is atomic; a forked child could inherit a lock that another thread holds.
+        self._aio: dict[None, AsyncFileSystem] = {}
 
     def __reduce__(self) -> tuple[Callable[[Parameters], "FileSystem"], tuple[Parameters]]:
         return _restore, (self._connection.parameters,)
@@ -99,10 +98,7 @@ class FileSystem(Closing):
         """The same files for asyncio."""
         from .aio import AsyncFileSystem
 
-        with self._lock:
-            if self._aio is None:
-                self._aio = AsyncFileSystem(self)
-            return self._aio
+        return self._aio.get(None) or self._aio.setdefault(None, AsyncFileSystem(self))
 
     def ring(self, entries: int = 128) -> Ring:
         """Return a ring for that many reads and writes in flight."""

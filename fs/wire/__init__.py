@@ -9,6 +9,7 @@
     handshake     who is at the other end of a stream
     lane/         framed messages: what clients speak to mgmtd and meta
     rpc           gRPC: what services and administrators speak
+    grpc_fork     children that are forked from a process with gRPC
     slow_requests requests that are not answered yet
     expiry        until when a request to a storage node may be begun
     routing       the routing table, kept fresh by a streaming call

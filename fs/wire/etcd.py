@@ -35,6 +35,7 @@ from ..errors import (
     Unavailable,
     Unsupported,
 )
+from . import grpc_fork  # noqa: F401 (for what it does)
 from .addresses import parse_address
 from .pb import etcd_pb2 as pb
 

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from ..closing import Closing
 from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthenticated, Unavailable
 from . import errors as wire_errors
+from . import grpc_fork  # noqa: F401 (for what it does)
 from .addresses import format_address, parse_address
 from .credentials import Identity, Token, verify
 from .lane import DEFAULT_TIMEOUT_S

@@ -1,12 +1,11 @@
 """Locations on a real cluster: every form leads to the same files, by one connection in each process."""
 
-import multiprocessing as mp
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from child_process import Child
 from cluster import LocalCluster
 from luciola.client import close_locations, open_location, replacing
 from luciola.config import ClientConfig
@@ -76,21 +75,15 @@ def test_a_failed_replacement_leaves_the_old_file(shared_cluster: LocalCluster) 
     fs.rmtree("/replaced")
 
 
-def _read(location: str, results: "mp.SimpleQueue[bytes]") -> None:
+def _read(location: str) -> bytes:
     fs, path = open_location(location)
-    results.put(fs.read(path))
-    os._exit(0)
+    return fs.read(path)
 
 
 def test_a_forked_child_opens_locations_of_its_own(shared_cluster: LocalCluster) -> None:
     location = f"luciola://{shared_cluster.data}!/forked"
     fs, path = open_location(location)
     fs.write(path, b"seen")
-    context = mp.get_context("fork")
-    results = context.SimpleQueue()
-    child = context.Process(target=_read, args=(location, results))
-    child.start()
-    assert results.get() == b"seen"
-    child.join(120)
-    assert child.exitcode == 0
+    with Child(_read, location) as child:
+        assert child.result() == b"seen"
     fs.remove(path)

@@ -1,7 +1,6 @@
 """Processes: fork, spawn, pickle, and the end of the interpreter. What a DataLoader does to a file system object."""
 
 import multiprocessing
-import os
 import pickle
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 import luciola
+from child_process import Child
 from cluster import LocalCluster
 from luciola.client import FileSystem, Operation
 from luciola.errors import InvalidArgument
@@ -61,20 +61,15 @@ def test_workers_use_the_file_system_of_their_parent(fs, method):
 
 def in_child(function) -> str:
     """What `function` returns in a forked child, or its error."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def said() -> str:
         try:
-            text = repr(function())
+            return repr(function())
         except BaseException as error:  # noqa: BLE001 (the parent judges)
-            text = f"{type(error).__name__}: {error}"
-        os.write(writer, text.encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader) as pipe:
-        text = pipe.read()
-    assert os.waitpid(child, 0)[1] == 0
-    return text
+            return f"{type(error).__name__}: {error}"
+
+    with Child(said) as child:
+        return child.result()
 
 
 def test_files_and_rings_of_the_parent_refuse_use_in_a_child(fs):

@@ -2,8 +2,8 @@
 
 import asyncio
 import datetime as dt
+import gc
 import io
-import multiprocessing as mp
 import os
 import pickle
 import stat
@@ -15,6 +15,7 @@ pytest.importorskip("fsspec", reason="needs the extra `fsspec`")
 import fsspec
 from fsspec.callbacks import Callback
 
+from child_process import Child
 from cluster import LocalCluster
 from luciola.client import close_locations, open_location
 from luciola.client.fsspec import LuciolaFileSystem
@@ -497,21 +498,18 @@ def test_permissions_count(shared_cluster: LocalCluster, fs: LuciolaFileSystem, 
 # Processes and event loops.
 
 
-def _in_child(fs: LuciolaFileSystem, path: str, results: "mp.SimpleQueue[object]") -> None:
-    try:
-        fs.pipe_file(f"{path}/child", b"from the child")
-        found = [
-            fs.cat_file(f"{path}/f"),
-            *fs.cat_ranges([f"{path}/f"] * 2, [0, 1], [1, 2]),
-            fs.cat([f"{path}/f"]),
-        ]
-        with fs.open(f"{path}/f", "rb") as file:
-            found.append(file.read())
-        fs.get(f"{path}/f", "/dev/null")
-        results.put(found)
-    except BaseException as error:
-        results.put(error)
-        raise
+def _in_child(fs: LuciolaFileSystem, path: str) -> list[object]:
+    gc.collect()  # also what its parent has left
+    fs.pipe_file(f"{path}/child", b"from the child")
+    found = [
+        fs.cat_file(f"{path}/f"),
+        *fs.cat_ranges([f"{path}/f"] * 2, [0, 1], [1, 2]),
+        fs.cat([f"{path}/f"]),
+    ]
+    with fs.open(f"{path}/f", "rb") as file:
+        found.append(file.read())
+    fs.get(f"{path}/f", "/dev/null")
+    return found
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
@@ -521,21 +519,9 @@ def test_an_instance_works_in_child_processes(
     fs.pipe_file(f"{top}/f", b"content")
     fs.cat_ranges([f"{top}/f"], 0, 1)  # the parent's ring and threads are there before the child is
     fs.get(f"{top}/f", "/dev/null")
-    context = mp.get_context(method)
-    results = context.SimpleQueue()
-    child = context.Process(target=_in_child, args=(fs, top, results))
-    child.start()
-    try:
-        found = results.get()
-    finally:
-        child.join(120)
-        if child.is_alive():
-            child.kill()
-            child.join()
-    assert found == [b"content", b"c", b"o", {f"{top}/f": b"content"}, b"content"]
-    assert child.exitcode == 0
+    with Child(_in_child, fs, top, method=method) as child:
+        assert child.result() == [b"content", b"c", b"o", {f"{top}/f": b"content"}, b"content"]
     assert fs.cat_file(f"{top}/child") == b"from the child"
-    child.close()
 
 
 def test_pickles_are_the_same_instance(fs: LuciolaFileSystem) -> None:

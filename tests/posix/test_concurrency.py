@@ -1,11 +1,13 @@
 """Many programs on one mount at the same time."""
 
-import multiprocessing
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from child_process import Child
 
 pytestmark = pytest.mark.mount
 
@@ -14,13 +16,9 @@ WORKERS = 4
 
 def at_once(work: Callable[[int], None], count: int = WORKERS) -> None:
     """Runs `work(0)`, `work(1)`, … in processes of their own, all at once."""
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=work, args=(number,)) for number in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0] * count
+    with ExitStack() as stack:
+        for child in [stack.enter_context(Child(work, number)) for number in range(count)]:
+            child.result()
 
 
 @pytest.mark.parametrize("attempt", range(20))

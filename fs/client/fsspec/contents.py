@@ -1,7 +1,6 @@
 """The bytes of files: opened, read by ranges, and written as a whole."""
 
 import contextlib
-import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
@@ -40,9 +39,11 @@ class Sink(Protocol):
 class Contents(Names):
     """Every method without an event loop, except `open_async`."""
 
-    @functools.cached_property
+    @property
     def _idle(self) -> list[RangeReader]:
-        return []
+        # Atomic. A cached_property has a lock, which a forked child could inherit from a thread that it does not have.
+        readers: list[RangeReader] = self.__dict__.setdefault("_idle_readers", [])
+        return readers
 
     def _open(
         self,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
 
+from child_process import Child
 from luciola.client import LocalFileSystem
 from luciola.errors import CorruptData, InvalidArgument
 from luciola.plugins.dataset import (
@@ -153,15 +154,12 @@ def test_a_forked_process_does_not_see_what_its_parent_reads_later(tmp_path) -> 
     write_numbers(tmp_path, "arrow")
     dataset = MapDataset(open_records(tmp_path, cache_bytes=0))
     assert n(dataset.__getitems__([0])) == [0]
-    context = multiprocessing.get_context("fork")
-    resume, results = context.Event(), context.SimpleQueue()
-    child = context.Process(target=lambda: (resume.wait(60), results.put(n(dataset.__getitems__([0, 1, 2])))))
-    child.start()
-    for start in range(10, 100, 10):
-        assert n(dataset.__getitems__([start])) == [start]
-    resume.set()
-    assert results.get() == [0, 1, 2]
-    child.join()
+    resume = multiprocessing.get_context("fork").Event()
+    with Child(lambda: (resume.wait(100), n(dataset.__getitems__([0, 1, 2])))) as child:
+        for start in range(10, 100, 10):
+            assert n(dataset.__getitems__([start])) == [start]
+        resume.set()
+        assert child.result() == (True, [0, 1, 2])
     dataset.close()
 
 

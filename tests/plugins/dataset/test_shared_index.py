@@ -1,12 +1,12 @@
 """The places of records in one file that all processes of a machine map."""
 
-import multiprocessing
 import os
 import threading
 
 import numpy as np
 import pytest
 
+from child_process import Child
 from luciola.errors import InvalidArgument
 from luciola.plugins.dataset import (
     FFRecordWriter,
@@ -74,8 +74,8 @@ def test_every_format_reads_the_same_by_a_shared_index(tmp_path, shared, write) 
     assert len([name for name in os.listdir(shared) if name.endswith(".lushidx")]) == 1
 
 
-def _first(records, results) -> None:
-    results.put(int(records.locate(np.array([41])).lengths[0]))
+def _first(records) -> int:
+    return int(records.locate(np.array([41])).lengths[0])
 
 
 @pytest.mark.usefixtures("warm_spawn")
@@ -98,17 +98,13 @@ def test_one_process_makes_it_and_others_map_it(tmp_path, shared, monkeypatch) -
     threads = [threading.Thread(target=records.locate, args=(np.array([1]),)) for records in opened]
     for thread in threads:
         thread.start()
-    assert begun.wait(60)
+    assert begun.wait(100)
     resume.set()
     for thread in threads:
         thread.join()
     assert len(reads) == 2, "each file with records once"
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    child = context.Process(target=_first, args=(opened[0], results))
-    child.start()
-    assert results.get() == 11 % 5 + 1
-    child.join()
+    with Child(_first, opened[0], method="spawn") as child:
+        assert child.result() == 11 % 5 + 1
 
 
 def test_mapped_pages_are_one_file(tmp_path, shared) -> None:

@@ -1,10 +1,13 @@
 import asyncio
 import contextlib
+import gc
 import socket
+import weakref
 
 import grpc
 import pytest
 
+from child_process import Child
 from luciola.errors import (
     Error,
     InvalidArgument,
@@ -309,3 +312,25 @@ def test_bad_address_is_an_invalid_argument():
             RpcClient("nowhere", TOKEN)
 
     asyncio.run(main())
+
+
+def test_a_forked_child_may_collect_what_its_parent_has_left_of_grpc():
+    """To free the last channel is to wait for a thread that a child does not have."""
+
+    async def leave() -> "weakref.ref[grpc.aio.Channel]":
+        channel = grpc.aio.insecure_channel("127.0.0.1:1")
+        left: list[object] = [channel]
+        left.append(left)
+        await channel.close()
+        return weakref.ref(channel)
+
+    gc.disable()
+    try:
+        channel = asyncio.run(leave())
+        with Child(gc.collect) as child:
+            child.result()
+        assert channel() is not None, "it was there to be found"
+    finally:
+        gc.enable()
+    gc.collect()
+    assert channel() is None
