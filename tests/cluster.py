@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -31,11 +31,12 @@ class LocalCluster:
         replicas: int = 2,
         mount: bool = False,
         config: str = "",
+        options: Sequence[str] = (),
     ) -> None:
         self.root = root
         self.data = root / "data"
         self.mountpoint = root / "mnt" if mount else None
-        self._options = ["--storage-nodes", str(storage_nodes), "--replicas", str(replicas)]
+        self._options = ["--storage-nodes", str(storage_nodes), "--replicas", str(replicas), *options]
         if config:
             (root / "config.toml").write_text(config)
             self._options += ["--config", str(root / "config.toml")]

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "bench": ("bench", "bench"),
     "chain": ("chain", "chain"),
     "node": ("node", "node"),
+    "metadata": ("metadata", "metadata"),
     "token": ("token", "token"),
     "rdma": ("rdma", "rdma"),
     "plugins": ("plugins", "plugins"),

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final, NotRequired, TypedDict
+from typing import Final, NotRequired, TypedDict, Unpack
 
 import click
 
@@ -20,12 +20,14 @@ from ..logfile import rotate_output
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.storage_pb2 import SpaceReply
-from . import processes, stores
+from . import private_etcd, processes, stores
 from .administration import confirm
 from .datadir import DataDir, Shape, check_shape, choose_shape
 from .health import describe_progress, describe_space, describe_trouble
 from .live_table import LiveTable
-from .mgmtd_client import ChainState, MgmtdClient, describe_chains
+from .metadata_options import Given, metadata_options, wanted_metadata
+from .metadata_status import PRIMARY, STANDBY, MemberState, describe_members, members_of, primary_manager
+from .mgmtd_client import ChainState, MgmtdClient, describe_chains, serving_meta
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
 from .processes import ServiceState
@@ -64,6 +66,7 @@ PATIENCE_S: Final = 2.0  # after which a command says what it waits for
     type=click.Path(path_type=Path, file_okay=False),
     help="Also mount the cluster there.",
 )
+@metadata_options
 @config_option
 @click.option(
     "--accept-metadata-loss",
@@ -89,6 +92,7 @@ def up(
     yes: bool,
     detach: bool,
     ready_fd: int | None,
+    **metadata_given: Unpack[Given],
 ) -> None:
     """Start a cluster on this machine and keep it running.
 
@@ -99,17 +103,16 @@ def up(
     \b
     Example:
       luciola up --data /var/lib/luciola --mount /mnt/luciola
+      luciola up --data /var/lib/luciola --metadata etcd
     """
     if config_file is not None:
         load(config_file)  # a mistake is refused before anything is started
     data = DataDir(data_path.absolute())
-    check_shape(data, storage_nodes=storage_nodes, replicas=replicas)
-    if rebuild_mgmtd:
-        data.read_shape()
-        confirm(stores.rebuild_question(data), yes=yes)
-    if accept_metadata_loss:
-        data.read_shape()
-        confirm(stores.META_QUESTION, yes=yes)
+    metadata = wanted_metadata(metadata_given)
+    check_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
+    if metadata.is_private:
+        private_etcd.require_programs()
+    _confirm_losses(data, rebuild_mgmtd=rebuild_mgmtd, accept_metadata_loss=accept_metadata_loss, yes=yes)
     if detach:
         _detach(data, [*sys.argv[1:], "--yes"])
         return
@@ -119,7 +122,8 @@ def up(
     try:
         data.create()
         with data.supervised(), LiveTable(enabled=ready_fd is None) as view:
-            shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas)
+            end_leftovers(data)  # which hold the ports that the shape names
+            shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
             if rebuild_mgmtd:
                 stores.rebuild_mgmtd(data, shape.cluster.cluster_id)
             if accept_metadata_loss:
@@ -137,6 +141,15 @@ def up(
     except OSError as error:
         _report(ready_fd, FAILED, str(error))
         raise
+
+
+def _confirm_losses(data: DataDir, *, rebuild_mgmtd: bool, accept_metadata_loss: bool, yes: bool) -> None:
+    if rebuild_mgmtd or accept_metadata_loss:
+        data.read_shape()
+    if rebuild_mgmtd:
+        confirm(stores.rebuild_question(data), yes=yes)
+    if accept_metadata_loss:
+        confirm(stores.META_QUESTION, yes=yes)
 
 
 @click.command()
@@ -220,10 +233,15 @@ def status(data_path: Path, as_json: bool) -> None:
         "loading": False,
         "healthy": False,
     }
+    troubles: list[str] = []
     if supervised:
+        manager, members = asyncio.run(_metadata_of(shape))
+        report["services"] = services = [_checked_member(service, shape, members) for service in services]
+        troubles = describe_members(members)
         try:
             routing, spaces, loading = asyncio.run(_state_of(shape))
             report["chains"] = describe_chains(routing)
+            services = [_with_role(service, routing, manager) for service in services]
             report["services"] = [_reported(service, routing) for service in services]
             report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
             report["loading"] = bool(loading)
@@ -231,10 +249,11 @@ def status(data_path: Path, as_json: bool) -> None:
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
+        report["notes"] += troubles
     states = [service["state"] for service in report["services"]]
     chains = [chain["state"] for chain in report["chains"]]
     healthy = bool(states) and set(states) == {"running"} and bool(chains) and set(chains) == {"serving"}
-    healthy = healthy and not report["full"] and not report["loading"]
+    healthy = healthy and not report["full"] and not report["loading"] and not troubles
     report["healthy"] = healthy
     if as_json:
         print_json(report)
@@ -263,6 +282,33 @@ async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceRep
     async with MgmtdClient.connect(shape.cluster) as manager:
         routing = await manager.routing()
         return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
+
+
+async def _metadata_of(shape: Shape) -> tuple[int | None, list[MemberState]]:
+    """Return which mgmtd is primary, and the members of etcd."""
+    options = shape.cluster.metadata_options()
+    if options is None:
+        return 1, []
+    manager, members = await asyncio.gather(primary_manager(shape.cluster), members_of(options))
+    return manager, members
+
+
+def _checked_member(service: ServiceState, shape: Shape, members: list[MemberState]) -> ServiceState:
+    """A member of etcd whose process runs has started when it answers."""
+    if service["kind"] != "etcd" or service["state"] != "running":
+        return service
+    assert shape.etcd_peers, "a private etcd runs"
+    state = members[int(service["id"]) - 1]["state"]
+    return {**service, "state": "starting"} if state == "unreachable" else service
+
+
+def _with_role(service: ServiceState, routing: mgmtd_pb2.Routing, manager: int | None) -> ServiceState:
+    """Say which of several processes of a kind serves."""
+    if service["kind"] not in ("meta", "mgmtd"):
+        return service
+    meta = serving_meta(routing)
+    primary = manager if service["kind"] == "mgmtd" else None if meta is None else meta.id
+    return {**service, "role": PRIMARY if service["id"] == str(primary) else STANDBY}
 
 
 def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:
@@ -313,10 +359,17 @@ def _print_status(report: Report) -> None:
     click.echo(f"cluster {report['cluster_id']}: {report['phase']}, {copies} of every chunk")
     if report["services"]:
         rows = [
-            (each["kind"], each["id"], str(each["pid"] or "-"), each["state"], str(each.get("restarts", 0)))
+            (
+                each["kind"],
+                each["id"],
+                str(each["pid"] or "-"),
+                each["state"],
+                str(each.get("restarts", 0)),
+                each.get("role", ""),
+            )
             for each in report["services"]
         ]
-        print_table(("SERVICE", "ID", "PID", "STATE", "RESTARTS"), rows, right=(2, 4))
+        print_table(("SERVICE", "ID", "PID", "STATE", "RESTARTS", "ROLE"), rows, right=(2, 4))
     for chain in report["chains"]:
         if chain["state"] != "serving":
             members = " → ".join(f"{each['node']} {each['state']}" for each in chain["targets"])

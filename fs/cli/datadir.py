@@ -3,7 +3,8 @@
 DATA/                 0700
   secret              0600  the cluster secret
   cluster.json        0600  identity, shape and addresses
-  mgmtd/ meta/ storage-N/   what each service keeps
+  mgmtd/ meta/ storage-N/   what each service keeps; mgmtd-N/ and meta-N/ of further ones
+  etcd/ etcd-N/             certificate and members of a private etcd (`private_etcd`)
   log/NAME.log              what each service says
   run/lock                  held by the supervisor while it runs; its process id
   run/state.json            services as the supervisor sees them
@@ -18,13 +19,15 @@ import secrets
 import shlex
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from ..errors import Busy, ConfigError, InvalidArgument, NotFound, Unavailable
-from ..wire import Cluster, parse_address, parse_cluster, write_private
+from ..wire import Cluster, Metadata, parse_address, parse_cluster, write_private
+from . import private_etcd
+from .metadata_options import MANAGERS, METAS, MetadataWanted
 
 CONNECT_S: Final = 1.0  # to a port of this machine
 PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_port_range
@@ -35,12 +38,17 @@ class Shape:
     """What a cluster was created as. Kept in cluster.json, so that a later `up` need not repeat it.
 
     `has_stores`: mgmtd and meta have created their stores. They are never created a second time.
+    `metas`, `managers`: processes of meta and mgmtd; more than one of each only if metadata are replicated.
+    `etcd_peers`: addresses of the members of a private etcd for each other; of none, empty.
     """
 
     cluster: Cluster
     storage_nodes: int
     replicas: int
     has_stores: bool = False
+    metas: int = 1
+    managers: int = 1
+    etcd_peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ class DataDir:
             nodes, replicas = int(record["storage_nodes"]), int(record["replicas"])
             has_stores = bool(record["has_stores"])
             cluster = parse_cluster(self.cluster, record)
+            counts = (int(record.get("metas", 1)), int(record.get("managers", 1)))
+            peers = tuple(map(str, record.get("etcd_peers", ())))
         except FileNotFoundError as error:
             raise NotFound(
                 "no cluster in this directory; `luciola up --data DIR` creates one", path=str(self.root)
@@ -106,7 +116,7 @@ class DataDir:
                 f"damaged ({error!r}); restore it or delete it and run `luciola up` with the same options",
                 path=str(self.cluster),
             ) from error
-        return Shape(cluster, nodes, replicas, has_stores)
+        return Shape(cluster, nodes, replicas, has_stores, *counts, peers)
 
     def storage_records(self) -> list[str | None]:
         """Return the cluster that each storage directory here belongs to: what is left where cluster.json was lost.
@@ -127,10 +137,16 @@ class DataDir:
 
     def write_shape(self, shape: Shape) -> None:
         """Write cluster.json: what every process reads (`wire.Cluster`), and what only `up` needs."""
-        record = asdict(shape.cluster) | {
+        cluster = asdict(shape.cluster)
+        if shape.cluster.metadata is None:
+            del cluster["metadata"]
+        record = cluster | {
             "storage_nodes": shape.storage_nodes,
             "replicas": shape.replicas,
             "has_stores": shape.has_stores,
+            "metas": shape.metas,
+            "managers": shape.managers,
+            "etcd_peers": list(shape.etcd_peers),
         }
         write_private(self.cluster, json.dumps(record, indent=1) + "\n")
 
@@ -202,44 +218,155 @@ def _has_open(pid: int, path: Path) -> bool:
     return False
 
 
-def choose_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | None) -> Shape:
+def choose_shape(
+    data: DataDir,
+    *,
+    storage_nodes: int | None,
+    replicas: int | None,
+    metadata: MetadataWanted = MetadataWanted(),  # noqa: B008 - it is frozen
+) -> Shape:
     """Return the shape to start with: the recorded one, or a new one. Ports that are taken are replaced.
 
     Raises: InvalidArgument when the options contradict what the cluster was created as.
     """
-    if not data.cluster.exists():
+    check_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
+    if data.cluster.exists():
+        old = data.read_shape()
+        shape = _with_free_ports(_with_access(old, metadata))
+    else:
+        old = None
         records = data.storage_records()
         nodes, copies = _new_counts(records, storage_nodes=storage_nodes, replicas=replicas)
-        lane, grpc = free_ports(2)
-        cluster = Cluster(
-            cluster_id=next(filter(None, records), None) or secrets.token_hex(8),
-            mgmtd_lane=f"127.0.0.1:{lane}",
-            mgmtd_grpc=f"127.0.0.1:{grpc}",
-            secret_file=str(data.secret.absolute()),
-        )
+        identity = next(filter(None, records), None) or secrets.token_hex(8)
         # Storage nodes that belong to a cluster outlive a lost cluster.json, and so must its other stores.
-        shape = Shape(cluster, nodes, copies, has_stores=bool(records))
+        cluster = Cluster(identity, "", "", str(data.secret.absolute()))
+        shape = _with_metadata(data.root, Shape(cluster, nodes, copies, bool(records)), metadata)
+    if shape != old:
         data.write_shape(shape)
-        return shape
-    old = data.read_shape()
-    _check_recorded(old, storage_nodes=storage_nodes, replicas=replicas)
-    known = old.cluster
-    taken = [address for address in (known.mgmtd_lane, known.mgmtd_grpc) if not is_free(address)]
-    if not taken:
-        return old
-    lane, grpc = free_ports(2)
-    moved = replace(known, mgmtd_lane=f"127.0.0.1:{lane}", mgmtd_grpc=f"127.0.0.1:{grpc}")
-    shape = replace(old, cluster=moved)
-    data.write_shape(shape)
     return shape
 
 
-def check_shape(data: DataDir, *, storage_nodes: int | None, replicas: int | None) -> None:
+def check_shape(
+    data: DataDir,
+    *,
+    storage_nodes: int | None,
+    replicas: int | None,
+    metadata: MetadataWanted = MetadataWanted(),  # noqa: B008
+) -> None:
     """Refuse what `choose_shape` would refuse, before anything is written. Raises: InvalidArgument."""
     if data.cluster.exists():
-        _check_recorded(data.read_shape(), storage_nodes=storage_nodes, replicas=replicas)
+        shape = data.read_shape()
+        _check_recorded(shape, storage_nodes=storage_nodes, replicas=replicas)
+        _check_metadata(shape, metadata)
     else:
         _new_counts(data.storage_records(), storage_nodes=storage_nodes, replicas=replicas)
+        if not metadata.where and (metadata.metas or 1, metadata.managers or 1) != (1, 1):
+            raise InvalidArgument(
+                "several metadata services need replicated metadata: give --metadata etcd or "
+                "--metadata etcd://HOST:PORT,…, too"
+            )
+        if any(data.root.glob("etcd-*")):
+            raise InvalidArgument(
+                "a private etcd is here, but not what says where it listens: put cluster.json back",
+                path=str(data.root),
+            )
+
+
+def _with_metadata(root: Path, shape: Shape, wanted: MetadataWanted) -> Shape:
+    """Return a new cluster's shape with addresses, and with replicated metadata if they are wanted."""
+    metas, managers = wanted.metas or (METAS if wanted.where else 1), wanted.managers or MANAGERS
+    members = private_etcd.MEMBERS if wanted.is_private else 0
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(2 * managers + 2 * members)]
+    lanes, grpcs = addresses[:managers], addresses[managers : 2 * managers]
+    clients, peers = addresses[2 * managers :][:members], addresses[2 * managers :][members:]
+    cluster = replace(shape.cluster, mgmtd_lane=",".join(lanes), mgmtd_grpc=",".join(grpcs))
+    if wanted.is_private:
+        access = MetadataWanted(
+            ca_file=str(private_etcd.certificate_file(root)),
+            certificate_file=str(private_etcd.certificate_file(root)),
+            key_file=str(private_etcd.key_file(root)),
+        )
+        cluster = replace(cluster, metadata=_access(access, clients))
+    elif wanted.where:
+        cluster = replace(cluster, metadata=_access(wanted, wanted.addresses))
+    return replace(shape, cluster=cluster, metas=metas, managers=managers, etcd_peers=tuple(peers))
+
+
+def _access(wanted: MetadataWanted, addresses: Sequence[str]) -> Metadata:
+    """Return what the cluster file says of an etcd."""
+    scheme = "https" if wanted.ca_file else "http"
+    return Metadata(
+        tuple(f"{scheme}://{address}" for address in addresses),
+        ca_file=wanted.ca_file,
+        certificate_file=wanted.certificate_file,
+        key_file=wanted.key_file,
+        user=wanted.user,
+        password_file=wanted.password_file,
+    )
+
+
+def _with_access(shape: Shape, wanted: MetadataWanted) -> Shape:
+    """An etcd elsewhere may have moved, or got other passwords; its log says which cluster it is of."""
+    if not wanted.addresses:
+        return shape
+    return replace(shape, cluster=replace(shape.cluster, metadata=_access(wanted, wanted.addresses)))
+
+
+def _with_free_ports(shape: Shape) -> Shape:
+    """Replace ports that are taken, except those by which members of etcd know each other."""
+    for number, address in enumerate(shape.etcd_peers, 1):
+        if not is_free(address):
+            raise Busy(
+                f"another program listens on {address}, by which the other members of the private etcd know member "
+                f"{number}: end it"
+            )
+    cluster = shape.cluster
+    cluster = replace(
+        cluster,
+        mgmtd_lane=_free_addresses(cluster.mgmtd_lane),
+        mgmtd_grpc=_free_addresses(cluster.mgmtd_grpc),
+    )
+    if shape.etcd_peers:
+        assert cluster.metadata is not None, "a private etcd is for metadata"
+        known = [endpoint.removeprefix("https://") for endpoint in cluster.metadata.endpoints]
+        clients = _free_addresses(",".join(known))
+        endpoints = tuple(f"https://{address}" for address in clients.split(","))
+        cluster = replace(cluster, metadata=replace(cluster.metadata, endpoints=endpoints))
+    return replace(shape, cluster=cluster)
+
+
+def _free_addresses(addresses: str) -> str:
+    """Return addresses, separated by commas, with other ports where theirs are taken."""
+    known = addresses.split(",")
+    taken = {address for address in known if not is_free(address)}
+    ports = iter(free_ports(len(taken)))
+    return ",".join(f"127.0.0.1:{next(ports)}" if address in taken else address for address in known)
+
+
+def _check_metadata(shape: Shape, wanted: MetadataWanted) -> None:
+    """Raises: InvalidArgument when the options contradict how the cluster keeps its metadata."""
+    if wanted.where:
+        now = _kind(is_replicated=shape.cluster.metadata is not None, is_private=bool(shape.etcd_peers))
+        other = _kind(is_replicated=True, is_private=wanted.is_private)
+        if now != other:
+            raise InvalidArgument(
+                f"this cluster was created with {now}, which cannot be changed here to {other}: start another cluster "
+                "with --metadata, and move the files with `luciola backup` and `luciola restore`"
+            )
+    for option, count, known in (
+        ("--metas", wanted.metas, shape.metas),
+        ("--managers", wanted.managers, shape.managers),
+    ):
+        if count not in (None, known):
+            raise InvalidArgument(
+                f"this cluster was created with {option} {known}, which cannot be changed here"
+            )
+
+
+def _kind(*, is_replicated: bool, is_private: bool) -> str:
+    if not is_replicated:
+        return "metadata in one store each"
+    return "a private etcd" if is_private else "an etcd that runs elsewhere"
 
 
 def _new_counts(

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TypedDict
 
 from ..errors import Error, NotFound, Timeout, Unavailable
-from ..ids import ROOT_INODE
+from ..ids import ROOT_INODE, STANDBY_EPOCH
 from ..wire import SERVICE, Cluster, RpcClients, methods, mint
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
@@ -84,6 +84,13 @@ class MgmtdClient:
         except (Unavailable, Timeout):
             return False
         return nodes <= {node.id for node in routing.nodes if node.status == pb.CONNECTED}
+
+    async def has_meta(self) -> bool:
+        """Return whether a metadata service is connected that serves."""
+        try:
+            return serving_meta(await self.routing()) is not None
+        except (Unavailable, Timeout):
+            return False
 
     async def has_table(self, table: int, *, replicas: int) -> bool:
         """Return whether the chain table is there; it is created if not. False: mgmtd is away or late, ask again."""
@@ -183,6 +190,16 @@ def node_address(routing: pb.Routing, node: int) -> str:
     raise NotFound(f"routing names no node {node}")
 
 
+def serving_meta(routing: pb.Routing) -> pb.Node | None:
+    """Return the metadata service that is primary: of those connected the one with the highest epoch."""
+    connected = [
+        node
+        for node in routing.nodes
+        if node.kind == pb.NODE_META and node.status == pb.CONNECTED and node.epoch != STANDBY_EPOCH
+    ]
+    return max(connected, key=lambda node: node.epoch, default=None)
+
+
 def serving_node(chain: pb.Chain) -> int | None:
     """Return the first node of a chain that serves."""
     return next((target.node for target in chain.targets if target.state == pb.SERVING), None)
@@ -250,5 +267,6 @@ __all__ = [
     "describe_chain",
     "describe_chains",
     "node_address",
+    "serving_meta",
     "serving_node",
 ]

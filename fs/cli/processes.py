@@ -29,19 +29,23 @@ LAST_WORDS_BYTES: Final = 4096  # of a log, in which its last line is looked for
 class Service:
     """What to run: its kind and id as `luciola status` shows them, and the command."""
 
-    kind: str  # mgmtd | meta | storage | mount
+    kind: str  # etcd | mgmtd | meta | storage | mount
     id: str
-    node: int  # node id in the cluster; 0 for a mount
+    node: int  # node id in the cluster; 0 for a mount and for etcd
     command: tuple[str, ...]
     log: Path
 
     @property
     def name(self) -> str:
-        return self.kind if self.kind in ("mgmtd", "mount") else f"{self.kind} {self.id}"
+        alone = self.kind == "mount" or (self.kind, self.id) == ("mgmtd", "1")
+        return self.kind if alone else f"{self.kind} {self.id}"
 
 
 class ServiceState(TypedDict):
-    """What commands print of a service: of a mount that no supervisor started only the first four."""
+    """What commands print of a service: of a mount that no supervisor started only the first four.
+
+    `role`, of meta and mgmtd: primary or standby.
+    """
 
     kind: str
     id: str
@@ -49,6 +53,7 @@ class ServiceState(TypedDict):
     state: str
     restarts: NotRequired[int]
     log: NotRequired[str]
+    role: NotRequired[str]
 
 
 @dataclass

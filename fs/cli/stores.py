@@ -46,10 +46,10 @@ def rebuild_mgmtd(data: DataDir, cluster_id: str) -> None:
 
 
 def set_aside_broken_meta(data: DataDir) -> None:
-    """Put a directory aside that RocksDB would not open, so that an empty store can be made in its place."""
-    store = data.root / "meta"
-    if not (store / "CURRENT").exists():
-        set_aside(store)
+    """Put directories aside that RocksDB would not open, so that empty stores can be made in their place."""
+    for store in (data.root / "meta", *data.root.glob("meta-*")):
+        if not (store / "CURRENT").exists() and ".aside-" not in store.name:
+            set_aside(store)
 
 
 def set_aside(store: Path) -> None:

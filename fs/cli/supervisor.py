@@ -1,11 +1,13 @@
 """A whole cluster on one machine under one supervisor.
 
-Start order: mgmtd, then storage nodes and meta, then the chain table (once), then the mount. Without mgmtd, meta and
-the mount there is nothing to use, so the start fails. A storage node that stays away, is disabled, or has lost its disk
-takes only its chains with it: it is reported, with the command that helps, and the rest runs. A service that ends is
-reported to mgmtd (its lease need not be waited for) and started again. The stop begins with the mount, so that it can
-flush what it holds, and ends with the storage nodes: mgmtd does not see them end one after the other, so the last one
-does not count as the only one that has everything.
+Start order: a private etcd, mgmtd, then storage nodes and meta, then the chain table (once), then the mount. Without
+mgmtd, meta and the mount there is nothing to use, so the start fails. A storage node that stays away, is disabled, or
+has lost its disk takes only its chains with it: it is reported, with the command that helps, and the rest runs. A
+service that ends is reported to mgmtd (its lease need not be waited for) and started again. The stop begins with the
+mount, so that it can flush what it holds, and ends with the storage nodes: mgmtd does not see them end one after the
+other, so the last one does not count as the only one that has everything. A private etcd outlives what writes to it.
+
+With replicated metadata there are several mgmtd and meta processes: one of each kind is enough.
 
 State is written to DATA/run/state.json whenever it changes; `luciola status` reads it and asks mgmtd for the chains.
 """
@@ -17,16 +19,18 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final, TypedDict
 
 from ..errors import AlreadyExists, ConfigError, Error, Timeout, Unavailable
 from ..fuse import check_mountpoint, clean_stale_mount, is_mounted, read_records, source_of, stale_mounts
 from ..wire import create_secret, write_private
+from ..wire.etcd import EtcdClient
 from ..wire.pb import mgmtd_pb2 as pb
-from . import processes
+from . import private_etcd, processes
 from .datadir import DataDir, Shape
 from .health import NAMED_MAX, awaited, describe_trouble
 from .mgmtd_client import MgmtdClient
@@ -34,7 +38,6 @@ from .processes import Child, Service, ServiceState, python
 
 log = logging.getLogger(__name__)
 
-MGMTD_NODE: Final = 1
 META_NODE: Final = 100
 STORAGE_NODE_FIRST: Final = 201
 CHAIN_TABLE: Final = 1
@@ -44,7 +47,8 @@ START_S: Final = 150.0  # a service that has not answered by then will not, on t
 SETTLE_S: Final = 20.0  # without progress; a node that opens a large disk reports later, and takes part then
 NOTE_S: Final = 2.0  # of waiting without a word
 START_CRASHES_MAX: Final = 4  # of one service before the cluster is up: what it says will not change
-NEEDED: Final = ("mgmtd", "meta", "mount")  # services without which nothing can be used
+NEEDED: Final = ("etcd", "mgmtd", "meta", "mount")  # services without which nothing can be used
+ETCD_S: Final = 15.0  # for an etcd that runs elsewhere: its members may just be electing a leader
 ALL: Final = (*NEEDED, "storage")
 POLL_S: Final = 0.05
 WATCH_S: Final = 0.5
@@ -92,23 +96,64 @@ class Supervisor:
             self._set_phase("stopped")
 
     async def _start(self) -> None:
-        end_leftovers(self.data)
         if self.mountpoint is not None:
             self._prepare_mountpoint(self.mountpoint)
         self._create_secret()
+        await self._start_etcd()
         async with MgmtdClient.connect(self.shape.cluster) as manager:
-            await self._launch(self._service("mgmtd", "1", MGMTD_NODE, "mgmtd"))
+            for number in range(1, self.shape.managers + 1):
+                await self._launch(
+                    self._service("mgmtd", str(number), number, _directory("mgmtd", number, 1))
+                )
             await self._wait("mgmtd", manager.answers)
             for node in storage_nodes(self.shape):
                 await self._launch(self._service("storage", str(node), node, f"storage-{node}"))
-            await self._launch(self._service("meta", str(META_NODE), META_NODE, "meta"))
+            for node in meta_nodes(self.shape):
+                await self._launch(
+                    self._service("meta", str(node), node, _directory("meta", node, META_NODE))
+                )
             if not self.shape.has_stores:
                 await self._create_chains(manager)
-            await self._wait("meta", lambda: manager.are_connected({META_NODE}))
+            await self._wait("meta", manager.has_meta)
             self._settle_stores()
             if self.mountpoint is not None:
                 await self._start_mount(self.mountpoint)
             await self._settle(manager)
+
+    async def _start_etcd(self) -> None:
+        """Return when the etcd of replicated metadata answers, if there is one."""
+        options = self.shape.cluster.metadata_options()
+        if options is None:
+            return
+        if self.shape.etcd_peers:
+            await self._launch_etcd(options.endpoints)
+        where = ", ".join(options.endpoints)
+        async with EtcdClient(options) as client:
+            answers = partial(_etcd_answers, client)
+            if self.shape.etcd_peers:
+                await self._wait("the private etcd", answers, kinds=("etcd",))
+                return
+            try:
+                await self._wait(f"etcd at {where}", answers, patience_s=ETCD_S)
+            except Timeout as error:
+                raise Unavailable(
+                    f"etcd at {where} does not answer, or has no majority: start it, or say with --metadata where it is"
+                ) from error
+
+    async def _launch_etcd(self, clients: Sequence[str]) -> None:
+        root = self.data.root
+        private_etcd.require_programs()
+        private_etcd.certify(root)
+        members = range(1, private_etcd.MEMBERS + 1)
+        present = private_etcd.present_members(root) if self.shape.has_stores else members
+        for member in members:
+            if member not in present:
+                self._note(private_etcd.describe_lost(root, member))
+                continue
+            identity = self.shape.cluster.cluster_id
+            peers = self.shape.etcd_peers
+            service = private_etcd.service(root, member, cluster_id=identity, clients=clients, peers=peers)
+            await self._launch(service)
 
     def _create_secret(self) -> None:
         try:
@@ -128,7 +173,7 @@ class Supervisor:
 
     async def _create_chains(self, manager: MgmtdClient) -> None:
         """A new cluster is laid out over all of its nodes, so it needs all of them."""
-        nodes = {META_NODE, *storage_nodes(self.shape)}
+        nodes = {*meta_nodes(self.shape), *storage_nodes(self.shape)}
         await self._wait("the storage nodes and meta", lambda: manager.are_connected(nodes), kinds=ALL)
         await self._wait(
             "the chain table",
@@ -181,10 +226,13 @@ class Supervisor:
         return [*(str(each) for each in failures if each is not None), *describe_trouble(routing, nodes)]
 
     def _raise_failed(self, kinds: Collection[str]) -> None:
-        for child in self.children:
-            failure = _failure(child)
-            if failure is not None and child.service.kind in kinds:
-                raise failure
+        """Raise why a kind of service will not work; a standby that fails is no reason."""
+        for kind in kinds:
+            failures = [_failure(child) for child in self.children if child.service.kind == kind]
+            reasons = [failure for failure in failures if failure is not None]
+            working = len(failures) - len(reasons)
+            if reasons and working < (len(failures) if kind == "storage" else _enough(kind)):
+                raise reasons[0]
 
     def _settle_stores(self) -> None:
         """From now on mgmtd and meta only open their stores: one that is missing is lost, not new."""
@@ -220,7 +268,7 @@ class Supervisor:
             arguments.append(CREATE)
         if kind == "meta" and self.accept_metadata_loss:
             arguments.append(ACCEPT_LOSS)
-        if kind != "mgmtd":
+        if kind != "mgmtd" or self.shape.managers > 1:
             arguments += ["--node-id", str(node)]
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]
@@ -287,9 +335,14 @@ class Supervisor:
         self._changed()
 
     async def _wait(
-        self, what: str, condition: Callable[[], Awaitable[bool]], *, kinds: Collection[str] = NEEDED
+        self,
+        what: str,
+        condition: Callable[[], Awaitable[bool]],
+        *,
+        kinds: Collection[str] = NEEDED,
+        patience_s: float = START_S,
     ) -> None:
-        """Return when `condition` holds. Raises: Unavailable in time, and if a service of `kinds` cannot start."""
+        """Return when `condition` holds. Raises: Timeout, and Unavailable if a service of `kinds` cannot start."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
         noted = False
@@ -300,17 +353,22 @@ class Supervisor:
             if not noted and loop.time() - began_s > NOTE_S:
                 noted = True
                 self.on_note(f"waiting for {what}")
-            if loop.time() - began_s > START_S:
-                raise Unavailable(
-                    f"{what} did not come up within {START_S:.0f} s; see {self.data.root / 'log'}"
+            if loop.time() - began_s > patience_s:
+                raise Timeout(
+                    f"{what} did not come up within {patience_s:.0f} s; see {self.data.root / 'log'}"
                 )
             await asyncio.sleep(POLL_S)
 
     async def _stop(self) -> None:
         end_extra_mounts(self.data, except_pids={child.pid for child in self.children if child.pid})
-        for kind in ("mount", "meta", "mgmtd", "storage"):
+        for kind in ("mount", "meta", "mgmtd", "storage", "etcd"):
+            patience_s = private_etcd.STOP_S if kind == "etcd" else processes.STOP_S
             await asyncio.gather(
-                *(processes.stop(child) for child in self.children if child.service.kind == kind)
+                *(
+                    processes.stop(child, patience_s=patience_s)
+                    for child in self.children
+                    if child.service.kind == kind
+                )
             )
             self._changed()
         if self.mountpoint is not None:
@@ -341,6 +399,30 @@ class Supervisor:
 def storage_nodes(shape: Shape) -> range:
     """Numbers of the storage nodes of a cluster on one machine."""
     return range(STORAGE_NODE_FIRST, STORAGE_NODE_FIRST + shape.storage_nodes)
+
+
+def meta_nodes(shape: Shape) -> range:
+    """Numbers of the metadata services of a cluster on one machine."""
+    return range(META_NODE, META_NODE + shape.metas)
+
+
+def _directory(kind: str, number: int, first: int) -> str:
+    """Name of the directory, and of the log, of one of several processes of a kind."""
+    return kind if number == first else f"{kind}-{number}"
+
+
+def _enough(kind: str) -> int:
+    """How many services of a kind have to work."""
+    return private_etcd.MAJORITY if kind == "etcd" else 1
+
+
+async def _etcd_answers(client: EtcdClient) -> bool:
+    """Return whether most members agree. Raises: Unauthenticated, PermissionDenied."""
+    try:
+        await client.range(b"luciola/", limit=1)
+    except (Unavailable, Timeout):
+        return False
+    return True
 
 
 def _failure(child: Child) -> Error | None:
@@ -416,6 +498,7 @@ __all__ = [
     "clean_stale_mounts",
     "end_extra_mounts",
     "end_leftovers",
+    "meta_nodes",
     "read_state",
     "storage_nodes",
 ]

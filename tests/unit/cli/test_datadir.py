@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from luciola.cli.datadir import DataDir, choose_shape
+from luciola.cli.datadir import DataDir, Shape, check_shape, choose_shape
+from luciola.cli.metadata_options import MetadataWanted
 from luciola.errors import Busy, InvalidArgument, NotFound
 from luciola.wire import load_cluster, write_private
 
@@ -156,6 +157,112 @@ def test_disks_that_wait_for_their_cluster_do_not_say_how_many_nodes_it_has(data
 def test_every_process_reads_the_cluster_out_of_the_same_file(data: DataDir) -> None:
     shape = choose_shape(data, storage_nodes=None, replicas=None)
     assert load_cluster(data.cluster) == shape.cluster
+
+
+PRIVATE = MetadataWanted("etcd")
+ELSEWHERE = MetadataWanted("etcd://one:2379,two:2379", metas=3)
+
+
+def _choose(data: DataDir, wanted: MetadataWanted) -> Shape:
+    return choose_shape(data, storage_nodes=None, replicas=None, metadata=wanted)
+
+
+def test_private_etcd_has_three_members_and_two_metadata_services(data: DataDir) -> None:
+    shape = _choose(data, PRIVATE)
+    known = shape.cluster.metadata
+    assert known is not None
+    assert (shape.metas, shape.managers) == (2, 1)
+    addresses = [
+        *shape.cluster.mgmtd_lane.split(","),
+        *shape.cluster.mgmtd_grpc.split(","),
+        *(endpoint.removeprefix("https://") for endpoint in known.endpoints),
+        *shape.etcd_peers,
+    ]
+    assert len(set(addresses)) == len(addresses) == 1 + 1 + 3 + 3
+    assert all(address.startswith("127.0.0.1:") for address in addresses)
+    assert known.ca_file == known.certificate_file == str(data.root / "etcd" / "certificate.pem")
+    assert data.read_shape() == shape
+    assert load_cluster(data.cluster) == shape.cluster
+    assert _choose(data, MetadataWanted()) == shape  # a later `up` need not repeat it
+
+
+def test_etcd_elsewhere_is_recorded_and_may_move(data: DataDir) -> None:
+    shape = _choose(data, ELSEWHERE)
+    assert shape.cluster.metadata is not None
+    assert shape.cluster.metadata.endpoints == ("http://one:2379", "http://two:2379")
+    assert (shape.metas, shape.managers, shape.etcd_peers) == (3, 1, ())
+    moved = _choose(data, MetadataWanted("etcd://three:2379"))
+    assert moved.cluster.metadata is not None
+    assert moved.cluster.metadata.endpoints == ("http://three:2379",)
+    assert data.read_shape() == moved
+    assert (moved.metas, moved.cluster.cluster_id) == (3, shape.cluster.cluster_id)
+
+
+@pytest.mark.parametrize(
+    ("created", "later", "reason"),
+    [
+        (MetadataWanted(), PRIVATE, "metadata in one store each"),
+        (MetadataWanted(), ELSEWHERE, "metadata in one store each"),
+        (
+            PRIVATE,
+            ELSEWHERE,
+            "with a private etcd, which cannot be changed here to an etcd that runs elsewhere",
+        ),
+        (ELSEWHERE, PRIVATE, "with an etcd that runs elsewhere, which cannot be changed"),
+        (PRIVATE, MetadataWanted(metas=3), "with --metas 2"),
+        (PRIVATE, MetadataWanted(managers=2), "with --managers 1"),
+        (MetadataWanted(), MetadataWanted(metas=2), "with --metas 1"),
+    ],
+)
+def test_kind_of_metadata_cannot_be_changed(
+    data: DataDir, created: MetadataWanted, later: MetadataWanted, reason: str
+) -> None:
+    shape = _choose(data, created)
+    with pytest.raises(InvalidArgument, match=reason):
+        _choose(data, later)
+    assert data.read_shape() == shape
+
+
+def test_several_services_need_replicated_metadata(data: DataDir) -> None:
+    with pytest.raises(InvalidArgument, match="need replicated metadata"):
+        _choose(data, MetadataWanted(metas=2))
+    with pytest.raises(InvalidArgument, match="need replicated metadata"):
+        _choose(data, MetadataWanted(managers=2))
+    assert not data.cluster.exists()
+    assert _choose(data, MetadataWanted(metas=1, managers=1)).cluster.metadata is None
+
+
+def test_taken_ports_of_clients_of_etcd_are_replaced_and_of_its_members_refused(data: DataDir) -> None:
+    old = _choose(data, PRIVATE)
+    assert old.cluster.metadata is not None
+    client = old.cluster.metadata.endpoints[1].removeprefix("https://")
+    with _listening(client):
+        new = _choose(data, MetadataWanted())
+    assert new.cluster.metadata is not None
+    endpoints = zip(old.cluster.metadata.endpoints, new.cluster.metadata.endpoints, strict=True)
+    changed = [one != other for one, other in endpoints]
+    assert changed == [False, True, False]
+    assert replace(new, cluster=old.cluster) == old
+    with _listening(old.etcd_peers[2]), pytest.raises(Busy, match="member 3"):
+        _choose(data, MetadataWanted())
+    assert data.read_shape() == new
+
+
+def test_members_of_etcd_without_the_cluster_file_are_refused(data: DataDir) -> None:
+    _choose(data, PRIVATE)
+    (data.root / "etcd-1").mkdir()
+    data.cluster.unlink()
+    with pytest.raises(InvalidArgument, match=r"put cluster\.json back"):
+        check_shape(data, storage_nodes=None, replicas=None)
+
+
+@contextlib.contextmanager
+def _listening(address: str) -> Iterator[None]:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as squatter:
+        squatter.bind((host, int(port)))
+        squatter.listen()
+        yield
 
 
 def test_private_file_is_replaced_whole(tmp_path: Path) -> None:

@@ -1,0 +1,155 @@
+"""What commands show of replicated metadata: who is primary, the logs, the members of etcd."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, TypedDict
+
+from ..errors import Error, NotFound
+from ..kv.log.etcd import EtcdLog
+from ..units import format_bytes
+from ..wire import Cluster
+from ..wire.etcd import EtcdClient, EtcdOptions
+from ..wire.pb import etcd_pb2 as pb
+from .mgmtd_client import MgmtdClient
+
+LOGS: Final = ("mgmtd", "meta")
+ANSWER_S: Final = 2.0  # of what is shown if it is there
+PRIMARY: Final = "primary"
+STANDBY: Final = "standby"
+
+
+class MemberState(TypedDict):
+    """One member of etcd. Sizes are of its file: `used_bytes` of them are not free for other records."""
+
+    address: str
+    state: str  # running | unreachable | full | corrupt
+    leads: bool
+    version: str
+    size_bytes: int
+    used_bytes: int
+
+
+class LogState(TypedDict):
+    """One log: its records that are kept, and who leads it under which epoch (0: no process)."""
+
+    log: str
+    first: int
+    last: int
+    epoch: int
+    owner: str
+
+
+async def primary_manager(cluster: Cluster) -> int | None:
+    """Return the number of the mgmtd process that answers for the cluster; None if none does."""
+    addresses = cluster.mgmtd_grpc.split(",")
+
+    async def answers(address: str) -> bool:
+        try:
+            async with (
+                asyncio.timeout(ANSWER_S),
+                MgmtdClient.connect(replace(cluster, mgmtd_grpc=address)) as one,
+            ):
+                return await one.answers()
+        except TimeoutError:
+            return False
+
+    replies = await asyncio.gather(*map(answers, addresses))
+    return next((number for number, is_primary in enumerate(replies, 1) if is_primary), None)
+
+
+async def members_of(options: EtcdOptions) -> list[MemberState]:
+    """Return each member, in the order of its addresses."""
+    async with EtcdClient(options, request_s=ANSWER_S) as client:
+        try:
+            alarms = {alarm.member_id: alarm.alarm for alarm in await client.alarms()}
+        except Error:  # no majority, or no member answers: the state of each shows it
+            alarms = {}
+        return [await _member(client, address, alarms) for address in options.endpoints]
+
+
+async def _member(client: EtcdClient, address: str, alarms: dict[int, "pb.AlarmType"]) -> MemberState:
+    try:
+        status = await client.status(address)
+    except Error:
+        return _unreachable(address)
+    member = status.header.member_id
+    return {
+        "address": address,
+        "state": {pb.NOSPACE: "full", pb.CORRUPT: "corrupt"}.get(alarms.get(member, pb.NONE), "running"),
+        "leads": status.leader == member,
+        "version": status.version,
+        "size_bytes": status.size_bytes,
+        "used_bytes": status.used_bytes,
+    }
+
+
+def _unreachable(address: str) -> MemberState:
+    return {
+        "address": address,
+        "state": "unreachable",
+        "leads": False,
+        "version": "",
+        "size_bytes": 0,
+        "used_bytes": 0,
+    }
+
+
+def describe_members(members: Sequence[MemberState]) -> list[str]:
+    """One line for each trouble, with its remedy; none if every member is well."""
+    lines = [
+        f"etcd at {each['address']} does not answer" for each in members if each["state"] == "unreachable"
+    ]
+    if lines and len(lines) > (len(members) - 1) // 2:
+        lines.append(
+            f"{len(lines)} of {len(members)} members of etcd do not answer, a majority is needed: no metadata can be "
+            "read or changed until they are back"
+        )
+    elif members and not any(each["leads"] for each in members):
+        lines.append("etcd has no leader: no metadata can be read or changed until it has one")
+    for each in members:
+        if each["state"] == "full":
+            lines.append(
+                f"etcd at {each['address']} is full ({format_bytes(each['size_bytes'])}): no metadata can be changed; "
+                'docs/operations.md, "A full etcd", says how to make room'
+            )
+        elif each["state"] == "corrupt":
+            lines.append(f"etcd at {each['address']} found its data damaged: replace that member")
+    return lines
+
+
+async def logs_of(options: EtcdOptions, cluster_id: str) -> list[LogState]:
+    """Return the logs that there are. Raises: Unavailable, Timeout; InvalidArgument if one is another cluster's."""
+    async with EtcdClient(options) as client:
+        return [state for name in LOGS if (state := await _log(client, name, cluster_id)) is not None]
+
+
+async def _log(client: EtcdClient, name: str, cluster_id: str) -> LogState | None:
+    prefix = f"luciola/{cluster_id}/{name}/"
+    try:
+        log = await EtcdLog.open(client, prefix=prefix, cluster=cluster_id, create=False)
+    except NotFound:
+        return None
+    try:
+        bounds, claim = await log.bounds(), await log.claim()
+    finally:
+        await log.close()
+    return {
+        "log": name,
+        "first": bounds.first,
+        "last": bounds.last.index,
+        "epoch": 0 if claim is None else claim.epoch,
+        "owner": "" if claim is None else claim.owner,
+    }
+
+
+__all__ = [
+    "PRIMARY",
+    "STANDBY",
+    "LogState",
+    "MemberState",
+    "describe_members",
+    "logs_of",
+    "members_of",
+    "primary_manager",
+]

@@ -1,0 +1,49 @@
+"""What is said of the members of etcd."""
+
+from luciola.cli.metadata_status import MemberState, describe_members
+
+
+def _members(*states: str, leader: int | None = 0) -> list[MemberState]:
+    return [
+        {
+            "address": f"host-{index}:2379",
+            "state": state,
+            "leads": index == leader,
+            "version": "3.4.23",
+            "size_bytes": 8 << 30,
+            "used_bytes": 1 << 20,
+        }
+        for index, state in enumerate(states)
+    ]
+
+
+def test_nothing_is_said_of_members_that_are_well() -> None:
+    assert describe_members(_members("running", "running", "running")) == []
+    assert describe_members([]) == []
+
+
+def test_a_member_that_does_not_answer_is_named() -> None:
+    assert describe_members(_members("running", "unreachable", "running")) == [
+        "etcd at host-1:2379 does not answer"
+    ]
+
+
+def test_a_lost_majority_is_said() -> None:
+    lines = describe_members(_members("running", "unreachable", "unreachable", leader=None))
+    assert "2 of 3 members of etcd do not answer, a majority is needed" in lines[-1]
+    assert "majority" in describe_members(_members("unreachable", leader=None))[-1]
+    two_of_four = describe_members(_members("unreachable", "unreachable", "running", "running", leader=2))
+    assert "majority" in two_of_four[-1]
+    two_of_five = describe_members(_members(*["unreachable"] * 2, *["running"] * 3, leader=3))
+    assert len(two_of_five) == 2
+
+
+def test_members_without_a_leader_are_noticed() -> None:
+    lines = describe_members(_members("running", "running", "running", leader=None))
+    assert lines == ["etcd has no leader: no metadata can be read or changed until it has one"]
+
+
+def test_a_full_etcd_is_said_with_where_to_read() -> None:
+    (line,) = describe_members(_members("running", "full", "running"))
+    assert "host-1:2379 is full (8.0 GiB)" in line
+    assert "A full etcd" in line
