@@ -46,6 +46,7 @@ RETRY_S: Final = (
 )
 CHECK_S: Final = 1.0  # between looks at the local store, whose flushes may fail at any time
 RETRY_FULL_S: Final = 1.0  # between attempts to claim a log that has no room for the claim
+HELD: Final = "another replica is to lead"
 
 _SYSTEM_CLOCK: Final = SystemClock()
 
@@ -190,8 +191,18 @@ class Replica:
         self._contender = Contender(log, owner, lease_s=lease_s, clock=clock)
         self._owner = owner
         self._caught_up = asyncio.Event()  # with the log's end as it was when this process began to follow
+        self._leadership: Leadership | None = None  # of the present term
         self.role = Role.STANDBY
         self.terms = 0  # in which this process was primary
+
+    def hold_back(self, duration_s: float) -> None:
+        """Let another lead: end the term of this process, if it leads, and begin none for `duration_s`.
+
+        0: hold back no more.
+        """
+        self._contender.hold_back(duration_s)
+        if duration_s > 0 and self._leadership is not None:
+            self._leadership.lose(HELD)
 
     async def run(self, serve: Serve) -> NoReturn:
         """Follow and lead until cancelled.
@@ -202,10 +213,13 @@ class Replica:
         try:
             while True:
                 self.role = Role.STANDBY
-                leadership = await self._stand_by()
+                self._leadership = leadership = await self._stand_by()
+                if self._contender.is_held:  # since it has asked for the claim
+                    leadership.lose(HELD)
                 try:
                     await self._lead(leadership, serve)
                 finally:
+                    self._leadership = None
                     await self._resign(leadership)
         finally:
             self.role = Role.STOPPED

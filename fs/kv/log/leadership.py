@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 LEASE_S: Final = 3.0  # an etcd that elects a leader of its own is silent for one to two seconds
 DRIFT: Final = 0.05  # clocks whose rates differ from the true one by more are broken
 RENEWALS: Final = 4  # sent during one lease: some of them may be lost
+HELD_S: Final = 0.2  # between looks whether this process is to hold back for longer
 RETRY_S: Final = 0.05  # between attempts after errors: etcd answers again some milliseconds after an election
 assert DRIFT < 1.0 / RENEWALS, "a lease outlasts the wait between two renewals"
 
@@ -133,6 +134,17 @@ class Contender:
         self._clock = clock
         self._seen: Claim | None = None
         self._seen_s = 0.0  # when the revision that was seen last was received
+        self._held_until_s = clock.monotonic()
+
+    def hold_back(self, duration_s: float) -> None:
+        """Let others lead: claim nothing for `duration_s` from now on. 0: claim what can be claimed."""
+        assert duration_s >= 0, "it is a duration"
+        self._held_until_s = self._clock.monotonic() + duration_s
+
+    @property
+    def is_held(self) -> bool:
+        """Whether others are to lead."""
+        return self._clock.monotonic() < self._held_until_s
 
     async def lead(self) -> Leadership:
         """Return when this process leads. Raises: NoSpace; what is transient is tried again without end."""
@@ -149,8 +161,11 @@ class Contender:
             await self._clock.sleep(RETRY_S)
 
     async def _attempt(self) -> Leadership | None:
-        """Wait until no claim stands, then claim the log. Returns None if another was faster."""
+        """Wait until no claim stands, then claim the log. Returns None if another was faster, or is to be."""
         await self._wait_for_end()
+        if self.is_held:
+            await self._clock.sleep(min(HELD_S, self._held_until_s - self._clock.monotonic()))
+            return None
         sent_s = self._clock.monotonic()
         claim = await self._log.create_claim(self._owner, lease_s=self._lease_s)
         if claim is None:

@@ -148,6 +148,66 @@ def test_standby_takes_over_at_once_from_a_primary_that_ends():
     simulate(scenario())
 
 
+def test_replica_that_is_wanted_takes_over_at_once_when_the_others_hold_back():
+    async def scenario():
+        async with processes(MemoryLog(), "first", "second", "third") as (first, second, third):
+            engine = await first.engine_of_term()
+            put(engine, b"a")
+            await engine.sync()
+            held_s = now()
+            second.replica.hold_back(20.0)
+            first.replica.hold_back(20.0)
+            engine = await third.engine_of_term()
+            assert now() - held_s < LEASE_S / 4
+            assert engine.begin().get(b"a") == b"1"
+            await third.kill()
+            await asyncio.sleep(20.0 - (now() - held_s) - 0.1)
+            assert not first.leads.is_set()
+            assert not second.leads.is_set()
+            await asyncio.sleep(0.2)
+            assert first.leads.is_set() or second.leads.is_set()
+
+    simulate(scenario())
+
+
+def test_replica_that_held_back_is_wanted_again():
+    async def scenario():
+        async with processes(MemoryLog(), "first", "second") as (first, second):
+            await asyncio.sleep(1.0)
+            first.replica.hold_back(20.0)
+            await second.engine_of_term()
+            wanted_s = now()
+            first.replica.hold_back(0.0)
+            second.replica.hold_back(20.0)
+            await first.engine_of_term()
+            assert now() - wanted_s < LEASE_S / 4
+            terms = first.replica.terms
+            first.replica.hold_back(0.0)
+            await asyncio.sleep(1.0)
+            assert first.replica.terms == terms
+            assert first.leads.is_set()
+
+    simulate(scenario())
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.2])
+def test_replica_that_holds_back_leads_no_more_also_if_it_was_about_to(delay_s):
+    async def scenario():
+        process = Process(MemoryLog(), "first")
+        process.log.plan = lambda method: Outcome(before_s=0.25, after_s=0.25)
+        try:
+            await asyncio.sleep(delay_s)
+            process.replica.hold_back(50.0)
+            await asyncio.sleep(2 * LEASE_S)
+            assert not process.leads.is_set()
+            await asyncio.sleep(50.0)
+            assert process.leads.is_set()
+        finally:
+            await process.end()
+
+    simulate(scenario())
+
+
 def test_primary_that_is_cut_off_refuses_everything_before_another_leads():
     async def scenario():
         async with processes(MemoryLog(), "first", "second") as (first, second):

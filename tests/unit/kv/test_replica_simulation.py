@@ -11,7 +11,7 @@ from luciola.kv.applied import POSITION_KEY, Applied
 from luciola.kv.grouped import Group
 from luciola.kv.log import Deposed, Record
 from luciola.kv.replica import PrimaryEngine, Replica
-from replica_world import World, live
+from replica_world import LEASE_S, Node, World, live
 from virtual_loop import Stuck, simulate
 
 SEEDS = 20
@@ -23,6 +23,27 @@ SEEDS_MAX = 40  # in which a planted mistake has to be found
 def test_replicas_in_trouble_keep_what_they_acknowledge(seed):
     world = simulate(live(World(seed)))
     assert world.wrong == []
+    assert len(world.history.acknowledged) > 50
+
+
+class Promotes(World):
+    """Now and then another replica is to lead."""
+
+    promoted = 0
+
+    async def _checkpointed(self, node: Node) -> None:
+        await super()._checkpointed(node)
+        for other in self.nodes:
+            if other is not node and other.is_up and other.replica is not None:
+                other.replica.hold_back(self.dice.uniform(0.1, 3 * LEASE_S))
+                self.promoted += 1
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_replicas_that_are_promoted_in_trouble_keep_what_they_acknowledge(seed):
+    world = simulate(live(Promotes(seed)))
+    assert world.wrong == []
+    assert world.promoted > 0
     assert len(world.history.acknowledged) > 50
 
 
