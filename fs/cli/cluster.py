@@ -26,7 +26,16 @@ from .datadir import DataDir, Shape, check_shape, choose_shape
 from .health import describe_progress, describe_space, describe_trouble
 from .live_table import LiveTable
 from .metadata_options import Given, metadata_options, wanted_metadata
-from .metadata_status import PRIMARY, STANDBY, MemberState, describe_members, members_of, primary_manager
+from .metadata_status import (
+    PRIMARY,
+    STANDBY,
+    LogState,
+    MemberState,
+    describe_members,
+    logs_of,
+    members_of,
+    primary_manager,
+)
 from .mgmtd_client import ChainState, MgmtdClient, describe_chains, serving_meta
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
@@ -235,13 +244,15 @@ def status(data_path: Path, as_json: bool) -> None:
     }
     troubles: list[str] = []
     if supervised:
-        manager, members = asyncio.run(_metadata_of(shape))
+        manager, members, logs = asyncio.run(_metadata_of(shape))
         report["services"] = services = [_checked_member(service, shape, members) for service in services]
         troubles = describe_members(members)
         try:
             routing, spaces, loading = asyncio.run(_state_of(shape))
             report["chains"] = describe_chains(routing)
             services = [_with_role(service, routing, manager) for service in services]
+            services = [_with_log(service, logs) for service in services]
+            troubles += _describe_roles(services) if shape.cluster.metadata is not None else []
             report["services"] = [_reported(service, routing) for service in services]
             report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
             report["loading"] = bool(loading)
@@ -284,13 +295,19 @@ async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceRep
         return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
 
 
-async def _metadata_of(shape: Shape) -> tuple[int | None, list[MemberState]]:
-    """Return which mgmtd is primary, and the members of etcd."""
+async def _metadata_of(shape: Shape) -> tuple[int | None, list[MemberState], list[LogState]]:
+    """Return which mgmtd is primary, the members of etcd, and the logs in it, if they can be read."""
     options = shape.cluster.metadata_options()
     if options is None:
-        return 1, []
-    manager, members = await asyncio.gather(primary_manager(shape.cluster), members_of(options))
-    return manager, members
+        return 1, [], []
+
+    async def logs() -> list[LogState]:
+        try:
+            return await logs_of(options, shape.cluster)
+        except (Unavailable, Timeout):  # what is said of the members says why
+            return []
+
+    return await asyncio.gather(primary_manager(shape.cluster), members_of(options), logs())
 
 
 def _checked_member(service: ServiceState, shape: Shape, members: list[MemberState]) -> ServiceState:
@@ -309,6 +326,22 @@ def _with_role(service: ServiceState, routing: mgmtd_pb2.Routing, manager: int |
     meta = serving_meta(routing)
     primary = manager if service["kind"] == "mgmtd" else None if meta is None else meta.id
     return {**service, "role": PRIMARY if service["id"] == str(primary) else STANDBY}
+
+
+def _describe_roles(services: list[ServiceState]) -> list[str]:
+    """Name each kind of service of which none serves."""
+    kinds = {service["kind"] for service in services if "role" in service}
+    served = {service["kind"] for service in services if service.get("role") == PRIMARY}
+    return [f"no {kind} is the primary: programs wait until one is" for kind in sorted(kinds - served)]
+
+
+def _with_log(service: ServiceState, logs: list[LogState]) -> ServiceState:
+    """Add how far a process has come that follows a log, if it says so."""
+    for log in logs:
+        for replica in log["replicas"]:
+            if (log["log"], replica["id"]) == (service["kind"], service["id"]) and replica["lag"] is not None:
+                return {**service, "lag": replica["lag"], "checkpoint": replica["checkpoint"]}
+    return service
 
 
 def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:

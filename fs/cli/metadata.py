@@ -1,19 +1,24 @@
 """`luciola metadata`: replicated metadata, as an administrator sees them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NotRequired, TypedDict
 
 import click
 
-from ..errors import InvalidArgument, Timeout, Unavailable
+from ..errors import Error, InvalidArgument, Timeout, Unavailable
 from ..units import format_bytes
+from ..wire import SERVICE, RpcClients, mint
+from ..wire.etcd import EtcdOptions
 from .datadir import DataDir, Shape
+from .metadata_room import make_room
 from .metadata_status import (
     PRIMARY,
     STANDBY,
     LogState,
     MemberState,
+    ReplicaState,
     describe_members,
     logs_of,
     members_of,
@@ -22,6 +27,7 @@ from .metadata_status import (
 from .mgmtd_client import MgmtdClient, serving_meta
 from .options import data_option, json_option
 from .output import print_json, print_table
+from .replica_control import check_able, find_replica, lead, make_checkpoint
 from .supervisor import meta_nodes
 
 
@@ -32,10 +38,11 @@ def metadata() -> None:
     \b
     Example:
       luciola metadata status --data /var/lib/luciola
+      luciola metadata promote 101 --data /var/lib/luciola
     """
 
 
-class ReplicaState(TypedDict):
+class ProcessState(TypedDict):
     """One process of mgmtd or meta."""
 
     kind: str
@@ -47,7 +54,7 @@ class Report(TypedDict):
     """What `metadata status` prints. `error`: why the logs could not be read."""
 
     cluster_id: str
-    replicas: list[ReplicaState]
+    processes: list[ProcessState]
     logs: list[LogState]
     etcd: list[MemberState]
     notes: list[str]
@@ -66,41 +73,48 @@ def status(data_path: Path, as_json: bool) -> None:
     Example:
       luciola metadata status --data /var/lib/luciola
     """
-    shape = DataDir(data_path.absolute()).read_shape()
-    if shape.cluster.metadata is None:
-        raise InvalidArgument(
-            "the metadata of this cluster are not replicated: mgmtd and meta have a store each; a new cluster can be "
-            "started with `luciola up --metadata etcd`"
-        )
+    shape, _ = _replicated(data_path)
     report = asyncio.run(_report(shape))
     if as_json:
         print_json(report)
     else:
         _print(report)
-    led = {each["kind"] for each in report["replicas"] if each["role"] == PRIMARY}
+    led = {each["kind"] for each in report["processes"] if each["role"] == PRIMARY}
     if led != {"mgmtd", "meta"} or report["notes"] or "error" in report:
         raise click.exceptions.Exit(1)
+
+
+def _replicated(data_path: Path) -> tuple[Shape, EtcdOptions]:
+    """Return what a cluster is, and how its etcd is reached. Raises: InvalidArgument if it has none."""
+    shape = DataDir(data_path.absolute()).read_shape()
+    options = shape.cluster.metadata_options()
+    if options is None:
+        raise InvalidArgument(
+            "the metadata of this cluster are not replicated: mgmtd and meta have a store each; a new cluster can be "
+            "started with `luciola up --metadata etcd`"
+        )
+    return shape, options
 
 
 async def _report(shape: Shape) -> Report:
     options = shape.cluster.metadata_options()
     assert options is not None, "its metadata are replicated"
-    members, replicas = await asyncio.gather(members_of(options), _replicas(shape))
+    members, processes = await asyncio.gather(members_of(options), _processes(shape))
     report: Report = {
         "cluster_id": shape.cluster.cluster_id,
-        "replicas": replicas,
+        "processes": processes,
         "logs": [],
         "etcd": members,
         "notes": describe_members(members),
     }
     try:
-        report["logs"] = await logs_of(options, shape.cluster.cluster_id)
+        report["logs"] = await logs_of(options, shape.cluster)
     except (Unavailable, Timeout) as error:
         report["error"] = str(error)
     return report
 
 
-async def _replicas(shape: Shape) -> list[ReplicaState]:
+async def _processes(shape: Shape) -> list[ProcessState]:
     manager = await primary_manager(shape.cluster)
     serving = None
     if manager is not None:
@@ -109,18 +123,18 @@ async def _replicas(shape: Shape) -> list[ReplicaState]:
                 serving = serving_meta(await client.routing())
             except (Unavailable, Timeout):
                 serving = None
-    managers = [_replica("mgmtd", number, primary=manager) for number in range(1, shape.managers + 1)]
+    managers = [_process("mgmtd", number, primary=manager) for number in range(1, shape.managers + 1)]
     meta = None if serving is None else serving.id
-    return managers + [_replica("meta", node, primary=meta) for node in meta_nodes(shape)]
+    return managers + [_process("meta", node, primary=meta) for node in meta_nodes(shape)]
 
 
-def _replica(kind: str, number: int, *, primary: int | None) -> ReplicaState:
+def _process(kind: str, number: int, *, primary: int | None) -> ProcessState:
     return {"kind": kind, "id": str(number), "role": PRIMARY if number == primary else STANDBY}
 
 
 def _print(report: Report) -> None:
     click.echo(f"cluster {report['cluster_id']}")
-    rows = [(each["kind"], each["id"], each["role"]) for each in report["replicas"]]
+    rows = [(each["kind"], each["id"], each["role"]) for each in report["processes"]]
     print_table(("SERVICE", "ID", "ROLE"), rows)
     if report["logs"]:
         click.echo()
@@ -129,6 +143,12 @@ def _print(report: Report) -> None:
             for each in report["logs"]
         ]
         print_table(("LOG", "FIRST", "LAST", "EPOCH", "LED BY"), records, right=(1, 2, 3))
+    if any(log["replicas"] for log in report["logs"]):
+        click.echo()
+        followers = [
+            (log["log"], each["id"], *_numbers(each)) for log in report["logs"] for each in log["replicas"]
+        ]
+        print_table(("FOLLOWS", "ID", "AT RECORD", "BEHIND", "CHECKPOINT"), followers, right=(2, 3, 4))
     click.echo()
     members = [
         (
@@ -145,6 +165,110 @@ def _print(report: Report) -> None:
         click.echo(note)
     if "error" in report:
         click.echo(f"logs: {report['error']}")
+
+
+def _numbers(replica: ReplicaState) -> list[str]:
+    """What is shown of a replica: nothing for what it does not say."""
+    numbers = (replica["position"], replica["lag"], replica["checkpoint"] or None)
+    return ["-" if number is None else str(number) for number in numbers]
+
+
+@metadata.command()
+@click.argument("node")
+@data_option(required=True)
+def promote(node: str, data_path: Path) -> None:
+    """Let another process of mgmtd or meta be the primary: NODE, as `luciola metadata status` shows it.
+
+    The present primary gives its lease up, so programs wait for a moment, and see no error.
+
+    \b
+    Example:
+      luciola metadata promote 101 --data /var/lib/luciola
+    """
+
+    async def work(clients: RpcClients, logs: list[LogState]) -> None:
+        log, replica = find_replica(logs, node)
+        check_able(replica)
+        if replica["leads"]:
+            click.echo(f"{log['log']} {node} is the primary")
+            return
+        await lead(clients, log, replica)
+        click.echo(f"{log['log']} {node} is the primary now")
+
+    _with_replicas(data_path, work)
+
+
+@metadata.command()
+@data_option(required=True)
+def checkpoint(data_path: Path) -> None:
+    """Make a checkpoint of each copy of the metadata, and remove what the log needs no more.
+
+    The services do this by themselves from time to time (`[metadata]` in the configuration).
+
+    \b
+    Example:
+      luciola metadata checkpoint --data /var/lib/luciola
+    """
+    _with_replicas(data_path, _make_checkpoints)
+
+
+@metadata.command()
+@data_option(required=True)
+def trim(data_path: Path) -> None:
+    """Make room in etcd: checkpoints, a shorter log, smaller files of etcd's members, and the end of their alarms.
+
+    Each member serves nothing while its file is made smaller: seconds for a GiB.
+
+    \b
+    Example:
+      luciola metadata trim --data /var/lib/luciola
+    """
+    _, options = _replicated(data_path)
+
+    async def work(clients: RpcClients, logs: list[LogState]) -> None:
+        await _make_checkpoints(clients, logs)
+        if await _make_room(options):  # what a full etcd could not take, it takes now
+            await _make_checkpoints(clients, logs)
+            await _make_room(options)
+
+    _with_replicas(data_path, work)
+
+
+def _with_replicas(data_path: Path, work: Callable[[RpcClients, list[LogState]], Awaitable[None]]) -> None:
+    shape, options = _replicated(data_path)
+
+    async def run() -> None:
+        logs = await logs_of(options, shape.cluster)
+        async with RpcClients(mint(shape.cluster.secret(), role=SERVICE)) as clients:
+            await work(clients, logs)
+
+    asyncio.run(run())
+
+
+async def _make_checkpoints(clients: RpcClients, logs: list[LogState]) -> None:
+    """One after the other: the last one trims behind what all have."""
+    for log in logs:
+        for replica in log["replicas"]:
+            name = f"{log['log']} {replica['id']}"
+            try:
+                state = await make_checkpoint(clients, replica)
+            except Error as error:  # the others have theirs
+                click.echo(f"{name}: no checkpoint: {error}")
+            else:
+                click.echo(f"{name}: a checkpoint up to record {state.checkpoint}")
+
+
+async def _make_room(options: EtcdOptions) -> bool:
+    """Return whether a member was full."""
+    was_full = False
+    async for made in make_room(options):
+        was_full = was_full or made["state"] == "full"
+        if made["state"] == "unreachable":
+            click.echo(f"etcd at {made['address']} does not answer")
+        else:
+            sizes = f"{format_bytes(made['before_bytes'])} → {format_bytes(made['after_bytes'])}"
+            click.echo(f"etcd at {made['address']}: {sizes}")
+    return was_full
 
 
 __all__ = ["metadata"]

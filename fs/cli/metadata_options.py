@@ -51,6 +51,10 @@ class MetadataWanted:
                 )
             for address in self.addresses:
                 parse_address(address)
+        if self.where and self.metas == 1:
+            raise InvalidArgument(
+                "--metadata needs two metadata services: the log of one that is alone would never be trimmed"
+            )
         self._check_access()
         for option, path in self._files():
             if not Path(path).is_file():

@@ -6,11 +6,13 @@ from dataclasses import replace
 from typing import Final, TypedDict
 
 from ..errors import Error, NotFound
+from ..kv.checkpoint.keeper import Announcement, announcements
 from ..kv.log.etcd import EtcdLog
 from ..units import format_bytes
-from ..wire import Cluster
+from ..wire import SERVICE, Cluster, RpcClients, methods, mint
 from ..wire.etcd import EtcdClient, EtcdOptions
 from ..wire.pb import etcd_pb2 as pb
+from ..wire.pb.common_pb2 import Empty
 from .mgmtd_client import MgmtdClient
 
 LOGS: Final = ("mgmtd", "meta")
@@ -30,6 +32,21 @@ class MemberState(TypedDict):
     used_bytes: int
 
 
+class ReplicaState(TypedDict):
+    """One process that follows a log: of one that does not answer `position` and `lag` are None.
+
+    `position`, `lag`: the last record in its store, and how many there are behind it. `checkpoint`: the last record in
+    the newest of its checkpoints, 0 if it has none.
+    """
+
+    id: str
+    address: str
+    leads: bool
+    position: int | None
+    lag: int | None
+    checkpoint: int
+
+
 class LogState(TypedDict):
     """One log: its records that are kept, and who leads it under which epoch (0: no process)."""
 
@@ -38,6 +55,7 @@ class LogState(TypedDict):
     last: int
     epoch: int
     owner: str
+    replicas: list[ReplicaState]
 
 
 async def primary_manager(cluster: Cluster) -> int | None:
@@ -107,39 +125,74 @@ def describe_members(members: Sequence[MemberState]) -> list[str]:
         )
     elif members and not any(each["leads"] for each in members):
         lines.append("etcd has no leader: no metadata can be read or changed until it has one")
-    for each in members:
-        if each["state"] == "full":
-            lines.append(
-                f"etcd at {each['address']} is full ({format_bytes(each['size_bytes'])}): no metadata can be changed; "
-                'docs/operations.md, "A full etcd", says how to make room'
-            )
-        elif each["state"] == "corrupt":
-            lines.append(f"etcd at {each['address']} found its data damaged: replace that member")
+    if full := [each for each in members if each["state"] == "full"]:
+        where = ", ".join(each["address"] for each in full)
+        size = format_bytes(max(each["size_bytes"] for each in full))
+        lines.append(
+            f"etcd at {where} is full ({size}): no metadata can be changed; `luciola metadata trim` makes room, and "
+            'docs/operations.md, "A full etcd", says more'
+        )
+    lines += [
+        f"etcd at {each['address']} found its data damaged: replace that member"
+        for each in members
+        if each["state"] == "corrupt"
+    ]
     return lines
 
 
-async def logs_of(options: EtcdOptions, cluster_id: str) -> list[LogState]:
+async def logs_of(options: EtcdOptions, cluster: Cluster) -> list[LogState]:
     """Return the logs that there are. Raises: Unavailable, Timeout; InvalidArgument if one is another cluster's."""
-    async with EtcdClient(options) as client:
-        return [state for name in LOGS if (state := await _log(client, name, cluster_id)) is not None]
+    async with (
+        EtcdClient(options, request_s=ANSWER_S) as etcd,
+        RpcClients(mint(cluster.secret(), role=SERVICE)) as clients,
+    ):
+        states = [await _log(etcd, clients, name, cluster) for name in LOGS]
+    return [state for state in states if state is not None]
 
 
-async def _log(client: EtcdClient, name: str, cluster_id: str) -> LogState | None:
-    prefix = f"luciola/{cluster_id}/{name}/"
+async def _log(etcd: EtcdClient, clients: RpcClients, name: str, cluster: Cluster) -> LogState | None:
     try:
-        log = await EtcdLog.open(client, prefix=prefix, cluster=cluster_id, create=False)
+        log = await EtcdLog.open(
+            etcd, prefix=cluster.log_prefix(name), cluster=cluster.cluster_id, create=False
+        )
     except NotFound:
         return None
     try:
-        bounds, claim = await log.bounds(), await log.claim()
+        bounds, claim, announced = await log.bounds(), await log.claim(), await announcements(log)
     finally:
         await log.close()
+    replicas = await asyncio.gather(
+        *(_replica(clients, name, each, last=bounds.last.index) for name, each in sorted(announced.items()))
+    )
     return {
         "log": name,
         "first": bounds.first,
         "last": bounds.last.index,
         "epoch": 0 if claim is None else claim.epoch,
         "owner": "" if claim is None else claim.owner,
+        "replicas": replicas,
+    }
+
+
+async def _replica(clients: RpcClients, name: str, announced: Announcement, *, last: int) -> ReplicaState:
+    state: ReplicaState = {
+        "id": name,
+        "address": announced.address,
+        "leads": False,
+        "position": None,
+        "lag": None,
+        "checkpoint": announced.position.index,
+    }
+    try:
+        reply = await clients.call(announced.address, methods.Replicas.state, Empty(), timeout_s=ANSWER_S)
+    except Error:  # also of a stranger who listens at that address now
+        return state
+    return {
+        **state,
+        "leads": reply.leads,
+        "position": reply.position,
+        "lag": max(0, last - reply.position),
+        "checkpoint": reply.checkpoint,
     }
 
 
@@ -148,6 +201,7 @@ __all__ = [
     "STANDBY",
     "LogState",
     "MemberState",
+    "ReplicaState",
     "describe_members",
     "logs_of",
     "members_of",

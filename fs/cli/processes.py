@@ -44,7 +44,8 @@ class Service:
 class ServiceState(TypedDict):
     """What commands print of a service: of a mount that no supervisor started only the first four.
 
-    `role`, of meta and mgmtd: primary or standby.
+    `role`, of meta and mgmtd: primary or standby. Of those that follow a log, if they answer: `lag`, how many of its
+    records are not in their store, and `checkpoint`, the last one in the newest of their checkpoints (0: none).
     """
 
     kind: str
@@ -54,6 +55,8 @@ class ServiceState(TypedDict):
     restarts: NotRequired[int]
     log: NotRequired[str]
     role: NotRequired[str]
+    lag: NotRequired[int]
+    checkpoint: NotRequired[int]
 
 
 @dataclass

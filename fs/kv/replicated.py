@@ -17,13 +17,13 @@ from typing import Final, NoReturn
 from ..errors import MaybeCommitted, NoSpace, Timeout, Unavailable
 from ..wire.etcd import EtcdClient, EtcdOptions
 from .applied import Applied
-from .checkpoint.catalog import Catalog
 from .checkpoint.catch_up import StoreDisk, open_store
 from .checkpoint.fetch import Source
 from .checkpoint.keeper import Keeper, Member, Policy, StoreCheckpoints
 from .log import LEASE_S, OrderedLog, Trimmed
 from .log.etcd import EtcdLog
 from .replica import Replica, Serve
+from .replica_service import ReplicaService
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,14 @@ class ReplicaSettings:
     """What a replica is made of.
 
     `create`: the log may be new. `owner` says to others how to reach the process that leads; `member` is how this
-    replica gives its checkpoints, those in `catalog`, and `source` how others do. `cached`: see `RocksEngine`.
+    replica gives its checkpoints, those of `service`, and `source` how others do. `cached`: see `RocksEngine`.
     """
 
     options: EtcdOptions
     prefix: str
     cluster_id: str
     data: Path
-    catalog: Catalog
+    service: ReplicaService
     owner: str
     member: Member
     policy: Policy
@@ -87,8 +87,10 @@ async def open_replica(settings: ReplicaSettings) -> AsyncGenerator[Replica]:
         try:
             applied = await _open_store(settings, ordered)
             try:
-                async with _keeping(settings, ordered, applied):
-                    yield Replica(ordered, applied, owner=settings.owner, lease_s=settings.lease_s)
+                replica = Replica(ordered, applied, owner=settings.owner, lease_s=settings.lease_s)
+                async with _keeping(settings, ordered, applied) as keeper:
+                    with settings.service.running(replica, keeper):
+                        yield replica
             finally:
                 applied.engine.close()
         finally:
@@ -96,12 +98,14 @@ async def open_replica(settings: ReplicaSettings) -> AsyncGenerator[Replica]:
 
 
 @asynccontextmanager
-async def _keeping(settings: ReplicaSettings, ordered: OrderedLog, applied: Applied) -> AsyncGenerator[None]:
-    checkpoints = StoreCheckpoints(applied, settings.catalog)
+async def _keeping(
+    settings: ReplicaSettings, ordered: OrderedLog, applied: Applied
+) -> AsyncGenerator[Keeper]:
+    checkpoints = StoreCheckpoints(applied, settings.service.catalog)
     keeper = Keeper(ordered, checkpoints, member=settings.member, policy=settings.policy)
     keeping = asyncio.create_task(keeper.run(), name="kv-keep")
     try:
-        yield
+        yield keeper
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
@@ -123,7 +127,7 @@ async def _open_log(settings: ReplicaSettings, client: EtcdClient) -> EtcdLog:
 
 async def _open_store(settings: ReplicaSettings, ordered: OrderedLog) -> Applied:
     disk = StoreDisk(
-        settings.data, settings.catalog, settings.log_id, settings.source, cached=settings.cached
+        settings.data, settings.service.catalog, settings.log_id, settings.source, cached=settings.cached
     )
     last = ""
     while True:

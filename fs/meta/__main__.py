@@ -24,7 +24,8 @@ from ..errors import ConfigError, CorruptData, Error, Unavailable
 from ..ids import EMBEDDED_EPOCH, STANDBY_EPOCH, new_incarnation
 from ..kv.checkpoint.catalog import Catalog
 from ..kv.checkpoint.keeper import Member, Policy
-from ..kv.checkpoint.remote import CheckpointService, RemoteSource
+from ..kv.checkpoint.remote import RemoteSource
+from ..kv.replica_service import ReplicaService
 from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
@@ -158,8 +159,8 @@ async def serve_in_turn(
     cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
     placer = Placer(config.meta)
     current = CurrentService()
-    catalog = Catalog(checkpoints_of(arguments.data))
-    given = methods.bind(methods.Replicas, CheckpointService(catalog))
+    replicas = ReplicaService(Catalog(checkpoints_of(arguments.data)))
+    given = methods.bind(methods.Replicas, replicas)
     async with listening(arguments, cluster_file, current, given) as addresses:
         node = describe(
             NODE_META,
@@ -188,7 +189,7 @@ async def serve_in_turn(
             cluster.watch(partial(follow, placer)),
             cluster.beat(node, terms.mark),
             run_replica(
-                replica_settings(arguments, config, cluster_file, addresses, catalog, clients), terms.serve
+                replica_settings(arguments, config, cluster_file, addresses, replicas, clients), terms.serve
             ),
         )
         await cluster.leave(node, None)
@@ -199,7 +200,7 @@ def replica_settings(  # noqa: PLR0913, it puts these together
     config: ClusterConfig,
     cluster_file: ClusterFile,
     addresses: Addresses,
-    catalog: Catalog,
+    replicas: ReplicaService,
     clients: RpcClients,
 ) -> ReplicaSettings:
     """Return how the store is kept equal to its log."""
@@ -210,7 +211,7 @@ def replica_settings(  # noqa: PLR0913, it puts these together
         prefix=cluster_file.log_prefix("meta"),
         cluster_id=cluster_file.cluster_id,
         data=arguments.data,
-        catalog=catalog,
+        service=replicas,
         owner=addresses.lane,
         member=Member(str(arguments.node_id), addresses.rpc),
         policy=Policy.of(config.metadata),

@@ -197,11 +197,16 @@ class Storage:
 
 
 class Replicas:
-    """What each replica of a store gives to the others."""
+    """What each replica of a store gives to the others, and does for an administrator."""
 
     list_seals: Final = _method("Replicas.ListSeals", Empty, replicas_pb2.Seals, SERVICE)
     read_file: Final = _method(
         "Replicas.ReadFile", replicas_pb2.ReadFileRequest, replicas_pb2.FileBytes, SERVICE
+    )
+    state: Final = _method("Replicas.State", Empty, replicas_pb2.ReplicaState, ADMIN)
+    make_checkpoint: Final = _method("Replicas.MakeCheckpoint", Empty, replicas_pb2.ReplicaState, ADMIN)
+    hold_back: Final = _method(
+        "Replicas.HoldBack", replicas_pb2.HoldBackRequest, replicas_pb2.ReplicaState, ADMIN
     )
 
 

@@ -12,6 +12,7 @@ from luciola.kv.checkpoint.catalog import Catalog
 from luciola.kv.checkpoint.fetch import Source
 from luciola.kv.checkpoint.keeper import Member, Policy
 from luciola.kv.replica import PrimaryEngine
+from luciola.kv.replica_service import ReplicaService
 from luciola.kv.replicated import ReplicaSettings, checkpoints_of, open_replica
 from luciola.wire.etcd import EtcdOptions
 
@@ -45,7 +46,7 @@ async def swap(
         prefix=prefix,
         cluster_id=cluster_id,
         data=data,
-        catalog=Catalog(checkpoints_of(data)),
+        service=ReplicaService(Catalog(checkpoints_of(data))),
         owner="test",
         member=Member("test", "127.0.0.1:1"),
         policy=Policy.of(MetadataConfig()),

@@ -11,9 +11,10 @@ that is restored from a snapshot takes the announcements back with it, and a rep
 Any replica trims, not only the primary: a full etcd has none, and that is when room is needed.
 """
 
+import asyncio
 import logging
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
@@ -173,6 +174,18 @@ class Keeper:
         self._made_s = clock.monotonic()
         self._announced = False
         self._trimmed = False
+        self._steps = asyncio.Lock()
+
+    @property
+    def newest(self) -> Position:
+        """The position of the newest checkpoint, or START."""
+        return self._checkpoints.newest()
+
+    async def make_now(self) -> None:
+        """Make a checkpoint of what has changed, and trim as far as is allowed. Raises: as `step`."""
+        async with self._steps:
+            self._trimmed = False
+            await self._step(self._has_new)
 
     async def run(self) -> NoReturn:
         """Work until cancelled."""
@@ -187,8 +200,12 @@ class Keeper:
 
     async def step(self) -> None:
         """Do what is due. Raises: what the log, the disk and the store raise."""
+        async with self._steps:
+            await self._step(self._is_due)
+
+    async def _step(self, is_due: Callable[[], bool]) -> None:
         await self._announce_if_needed()
-        if self._is_due():
+        if is_due():
             await self._make()
             self._made_s = self._clock.monotonic()
             self._announced = self._trimmed = False
@@ -198,10 +215,13 @@ class Keeper:
             await self._trim()
             self._trimmed = True
 
+    def _has_new(self) -> bool:
+        return self._checkpoints.position().index > self._checkpoints.newest().index
+
     def _is_due(self) -> bool:
-        newest, position = self._checkpoints.newest().index, self._checkpoints.position().index
-        if position <= newest:
+        if not self._has_new():
             return False
+        newest, position = self._checkpoints.newest().index, self._checkpoints.position().index
         return (
             position - newest >= self._policy.records
             or self._checkpoints.sizes.at_most(newest, position) >= self._policy.size_bytes

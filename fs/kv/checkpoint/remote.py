@@ -29,6 +29,7 @@ class CheckpointService:
     """Serves `methods.Replicas` from a catalog."""
 
     def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
         self._source = DirectorySource(catalog)
 
     async def list_seals(self, _request: Empty, _identity: Identity) -> pb.Seals:

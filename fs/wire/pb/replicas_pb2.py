@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from . import common_pb2 as common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0ereplicas.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"\x16\n\x05Seals\x12\r\n\x05seals\x18\x01 \x03(\x0c\"C\n\x0fReadFileRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x19\n\tFileBytes\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32}\n\x08Replicas\x12\x30\n\tListSeals\x12\x0e.luciola.Empty\x1a\x0e.luciola.Seals\"\x03\x90\x02\x01\x12?\n\x08ReadFile\x12\x18.luciola.ReadFileRequest\x1a\x12.luciola.FileBytes\"\x03\x90\x02\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0ereplicas.proto\x12\x07luciola\x1a\x0c\x63ommon.proto\"\x16\n\x05Seals\x12\r\n\x05seals\x18\x01 \x03(\x0c\"C\n\x0fReadFileRequest\x12\x12\n\ncheckpoint\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x19\n\tFileBytes\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"C\n\x0cReplicaState\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x12\n\ncheckpoint\x18\x02 \x01(\x04\x12\r\n\x05leads\x18\x03 \x01(\x08\"&\n\x0fHoldBackRequest\x12\x13\n\x0b\x64uration_ms\x18\x01 \x01(\r2\xb2\x02\n\x08Replicas\x12\x30\n\tListSeals\x12\x0e.luciola.Empty\x1a\x0e.luciola.Seals\"\x03\x90\x02\x01\x12?\n\x08ReadFile\x12\x18.luciola.ReadFileRequest\x1a\x12.luciola.FileBytes\"\x03\x90\x02\x01\x30\x01\x12\x33\n\x05State\x12\x0e.luciola.Empty\x1a\x15.luciola.ReplicaState\"\x03\x90\x02\x01\x12<\n\x0eMakeCheckpoint\x12\x0e.luciola.Empty\x1a\x15.luciola.ReplicaState\"\x03\x90\x02\x02\x12@\n\x08HoldBack\x12\x18.luciola.HoldBackRequest\x1a\x15.luciola.ReplicaState\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +36,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLICAS'].methods_by_name['ListSeals']._serialized_options = b'\220\002\001'
   _globals['_REPLICAS'].methods_by_name['ReadFile']._loaded_options = None
   _globals['_REPLICAS'].methods_by_name['ReadFile']._serialized_options = b'\220\002\001'
+  _globals['_REPLICAS'].methods_by_name['State']._loaded_options = None
+  _globals['_REPLICAS'].methods_by_name['State']._serialized_options = b'\220\002\001'
+  _globals['_REPLICAS'].methods_by_name['MakeCheckpoint']._loaded_options = None
+  _globals['_REPLICAS'].methods_by_name['MakeCheckpoint']._serialized_options = b'\220\002\002'
+  _globals['_REPLICAS'].methods_by_name['HoldBack']._loaded_options = None
+  _globals['_REPLICAS'].methods_by_name['HoldBack']._serialized_options = b'\220\002\002'
   _globals['_SEALS']._serialized_start=41
   _globals['_SEALS']._serialized_end=63
   _globals['_READFILEREQUEST']._serialized_start=65
   _globals['_READFILEREQUEST']._serialized_end=132
   _globals['_FILEBYTES']._serialized_start=134
   _globals['_FILEBYTES']._serialized_end=159
-  _globals['_REPLICAS']._serialized_start=161
-  _globals['_REPLICAS']._serialized_end=286
+  _globals['_REPLICASTATE']._serialized_start=161
+  _globals['_REPLICASTATE']._serialized_end=228
+  _globals['_HOLDBACKREQUEST']._serialized_start=230
+  _globals['_HOLDBACKREQUEST']._serialized_end=268
+  _globals['_REPLICAS']._serialized_start=271
+  _globals['_REPLICAS']._serialized_end=577
 # @@protoc_insertion_point(module_scope)

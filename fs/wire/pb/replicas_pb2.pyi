@@ -28,3 +28,19 @@ class FileBytes(_message.Message):
     DATA_FIELD_NUMBER: _ClassVar[int]
     data: bytes
     def __init__(self, data: _Optional[bytes] = ...) -> None: ...
+
+class ReplicaState(_message.Message):
+    __slots__ = ("position", "checkpoint", "leads")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    LEADS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    checkpoint: int
+    leads: bool
+    def __init__(self, position: _Optional[int] = ..., checkpoint: _Optional[int] = ..., leads: _Optional[bool] = ...) -> None: ...
+
+class HoldBackRequest(_message.Message):
+    __slots__ = ("duration_ms",)
+    DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    duration_ms: int
+    def __init__(self, duration_ms: _Optional[int] = ...) -> None: ...

@@ -58,6 +58,7 @@ def test_addresses_and_files_of_an_etcd_elsewhere(tmp_path: Path, monkeypatch: p
         (["--metadata", "zookeeper"], "--metadata is 'etcd' or 'etcd://HOST:PORT"),
         (["--metadata", "etcd://host"], "host:port is expected"),
         (["--metadata", "etcd://a:1,"], "host:port is expected"),
+        (["--metadata", "etcd", "--metas", "1"], "two metadata services"),
         (["--metadata", "etcd", "--metadata-ca", __file__], "etcd that runs elsewhere"),
         (["--metadata-user", "name"], "etcd that runs elsewhere"),
         (["--metadata", "etcd://a:1", "--metadata-user", "name"], "given together"),

@@ -13,8 +13,9 @@ from luciola.kv.applied import Applied
 from luciola.kv.checkpoint import Catalog, DirectorySource
 from luciola.kv.checkpoint.catch_up import StoreDisk, open_store
 from luciola.kv.checkpoint.keeper import Announcement, Keeper, Member, Policy, StoreCheckpoints, announcements
-from luciola.kv.checkpoint.remote import CheckpointService, RemoteSource
+from luciola.kv.checkpoint.remote import RemoteSource
 from luciola.kv.log import START, Diverged, MemoryLog
+from luciola.kv.replica_service import ReplicaService
 from luciola.kv.rocksdb import RocksEngine
 from luciola.wire import RpcServer, methods
 from luciola.wire.credentials import ADMIN, CLIENT, SERVICE, mint
@@ -264,7 +265,7 @@ def test_store_of_another_history_is_left_as_it_is(tmp_path):
 @asynccontextmanager
 async def served(catalog: Catalog, role=SERVICE):
     """The catalog of another replica, and a client with a token for `role`."""
-    server = RpcServer(methods.bind(methods.Replicas, CheckpointService(catalog)), secret=SECRET)
+    server = RpcServer(methods.bind(methods.Replicas, ReplicaService(catalog)), secret=SECRET)
     address = await server.start()
     try:
         async with RpcClients(mint(SECRET, role=role)) as clients:
@@ -343,7 +344,7 @@ def test_names_lead_to_files_of_checkpoints_only(tmp_path):
     asyncio.run(scenario())
 
 
-class Silent:
+class Silent(ReplicaService):
     """Serves the method, and never sends anything."""
 
     async def list_seals(self, request, identity):
@@ -354,9 +355,9 @@ class Silent:
         yield pb.FileBytes()
 
 
-def test_source_that_sends_nothing_is_given_up():
+def test_source_that_sends_nothing_is_given_up(tmp_path):
     async def scenario():
-        server = RpcServer(methods.bind(methods.Replicas, Silent()), secret=SECRET)
+        server = RpcServer(methods.bind(methods.Replicas, Silent(Catalog(tmp_path))), secret=SECRET)
         address = await server.start()
         try:
             async with RpcClients(mint(SECRET, role=SERVICE)) as clients:
