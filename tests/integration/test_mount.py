@@ -85,7 +85,7 @@ def test_background_mount_is_usable_at_once_and_ends_with_umount(shared_cluster,
 def test_foreground_mount_ends_with_a_signal(data, foreground, place, number):
     process = foreground()
     process.send_signal(number)
-    assert process.wait(60) == 0
+    assert process.wait(100) == 0
     assert not is_mounted(place)
     assert read_records(data) == [] or all(record.mountpoint != str(place) for record in read_records(data))
 
@@ -94,7 +94,7 @@ def test_foreground_mount_ends_with_a_signal(data, foreground, place, number):
 def test_mount_that_is_taken_off_from_outside_ends(foreground, place, command):
     process = foreground()
     subprocess.run([*command, str(place)], check=True)
-    assert process.wait(60) == 0
+    assert process.wait(100) == 0
 
 
 def test_signal_to_a_busy_mount_lets_programs_finish(shared_cluster, foreground, place):
@@ -104,7 +104,7 @@ def test_signal_to_a_busy_mount_lets_programs_finish(shared_cluster, foreground,
         process.send_signal(signal.SIGTERM)
         until(lambda: not is_mounted(place), what="the mount to leave the tree")
         file.write(b" and after")
-    assert process.wait(60) == 0
+    assert process.wait(100) == 0
     assert seen(shared_cluster.mountpoint / "busy").read_bytes() == b"before and after"
     (shared_cluster.mountpoint / "busy").unlink()
 
@@ -115,7 +115,7 @@ def test_second_signal_does_not_wait_for_programs(foreground, place):
     process.send_signal(signal.SIGTERM)
     until(lambda: not is_mounted(place), what="the mount to leave the tree")
     process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 0
+    assert process.wait(100) == 0
     for call in (lambda: os.write(descriptor, b"too late"), lambda: os.close(descriptor)):
         with pytest.raises(OSError) as raised:
             call()
@@ -291,7 +291,7 @@ def test_process_that_may_not_mount_uses_fusermount(shared_cluster, place):
         assert (shared_cluster.mountpoint / "by-a-user").read_bytes() == b"user"
         (place / "by-a-user").unlink()
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        assert process.wait(100) == 0
         assert not is_mounted(place)
     finally:
         process.kill()
@@ -321,7 +321,7 @@ def test_mount_made_in_another_pid_namespace_knows_groups_and_is_unmounted(share
         (shared / "made").rmdir()
         shared.rmdir()
         luciola("umount", str(place))
-        assert process.wait(60) == 0
+        assert process.wait(100) == 0
     finally:
         process.kill()
         process.wait()

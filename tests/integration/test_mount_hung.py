@@ -119,7 +119,7 @@ def test_killed_mount_is_gone_while_the_metadata_service_hangs(cluster, tmp_path
     try:
         until(lambda: asks_its_mount(mount), what="the mount to be asked")
         mount.kill()
-        until(lambda: mount.poll() is not None, timeout_s=20, what="the killed mount to be gone")
+        until(lambda: mount.poll() is not None, what="the killed mount to be gone")
     finally:
         for process in stopped:
             os.kill(process, signal.SIGCONT)

@@ -296,7 +296,7 @@ class Meeting(LocalFileSystem):
 
     def __init__(self, files: int) -> None:
         self.met = 0
-        self._barrier = threading.Barrier(files, timeout=60)
+        self._barrier = threading.Barrier(files, timeout=100)
 
     def open(self, *arguments, **named):
         if self._barrier.wait() == 0:

@@ -27,7 +27,7 @@ class CountingFileSystem(LocalFileSystem):
     def progress(self, _count: int) -> None:
         self.scans += 1
         self.begun.set()
-        assert self.resume.wait(60)
+        assert self.resume.wait(100)
 
 
 def write_tar(path) -> None:
@@ -48,7 +48,7 @@ def test_one_makes_the_index_and_the_others_wait_for_it(tmp_path, monkeypatch) -
     threads = [threading.Thread(target=open_it) for _ in range(4)]
     for thread in threads:
         thread.start()
-    assert fs.begun.wait(60)
+    assert fs.begun.wait(100)
     fs.resume.set()
     for thread in threads:
         thread.join()

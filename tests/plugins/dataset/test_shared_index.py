@@ -89,7 +89,7 @@ def test_one_process_makes_it_and_others_map_it(tmp_path, shared, monkeypatch) -
         if file.count:
             reads.append(file.path)
             begun.set()
-            assert resume.wait(60)
+            assert resume.wait(100)
         return original(self, file)
 
     monkeypatch.setattr(FFRecords, "read_index", counted)

@@ -139,13 +139,13 @@ def test_a_layer_is_there_while_the_next_is_still_being_read(held, monkeypatch, 
     copies = LateCopies()
     monkeypatch.setattr(other, "copies", lambda: copies)
     transfer = file.load_layers(file.match(TOKENS), range(PAGES), other)
-    assert transfer.wait_for_layer(0, timeout_s=60)
+    assert transfer.wait_for_layer(0, timeout_s=100)
     assert same_layer(cache, other, 0)
     assert not transfer.wait_for_layer(1, timeout_s=0)
     assert not same_layer(cache, other, 1)
     assert not transfer.wait_for(0, timeout_s=0), "a page has landed when all its layers have"
     disk.release()
-    assert transfer.wait_for_layer(2, timeout_s=60)
+    assert transfer.wait_for_layer(2, timeout_s=100)
     assert same_layer(cache, other, 2)
     transfer.wait()
     assert not copies.waiting
@@ -254,7 +254,7 @@ def test_a_cancelled_load_reads_no_further_layer_and_frees_its_blocks(held, stag
     file, disk, _ = held
     disk.hold_from = 1
     transfer = file.load_layers(file.match(TOKENS), range(PAGES), other_cache(staged=staged))
-    assert transfer.wait_for_layer(0, timeout_s=60)
+    assert transfer.wait_for_layer(0, timeout_s=100)
     transfer.cancel()
     disk.release()
     with pytest.raises(CancelledError, match="was cancelled"):

@@ -65,8 +65,8 @@ def test_bytes_that_pass_through_staging(path):
     fill(cache, 1)
     tokens = list(range(4 * pages))
     with PagedKVFile.create(path, SMALL, pages, model="m") as file:
-        assert file.save(file.names(tokens), range(pages), cache).wait(60)
-        assert file.load(file.match(tokens), range(pages), other).wait(60)
+        assert file.save(file.names(tokens), range(pages), cache).wait(100)
+        assert file.load(file.match(tokens), range(pages), other).wait(100)
     assert all(same(cache, block, other, block) for block in range(pages))
 
 

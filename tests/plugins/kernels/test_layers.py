@@ -35,12 +35,12 @@ def test_the_choice_holds_in_threads_that_were_there_before_and_after():
 
     def engine():
         begun.set()
-        assert chosen.wait(60)
+        assert chosen.wait(100)
         found.append(kernels.layer_for(HERE))
 
     thread = threading.Thread(target=engine)
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(100)
     kernels.set_layer("reference")
     chosen.set()
     thread.join(60)
