@@ -49,6 +49,9 @@ class MetaConfig:
     durability: str = "write"
     list_limit: int = 1024  # entries in one page of a listing
     path_depth_max: int = 256
+    cache_bytes: int = (
+        64 * MIB
+    )  # of the store kept in memory: names and inodes in use, and what finds the others
     idempotence_ms: int = 1_800_000  # silence of a client that is gone, after which its answers are deleted
 
 
@@ -178,6 +181,7 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MetaConfig, "sync_interval_ms"): (1, MINUTE_MS),
     (MetaConfig, "list_limit"): (1, 8192),  # as a page may have at most
     (MetaConfig, "path_depth_max"): (1, 2048),  # parts of a path of PATH_MAX bytes
+    (MetaConfig, "cache_bytes"): (4 * MIB, 1024 * GIB),
     (MetaConfig, "idempotence_ms"): (10 * MINUTE_MS, 30 * DAY_MS),  # not shorter than clients retry
     (MetadataConfig, "checkpoint_records"): (1, 100_000),
     (MetadataConfig, "checkpoint_bytes"): (1 * MIB, 4 * GIB),  # etcd is not made for more than 8 GiB

@@ -24,6 +24,7 @@ from .log import LEASE_S, OrderedLog, Trimmed
 from .log.etcd import EtcdLog
 from .replica import Replica, Serve
 from .replica_service import ReplicaService
+from .rocksdb import CACHE_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class ReplicaSettings:
     """What a replica is made of.
 
     `create`: the log may be new. `owner` says to others how to reach the process that leads; `member` is how this
-    replica gives its checkpoints, those of `service`, and `source` how others do. `cached`: see `RocksEngine`.
+    replica gives its checkpoints, those of `service`, and `source` how others do. `cached` and `cache_bytes`: see
+    `RocksEngine`.
     """
 
     options: EtcdOptions
@@ -50,6 +52,7 @@ class ReplicaSettings:
     source: Callable[[str], Source]
     create: bool
     cached: bytes = b""
+    cache_bytes: int = CACHE_BYTES
     lease_s: float = LEASE_S
 
     @property
@@ -127,7 +130,12 @@ async def _open_log(settings: ReplicaSettings, client: EtcdClient) -> EtcdLog:
 
 async def _open_store(settings: ReplicaSettings, ordered: OrderedLog) -> Applied:
     disk = StoreDisk(
-        settings.data, settings.service.catalog, settings.log_id, settings.source, cached=settings.cached
+        settings.data,
+        settings.service.catalog,
+        settings.log_id,
+        settings.source,
+        cached=settings.cached,
+        cache_bytes=settings.cache_bytes,
     )
     last = ""
     while True:

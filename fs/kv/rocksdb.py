@@ -58,7 +58,8 @@ class RocksEngine(Engine):
     """RocksDB in `directory`. A store is created only where `create` says so: a lost one must not come back empty.
 
     `cached`: first bytes of the keys whose values stay in memory once they were read or written.
-    `write_buffer_bytes`: what a log holds before it becomes a table. `options`: in place of `store_options()`.
+    `write_buffer_bytes`: what a log holds before it becomes a table. `cache_bytes`: blocks of tables in memory.
+    `options`: in place of `store_options()`.
     Raises: Busy if another process has it open; NoSpace if RocksDB cannot open it and the disk is full; CorruptData if
     there is no store, or RocksDB refuses it.
     """
@@ -72,6 +73,7 @@ class RocksEngine(Engine):
         commits_max: int = COMMITS_MAX,
         cached: bytes = b"",
         write_buffer_bytes: int = WRITE_BUFFER_BYTES,
+        cache_bytes: int = CACHE_BYTES,
         options: rocksdict.Options | None = None,
     ) -> None:
         self.directory = directory
@@ -84,7 +86,7 @@ class RocksEngine(Engine):
         self._lock = _own(directory)
         try:
             _check_files(directory, create=create)
-            options = options or store_options(write_buffer_bytes)
+            options = options or store_options(write_buffer_bytes, cache_bytes)
             options.create_if_missing(create_if_missing=create)
             self._db = _open(directory, options)
         except CorruptData:
@@ -356,12 +358,17 @@ def _own(directory: Path) -> int:
 
 def _open(directory: Path, options: rocksdict.Options) -> rocksdict.Rdict:
     try:
-        return rocksdict.Rdict(str(directory), options)
+        return _attach(directory, options)
     except Exception as error:  # rocksdict raises nothing more precise
         if "MANIFEST" not in str(error) or not cut_torn_record(directory):
             raise
         log.warning("%s: last record of the manifest torn by power loss; truncated before it", directory)
-        return rocksdict.Rdict(str(directory), options)
+        return _attach(directory, options)
+
+
+def _attach(directory: Path, options: rocksdict.Options) -> rocksdict.Rdict:
+    # Without `column_families` the options of an earlier opening are taken, and 8 MiB of cache.
+    return rocksdict.Rdict(str(directory), options, column_families={"default": options})
 
 
 def _sync(directory: Path) -> None:
@@ -423,14 +430,22 @@ def read_values(directory: Path, keys: Sequence[bytes]) -> Sequence[bytes | None
         raise CorruptData(f"cannot read the key-value store in {directory}: {error}") from error
 
 
-def store_options(write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> rocksdict.Options:
+def store_options(
+    write_buffer_bytes: int = WRITE_BUFFER_BYTES, cache_bytes: int = CACHE_BYTES
+) -> rocksdict.Options:
     """How RocksDB keeps the store. Its own limit of a write buffer is one that the engine never reaches."""
     table = rocksdict.BlockBasedOptions()
-    table.set_block_cache(rocksdict.Cache(CACHE_BYTES))
+    table.set_block_cache(rocksdict.Cache(cache_bytes))
     table.set_bloom_filter(10, block_based=False)  # 1 % false positives: names that do not exist cost no read
     table.set_block_size(8 * KIB)
-    table.set_cache_index_and_filter_blocks(v=True)  # so that CACHE_BYTES bounds them too
+    table.set_cache_index_and_filter_blocks(v=True)  # so that the cache's size bounds them too
     table.set_pin_l0_filter_and_index_blocks_in_cache(v=True)
+    # In blocks of 4 KiB: those of a whole table are megabytes, which a shard of the cache does not take, and then
+    # every read loads them.
+    table.set_index_type(rocksdict.BlockBasedIndexType.two_level_index_search())
+    table.set_partition_filters(size=True)
+    table.set_metadata_block_size(4 * KIB)
+    table.set_pin_top_level_index_and_filter(v=True)
     options = rocksdict.Options(raw_mode=True)
     options.set_block_based_table_factory(table)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())
@@ -449,6 +464,7 @@ def store_options(write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> rocksdict.Opt
 
 
 __all__ = [
+    "CACHE_BYTES",
     "RESERVE_BYTES",
     "SYNC_INTERVAL_S",
     "WRITE_BUFFER_BYTES",

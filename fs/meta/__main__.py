@@ -88,6 +88,7 @@ async def serve_alone(
         create=arguments.create or arguments.accept_loss,
         sync_interval_s=config.meta.sync_interval_ms / 1000,
         cached=schema.INODES,
+        cache_bytes=config.meta.cache_bytes,
     )
     try:
         cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
@@ -218,6 +219,7 @@ def replica_settings(  # noqa: PLR0913, it puts these together
         source=partial(RemoteSource, clients),
         create=arguments.create or arguments.accept_loss,
         cached=schema.INODES,
+        cache_bytes=config.meta.cache_bytes,
     )
 
 

@@ -17,7 +17,7 @@ from ...clock import Clock, SystemClock
 from ...errors import CorruptData, Error, NoSpace, Unavailable
 from ..applied import Applied
 from ..log import START, Diverged, OrderedLog, Position, Trimmed
-from ..rocksdb import RocksEngine
+from ..rocksdb import CACHE_BYTES, RocksEngine
 from .catalog import Catalog, Checkpoint, in_thread
 from .fetch import Source, fetch
 from .keeper import announcements
@@ -52,17 +52,18 @@ class Disk(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoreDisk:
-    """A `Disk` with RocksDB. `source` reaches the replica at an address; `cached`: see `RocksEngine`."""
+    """A `Disk` with RocksDB. `source` reaches the replica at an address; `cached`, `cache_bytes`: see `RocksEngine`."""
 
     store: Path
     catalog: Catalog
     log_id: bytes
     source: Callable[[str], Source]
     cached: bytes = b""
+    cache_bytes: int = CACHE_BYTES
     clock: Clock = _SYSTEM_CLOCK
 
     def open(self) -> Applied:
-        engine = RocksEngine(self.store, create=True, cached=self.cached)
+        engine = RocksEngine(self.store, create=True, cached=self.cached, cache_bytes=self.cache_bytes)
         try:
             return Applied(engine, log_id=self.log_id, create=True)
         except BaseException:

@@ -319,3 +319,25 @@ def test_store_without_current_is_refused_and_keeps_its_files(tmp_path, create):
     engine = RocksEngine(tmp_path)
     assert engine.begin().get(b"a") == b"1"
     engine.close()
+
+
+def test_a_read_loads_single_blocks_into_the_cache_of_a_store_opened_again(tmp_path):
+    pairs, cache_bytes = 200_000, 5 << 20
+    engine = RocksEngine(tmp_path, create=True)
+    for first in range(0, pairs, 10_000):
+        transaction = engine.begin()
+        for number in range(first, first + 10_000):
+            transaction.put(b"%08d" % number, b"%08d" % number * 8)
+        transaction.commit()
+    engine._db.flush()
+    engine._db.compact_range(None, None)  # of a table that is new, all of that is kept
+    engine.close()
+    engine = RocksEngine(tmp_path, cache_bytes=cache_bytes)
+    try:
+        assert engine._db.property_int_value("rocksdb.block-cache-capacity") == cache_bytes
+        before = engine._db.property_int_value("rocksdb.block-cache-usage")
+        assert engine.begin().get(b"%08d" % (pairs // 2)) == b"%08d" % (pairs // 2) * 8
+        loaded = engine._db.property_int_value("rocksdb.block-cache-usage") - before
+        assert loaded < 64 << 10, "not the filter and the index of the whole table"
+    finally:
+        engine.close()
