@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from time import monotonic
 from typing import Final, NoReturn, Self, TypeAlias, cast
 
 import grpc
@@ -20,6 +21,7 @@ from . import errors as wire_errors
 from . import grpc_fork  # noqa: F401 (for what it does)
 from .addresses import format_address, parse_address
 from .credentials import Identity, Token, verify
+from .failover import Endpoints, was_refused
 from .lane import DEFAULT_TIMEOUT_S
 from .methods import Bound, Method, Reply, Request
 from .preserialized import is_reply
@@ -213,6 +215,7 @@ class RpcClients:
         self._headers = _headers(token)
         self._options = _channel_options(connect_s)
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._services: dict[str, Endpoints] = {}
 
     async def call(
         self,
@@ -222,10 +225,30 @@ class RpcClients:
         *,
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> Reply:
-        """Return the reply of the service at `address`. Raises: Timeout, Unavailable, or what the service raised."""
+        """Return the reply of the service at `address`, which may be several (`failover`).
+
+        What a standby refuses is sent on; after any other failure it is the caller's to call again, and the call then
+        goes to the next address. Raises: Timeout, Unavailable, or what the service raised.
+        """
         assert not method.streams, f"{method.path} is a stream"
         assert timeout_s >= 0, f"{method.path}: a deadline is not negative"
         _check(method, request)
+        endpoints = self._service(address)
+        begun_s, rest_s = monotonic(), timeout_s
+        for left in reversed(range(len(endpoints))):
+            current = endpoints.current
+            try:
+                return await self._call(current, method, request, timeout_s=rest_s)
+            except Error as error:
+                endpoints.failed(current, error)
+                if not left or not was_refused(error):
+                    raise
+            rest_s = max(0.0, begun_s + timeout_s - monotonic())
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _call(
+        self, address: str, method: Method[Request, Reply], request: Request, *, timeout_s: float
+    ) -> Reply:
         invoke = self._channel(address).unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
@@ -245,25 +268,37 @@ class RpcClients:
         *,
         timeout_s: float | None = None,
     ) -> AsyncIterator[Reply]:
-        """The replies of a streaming method, as they come. Raises as `call`."""
+        """The replies of a streaming method, as they come, until another address is in use. Raises as `call`."""
         assert method.streams, f"{method.path} is not a stream"
         _check(method, request)
-        invoke = self._channel(address).unary_stream(
+        endpoints = self._service(address)
+        current = endpoints.current
+        invoke = self._channel(current).unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
         )
         call = invoke(request, timeout=timeout_s, metadata=self._headers)
+        leave = endpoints.on_move(call.cancel)  # a process that hangs does not end its streams
         try:
             async for reply in call:
                 yield reply
         except grpc.aio.AioRpcError as error:
-            raise _error(error, address, timeout_s) from error
+            failure = _error(error, current, timeout_s)
+            endpoints.failed(current, failure)
+            raise failure from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if current == endpoints.current or (task is not None and task.cancelling()):
+                raise
+            raise Unavailable(f"{current}: another process of this service is in use now") from error
         finally:
+            leave()
             call.cancel()
 
     async def forget(self, address: str) -> None:
         """Close the channel to a service that is gone."""
+        self._services.pop(address, None)
         channel = self._channels.pop(address, None)
         if channel is not None:
             await channel.close(None)
@@ -278,6 +313,12 @@ class RpcClients:
 
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
+
+    def _service(self, addresses: str) -> Endpoints:
+        found = self._services.get(addresses)
+        if found is None:
+            found = self._services[addresses] = Endpoints(addresses)
+        return found
 
     def _channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
