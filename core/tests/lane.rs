@@ -7,8 +7,8 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use fake::port::Port;
@@ -30,6 +30,8 @@ use prost::Message;
 enum Step {
     /// Answers a lookup with an inode of that number.
     Inode(u64),
+    /// Answers when another request has come too.
+    Meet(Arc<Barrier>),
     Error(&'static str),
     Close,
     /// Answers with the id of another request.
@@ -147,6 +149,10 @@ fn serve(mut socket: impl Read + Write, steps: &Mutex<VecDeque<Step>>, seen: &Se
         };
         match step.unwrap_or(Step::Inode(request.parent)) {
             Step::Inode(id) => reply(&mut socket, header, false, &inode(id))?,
+            Step::Meet(all) => {
+                all.wait();
+                reply(&mut socket, header, false, &inode(request.parent))?;
+            }
             Step::Error(code) => {
                 let error = pb::Error {
                     code: code.to_owned(),
@@ -355,6 +361,59 @@ fn a_dead_address_gives_way_to_a_living_one() {
     lane.set_addresses(vec![other.address.clone()]);
     assert_eq!(lookup(&lane, 8, soon()), Ok(8));
     assert_eq!(other.seen.lock().len(), 1);
+}
+
+#[test]
+fn a_call_that_a_standby_refuses_goes_to_the_primary_and_so_do_later_ones() {
+    let standby = Server::start([Step::Error("unavailable")]);
+    let primary = Server::start([Step::Error("busy")]);
+    let lane = lane(&[&standby.address, &primary.address]);
+    assert_eq!(lookup(&lane, 5, soon()), Ok(5));
+    assert_eq!(lookup(&lane, 6, soon()), Ok(6));
+    assert_eq!(standby.seen.lock().len(), 1, "it is asked once");
+    assert_eq!(primary.seen.lock().len(), 3, "one that is busy is the primary");
+    assert_eq!(standby.seen.lock()[0], primary.seen.lock()[0], "the same id and bytes");
+}
+
+#[test]
+fn idle_connections_to_a_server_that_hangs_are_not_used_again() {
+    let both = Arc::new(Barrier::new(2));
+    let hung = Server::start([Step::Meet(both.clone()), Step::Meet(both)]);
+    let other = Server::start([]);
+    let lane = lane(&[&hung.address, &other.address]);
+    std::thread::scope(|scope| {
+        let calls = [3, 4].map(|parent| {
+            let lane = &lane;
+            scope.spawn(move || lookup(lane, parent, soon()))
+        });
+        assert_eq!(calls.map(|call| call.join().unwrap()), [Ok(3), Ok(4)]);
+    });
+    hung.steps.lock().extend([Step::Close, Step::Silence]);
+    assert_eq!(lookup(&lane, 5, soon()), Ok(5));
+    assert_eq!(lookup(&lane, 6, soon()), Ok(6));
+    assert_eq!(other.seen.lock().len(), 2);
+}
+
+#[test]
+fn a_call_at_a_server_that_does_not_answer_another_is_sent_to_the_next() {
+    let hung = Server::start([Step::Silence, Step::Silence]);
+    let other = Server::start([]);
+    let lane = lane(&[&hung.address, &other.address]);
+    let deadline = soon();
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| lookup(&lane, 5, deadline));
+        while hung.seen.lock().is_empty() {
+            assert!(Instant::now() < deadline, "the request does not arrive");
+            std::thread::yield_now();
+        }
+        patiently("a request without an answer in time", |time| {
+            let before = hung.seen.lock().len();
+            let result = lookup(&lane, 6, Instant::now() + time);
+            (result != Err(Kind::Timeout) || hung.seen.lock().len() > before).then_some(())
+        });
+        assert_eq!(call.join().unwrap(), Ok(5));
+    });
+    assert!(hung.seen.lock().contains(&other.seen.lock()[0]), "the same id and bytes");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::lock::{Condvar, Mutex};
 use crate::panics::caught;
 
 use super::backoff::Backoff;
-use super::rpc::Lane;
+use super::rpc::{ATTEMPT_TIMEOUT, Lane};
 use super::transport::Transport;
 use crate::error::{Error, Kind, Result};
 use crate::net::Endpoint;
@@ -24,6 +24,7 @@ use crate::wire::pb::{self, Method, NodeKind, PublicState};
 const POLL_WAIT: Duration = Duration::from_secs(5);
 /// How much later than that the answer may come before the connection counts as lost.
 const POLL_GRACE: Duration = Duration::from_secs(5);
+const _: () = assert!(POLL_WAIT.as_millis() + POLL_GRACE.as_millis() <= ATTEMPT_TIMEOUT.as_millis());
 /// Pauses between polls that failed.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 const RETRY_MAX: Duration = Duration::from_millis(500);

@@ -28,6 +28,12 @@ use crate::wire::pb::{self, Method};
 
 /// Longest that connecting to one address may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same while another address was not tried yet: one that hangs must not keep a call from one that answers.
+const CONNECT_FIRST_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for a reply where there is another address to ask. A call with a longer deadline is sent again.
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+const _: () = assert!(CONNECT_FIRST_TIMEOUT.as_millis() < CONNECT_TIMEOUT.as_millis());
+const _: () = assert!(CONNECT_TIMEOUT.as_millis() < ATTEMPT_TIMEOUT.as_millis());
 const _: () = assert!(PAYLOAD_BYTES_MAX <= u32::MAX as usize, "a header says how long a message is");
 
 /// How a lane retries.
@@ -52,7 +58,8 @@ impl Default for LaneOptions {
 }
 
 /// Calls one service that listens at one of several addresses. A call goes to the address that answered last,
-/// and on to the next when a connection fails.
+/// and on to the next when a connection fails, or a standby refuses it. An address that is left has no calls in progress
+/// any more: where one is not answered, others are not.
 pub struct Lane {
     credential: Credential,
     options: LaneOptions,
@@ -74,6 +81,17 @@ struct LaneState {
 }
 
 impl LaneState {
+    /// Close idle connections to addresses of which `is_gone`, and end the calls in progress there.
+    fn leave(&mut self, is_gone: impl Fn(&str) -> bool) {
+        let before = self.idle.len();
+        self.idle.retain(|each| !is_gone(&each.address));
+        self.closed(before - self.idle.len());
+        for each in self.in_use.iter().filter(|each| is_gone(&each.address)) {
+            // It fails only where the peer has ended the connection already.
+            let _ = rustix::net::shutdown(&each.socket, Shutdown::Both);
+        }
+    }
+
     /// So many connections are gone.
     fn closed(&mut self, count: usize) {
         assert!(self.open >= self.idle.len() + self.in_use.len() + count, "open connections are counted");
@@ -92,6 +110,14 @@ struct IdleConnection {
 struct ConnectionInUse {
     address: String,
     socket: Arc<OwnedFd>,
+}
+
+/// How long an attempt may take.
+#[derive(Clone, Copy)]
+struct Patience {
+    deadline: Instant,
+    /// Other addresses were not tried yet.
+    has_others: bool,
 }
 
 /// Why one attempt failed.
@@ -127,16 +153,8 @@ impl Lane {
         let preferred = state.addresses.get(state.preferred);
         let place = addresses.iter().position(|address| Some(address) == preferred).unwrap_or(0);
         state.preferred = place;
-        state.addresses = addresses;
-        let before = state.idle.len();
-        let LaneState { idle, addresses, .. } = &mut *state;
-        idle.retain(|each| addresses.contains(&each.address));
-        let closed = before - state.idle.len();
-        state.closed(closed);
-        for each in state.in_use.iter().filter(|each| !state.addresses.contains(&each.address)) {
-            // It fails only where the peer has ended the connection already.
-            let _ = rustix::net::shutdown(&each.socket, Shutdown::Both);
-        }
+        state.addresses = addresses.clone();
+        state.leave(|address| !addresses.iter().any(|known| known == address));
     }
 
     /// Call `method`. The same bytes are sent again, with growing pauses, after a lost connection and after
@@ -184,7 +202,8 @@ impl Lane {
             error.context(format!("{} was given up ({attempts})", method.as_str_name()))
         };
         loop {
-            let error = match self.attempt(method, id, request, deadline, attempts) {
+            let patience = Patience { deadline, has_others: untried > 1 };
+            let error = match self.attempt(method, id, request, patience, attempts) {
                 Ok(reply) => return Ok(reply),
                 Err(Failure::Final(error)) if error.kind() == Kind::Timeout => {
                     return Err(given_up(error, attempts));
@@ -215,25 +234,33 @@ impl Lane {
         method: Method,
         id: u64,
         request: &[u8],
-        deadline: Instant,
+        patience: Patience,
         attempts: &mut Attempts<String>,
     ) -> Result<Vec<u8>, Failure> {
-        let (address, mut stream) = self.connection(deadline, attempts)?;
+        let (address, mut stream) = self.connection(patience, attempts)?;
         let socket = stream.handle();
         if !self.begin_use(&address, &socket) {
             self.give_back(address, None);
             return Err(Failure::Lost(Error::unavailable("the server was replaced")));
         }
+        let is_one_of_several = self.is_one_of_several();
+        let longest = Instant::now() + ATTEMPT_TIMEOUT;
+        let deadline = if is_one_of_several { patience.deadline.min(longest) } else { patience.deadline };
         let exchanged = exchange(&mut stream, method, id, request, deadline, attempts);
         self.end_use(&socket);
         match exchanged {
             Ok((header, reply)) => {
                 attempts.reached(Reached::Answered);
-                self.give_back(address, Some(stream));
-                if !header.error {
-                    return Ok(reply);
+                let failure = header.error.then(|| service_error(&reply));
+                if let Some(Failure::Retryable(error)) = &failure
+                    && error.kind() == Kind::Unavailable
+                    && is_one_of_several
+                {
+                    self.give_back(address, None); // a standby: another one is the primary
+                    return Err(Failure::Lost(error.clone()));
                 }
-                Err(service_error(&reply))
+                self.give_back(address, Some(stream));
+                failure.map_or(Ok(reply), Err)
             }
             Err(error) => {
                 self.give_back(address, None);
@@ -242,6 +269,10 @@ impl Lane {
                 Err(Failure::Lost(Error::new(kind, format!("connection lost: {error}"))))
             }
         }
+    }
+
+    fn is_one_of_several(&self) -> bool {
+        self.state.lock().addresses.len() > 1
     }
 
     /// Let `set_addresses` end the call from here on. False: the address has gone already.
@@ -263,7 +294,7 @@ impl Lane {
     /// An idle connection that is still there, or a new one; its address beside it.
     fn connection(
         &self,
-        deadline: Instant,
+        patience: Patience,
         attempts: &mut Attempts<String>,
     ) -> Result<(String, Stream), Failure> {
         let mut state = self.state.lock();
@@ -280,7 +311,7 @@ impl Lane {
                 let preferred = state.preferred;
                 break state.addresses.get(preferred).cloned();
             }
-            if self.freed.wait_until(&mut state, deadline).timed_out() {
+            if self.freed.wait_until(&mut state, patience.deadline).timed_out() {
                 return Err(Failure::Final(Error::timeout("all connections are in use")));
             }
         };
@@ -290,7 +321,7 @@ impl Lane {
             return Err(Failure::Lost(Error::unavailable("no server of that kind is known")));
         };
         attempts.begin(address.clone());
-        match self.connect(&address, deadline) {
+        match self.connect(&address, patience) {
             Ok(stream) => Ok((address, stream)),
             Err(error) => {
                 let failure = connect_failure(&address, error);
@@ -300,8 +331,9 @@ impl Lane {
         }
     }
 
-    fn connect(&self, address: &str, deadline: Instant) -> Result<Stream, ConnectError> {
-        let deadline = deadline.min(Instant::now() + CONNECT_TIMEOUT);
+    fn connect(&self, address: &str, patience: Patience) -> Result<Stream, ConnectError> {
+        let longest = if patience.has_others { CONNECT_FIRST_TIMEOUT } else { CONNECT_TIMEOUT };
+        let deadline = patience.deadline.min(Instant::now() + longest);
         let resolved = address.to_socket_addrs()?.next();
         let resolved = resolved.ok_or_else(|| io::Error::other("the name has no address"))?;
         // A server on this host is reached at half the price. Whatever stands in the way, TCP is still there.
@@ -346,13 +378,14 @@ impl Lane {
             (Some(_), None) => state.closed(1),
             (None, place) => {
                 state.closed(1);
-                if place == Some(state.preferred) {
+                if place == Some(state.preferred) && state.addresses.len() > 1 {
                     state.preferred = (state.preferred + 1) % state.addresses.len();
+                    state.leave(|left| left == address);
                 }
             }
         }
         drop(state);
-        self.freed.notify_one();
+        self.freed.notify_all();
     }
 }
 
