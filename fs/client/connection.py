@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 class Parameters:
     """What identifies a connection; this is what is pickled."""
 
-    address: str  # data directory, or "host:port" of the lane of mgmtd
+    address: str  # data directory, or "host:port" of the lane of mgmtd, several with commas between them
     secret_file: str | None
     token: str | None = field(repr=False)
     config: ClientConfig
@@ -62,8 +62,8 @@ class Parameters:
 
 
 def _is_address(text: str) -> bool:
-    host, colon, port = text.rpartition(":")
-    return bool(colon and host and port.isdigit()) and "/" not in text
+    each = (address.rpartition(":") for address in text.split(","))
+    return all(colon and host and port.isdigit() for host, colon, port in each) and "/" not in text
 
 
 class Connection:
@@ -155,7 +155,7 @@ def explained(cluster: str, address: str) -> Iterator[None]:
 
 def _native(address: str, token: Token, config: ClientConfig) -> luciola_core.Client:
     return luciola_core.Client(
-        [address],
+        address.split(","),
         token.claims,
         token.key,
         description=f"python {os.getpid()}",

@@ -1,7 +1,8 @@
 """The one way in which a program names a file somewhere.
 
     /data/model, model.safetensors      a plain path: this machine, a mount included
-    luciola://HOST:PORT/path            the cluster whose manager listens there, with its secret file
+    luciola://HOST:PORT/path            the cluster whose manager listens there, with its secret file;
+                                        several managers are HOST:PORT,HOST:PORT
     luciola:///DATA_DIR!/path           the cluster of that data directory on this machine, with its secret
     lu:/path                            the cluster that LUCIOLA_DATA or LUCIOLA_ADDRESS names
 
@@ -112,12 +113,13 @@ def _parse_url(text: str, environment: Mapping[str, str]) -> Location:
     address, slash, path = rest.partition("/")
     if not slash:
         raise InvalidArgument("no path after the address: write luciola://HOST:PORT/path", path=text)
-    if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:@\[\]/]+):[0-9]{1,5}", address):
+    each = address.split(",")
+    if not all(re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:@\[\]/]+):[0-9]{1,5}", one) for one in each):
         raise InvalidArgument(
             f"not HOST:PORT, {address!r}: write luciola://HOST:PORT/path ([…] around an IPv6 address)",
             path=text,
         )
-    if not 0 < int(address.rpartition(":")[2]) < 1 << 16:
+    if not all(0 < int(one.rpartition(":")[2]) < 1 << 16 for one in each):
         raise InvalidArgument("a port is 1 to 65535: write luciola://HOST:PORT/path", path=text)
     return Location("/" + path, address, *environment_credentials(environment))
 

@@ -145,7 +145,7 @@ def _connect(settings: Settings) -> luciola_core.Client:
 def _native(settings: Settings, address: str, token: Token) -> luciola_core.Client:
     client = settings.client
     return luciola_core.Client(
-        [address],
+        address.split(","),
         token.claims,
         token.key,
         description=f"mount on {settings.mountpoint}",
