@@ -358,8 +358,17 @@ class Model:
             self.dirty.add(chain)
 
     def _may_lease(self, node: NodeRecord, reports: dict[TargetId, tuple[int, Report]]) -> bool:
-        """L2. A replica that the node does not report is one it does not serve."""
-        here = {member.target for _chain, member in self._members_on(node.id)}
+        """L2. A replica that the node does not report is one it does not serve, but for one that it does not know yet.
+
+        It may receive that chain later, as it was before a change that is being stored, and serve under this lease. So
+        it may with one of which nothing is known here, when L5 ends.
+        """
+        here = set()
+        for _chain, member in self._members_on(node.id):
+            here.add(member.target)
+            is_unknown = self.targets[member.target].local is None or member.target in self._falling
+            if member.state is Public.SERVING and is_unknown:
+                return False
         for target_id, (_chain, report) in reports.items():
             if target_id in self._falling:
                 return False
@@ -390,7 +399,9 @@ class Model:
                     life.reported_s = max(life.reported_s, now_s)
         self.looked_s = now_s
         if self.is_bootstrapping(now_s) and all(
-            life.reported_s >= self.started_s or life.has_ended for life in self.lives.values()
+            life.reported_s >= self.started_s or life.has_ended
+            for node, life in self.lives.items()
+            if self.records.nodes[node].kind != pb.NODE_MGMTD  # which has no lease
         ):
             self.bootstrap_until_s = now_s  # every node that may hold an older lease has sent a heartbeat
         self._find_dead(now_s)
