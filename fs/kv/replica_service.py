@@ -11,6 +11,7 @@ from ..wire.pb.common_pb2 import Empty
 from .checkpoint.catalog import Catalog
 from .checkpoint.keeper import Keeper
 from .checkpoint.remote import CheckpointService
+from .engine import Engine
 from .replica import Replica, Role
 
 HOLD_BACK_MS_MAX: Final = 60_000  # others have begun by then, or will not
@@ -32,6 +33,10 @@ class ReplicaService(CheckpointService):
             yield
         finally:
             self._running = None
+
+    def engine(self) -> Engine | None:
+        """Return the local store, which may be behind the log; None while there is no replica."""
+        return None if self._running is None else self._running[0].applied.engine
 
     async def state(self, _request: Empty, _identity: Identity) -> pb.ReplicaState:
         return self._state()

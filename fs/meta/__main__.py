@@ -29,8 +29,10 @@ from ..kv.replica_service import ReplicaService
 from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
+from ..tasks import first_end
 from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
 from ..wire import Cluster as ClusterFile
+from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import NODE_META
 from . import schema
 from .admission import admit_store, mark_of
@@ -40,7 +42,7 @@ from .cluster import Addresses, Cluster, RoutingTable, describe
 from .committed_replies import committed
 from .control import GrpcControl
 from .layout import Placer
-from .terms import CurrentService, Settings, Terms, first_end
+from .terms import Settings, Terms, standby
 
 log: Final = logging.getLogger("luciola.meta")
 
@@ -159,7 +161,7 @@ async def serve_in_turn(
     clock = SystemClock()
     cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
     placer = Placer(config.meta)
-    current = CurrentService()
+    current = CurrentService(methods.Meta, standby)
     replicas = ReplicaService(Catalog(checkpoints_of(arguments.data)))
     given = methods.bind(methods.Replicas, replicas)
     async with listening(arguments, cluster_file, current, given) as addresses:

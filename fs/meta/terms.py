@@ -11,23 +11,19 @@ the same sequence number, and gets the answer that the first attempt got, if tha
         one, and report to it what they hold
 """
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, cast
-
-from google.protobuf.message import Message
+from typing import Final
 
 from ..clock import Clock
 from ..config import ClusterConfig
 from ..errors import Error, Unavailable
 from ..ids import EMBEDDED_EPOCH, STANDBY_EPOCH
 from ..kv.replica import PrimaryEngine
-from ..wire import Identity
-from ..wire.methods import Answer, Handler, Meta, methods_of
+from ..tasks import first_end
+from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import Node, StoreMark
 from .admission import admit_store, mark_of
 from .background import collect, resume_truncations
@@ -44,29 +40,9 @@ from .storage import StorageControl
 log: Final = logging.getLogger("luciola.meta")
 
 
-class CurrentService:
-    """The handlers of `service Meta`, for which the service of the current term answers."""
-
-    def __init__(self) -> None:
-        self.service: object | None = None
-        for method in methods_of(Meta):
-            answer = self._stream if method.streams else self._unary
-            setattr(self, method.attribute, partial(answer, method.attribute))
-
-    def _unary(self, name: str, request: Message, identity: Identity) -> Answer[Message]:
-        return cast("Answer[Message]", self._handler(name)(request, identity))
-
-    async def _stream(self, name: str, request: Message, identity: Identity) -> AsyncIterator[Message]:
-        stream = cast("AsyncGenerator[Message, None]", self._handler(name)(request, identity))
-        async with aclosing(stream) as items:
-            async for item in items:
-                yield item
-
-    def _handler(self, name: str) -> Handler:
-        if self.service is None:
-            raise Unavailable("this metadata service is a standby: another one serves, or will in a moment")
-        handler: Handler = getattr(self.service, name)
-        return handler
+def standby() -> Unavailable:
+    """Return what a process that is not the primary answers."""
+    return Unavailable("this metadata service is a standby: another one serves, or will in a moment")
 
 
 @dataclass(frozen=True)
@@ -176,17 +152,4 @@ def _leased_mark(engine: PrimaryEngine, superblock: Superblock) -> StoreMark | N
     return mark_of(superblock, lambda: engine.position) if engine.is_leased else None
 
 
-async def first_end(*works: Awaitable[object]) -> None:
-    """Run all of `works` until one of them ends; raise its error, if it has one."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-__all__ = ["CurrentService", "Settings", "Terms", "first_end"]
+__all__ = ["Settings", "Terms", "standby"]

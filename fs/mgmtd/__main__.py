@@ -1,4 +1,7 @@
-"""`python -m luciola.mgmtd`: the cluster manager, until SIGTERM."""
+"""`python -m luciola.mgmtd`: the cluster manager, until SIGTERM.
+
+Its store is its own, or, if the cluster file names an etcd, one of several that follow a log there (terms.py).
+"""
 
 import argparse
 import asyncio
@@ -7,21 +10,43 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from .. import __version__
-from ..config import ClusterConfig, MgmtdConfig, load
+from ..clock import SystemClock
+from ..config import ClusterConfig, load
 from ..errors import ConfigError, CorruptData, Error
 from ..ids import NodeId, new_incarnation
+from ..kv.checkpoint.catalog import Catalog
+from ..kv.checkpoint.keeper import Member, Policy
+from ..kv.checkpoint.remote import RemoteSource
+from ..kv.replica_service import ReplicaService
+from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
-from ..wire import Cluster, LaneServer, RpcServer, load_cluster, methods, parse_address
+from ..tasks import first_end
+from ..wire import (
+    SERVICE,
+    Cluster,
+    LaneServer,
+    RpcClients,
+    RpcServer,
+    load_cluster,
+    methods,
+    mint,
+    parse_address,
+    parse_addresses,
+)
 from ..wire.pb import mgmtd_pb2 as pb
 from .records import NodeRecord
 from .service import Service, Settings
 from .store import Store
+from .terms import Terms
 
 log = logging.getLogger("luciola.mgmtd")
 
@@ -50,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cluster = load_cluster(options.cluster)
         config = ClusterConfig() if options.config is None else load(options.config)
-        uvloop.run(serve(options.data, cluster, config.mgmtd, NodeId(options.node_id), create=options.create))
+        uvloop.run(serve(options.data, cluster, config, NodeId(options.node_id), create=options.create))
     except CorruptData as error:
         log.error("cannot run: %s; %s", error, remedy(options.data))  # noqa: TRY400 (an operating error needs no traceback)
         return os.EX_CONFIG
@@ -72,60 +97,116 @@ def remedy(data: Path) -> str:
     )
 
 
-async def serve(data: Path, cluster: Cluster, config: MgmtdConfig, node_id: NodeId, *, create: bool) -> None:
+async def serve(
+    data: Path, cluster: Cluster, config: ClusterConfig, node_id: NodeId, *, create: bool
+) -> None:
     """Manage the cluster until SIGTERM or SIGINT."""
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    settings = Settings(
+        cluster_id=cluster.cluster_id,
+        node=_node(cluster, node_id),
+        config=config.mgmtd,
+        sole=True,  # one process at a time has a RocksDB open, or leads a log
+    )
+    if cluster.metadata is None:
+        await serve_alone(data, cluster, settings, stopping, create=create)
+    else:
+        await serve_in_turn(data, cluster, config, settings, stopping, create=create)
+
+
+async def serve_alone(
+    data: Path, cluster: Cluster, settings: Settings, stopping: asyncio.Event, *, create: bool
+) -> None:
+    """Manage the cluster with a store that no other process has."""
+    if len(parse_addresses(cluster.mgmtd_lane)) > 1:
+        raise ConfigError("several managers need a log that they share: the cluster file has no `metadata`")
     engine = RocksEngine(data, create=create)
+    service = Service(Store(engine, cluster_id=cluster.cluster_id, create=create), settings)
     try:
-        service = Service(
-            Store(engine, cluster_id=cluster.cluster_id, create=create),
-            Settings(
-                cluster_id=cluster.cluster_id,
-                node=_node(cluster, node_id),
-                config=config,
-                sole=True,  # one process at a time has a RocksDB open
-            ),
-        )
-        await _serve(service, cluster, stopping)
+        async with listening(cluster, settings.node, service):
+            await first_end(stopping.wait(), service.run())
+            log.info("stopping")
     finally:
+        await service.finish_writes()
+        await service.keep_engines()
         engine.close()
 
 
-async def _serve(service: Service, cluster: Cluster, stopping: asyncio.Event) -> None:
+async def serve_in_turn(
+    data: Path,
+    cluster: Cluster,
+    config: ClusterConfig,
+    settings: Settings,
+    stopping: asyncio.Event,
+    *,
+    create: bool,
+) -> None:
+    """Follow the log of the store, which other managers follow too, and manage in the terms of this one."""
+    replicas = ReplicaService(Catalog(checkpoints_of(data)))
+    terms = Terms(settings, replicas.engine, clock=SystemClock(), create=create)
+    given = methods.bind(methods.Replicas, replicas)
+    async with (
+        RpcClients(mint(cluster.secret(), role=SERVICE)) as clients,
+        listening(cluster, settings.node, terms.current, given),
+    ):
+        options = cluster.metadata_options()
+        assert options is not None, "a store with several copies has a log"
+        replica = ReplicaSettings(
+            options,
+            prefix=cluster.log_prefix("mgmtd"),
+            cluster_id=cluster.cluster_id,
+            data=data,
+            service=replicas,
+            owner=settings.node.lane_address,
+            member=Member(str(settings.node.id), settings.node.grpc_address),
+            policy=Policy.of(config.metadata),
+            source=partial(RemoteSource, clients),
+            create=create,
+        )
+        await first_end(
+            _stopped(stopping, terms),
+            run_replica(replica, terms.serve),
+            terms.report(clients, cluster.mgmtd_grpc),
+        )
+        await terms.finish()
+
+
+async def _stopped(stopping: asyncio.Event, terms: Terms) -> None:
+    await stopping.wait()
+    log.info("stopping")
+    await terms.leave()
+
+
+@asynccontextmanager
+async def listening(
+    cluster: Cluster, node: NodeRecord, service: object, more: Sequence[methods.Bound] = ()
+) -> AsyncIterator[None]:
+    """Answer requests inside the block: none is answered from a store that is closed. `more`: over gRPC."""
     bound = methods.bind(methods.Mgmtd, service)
     secret = cluster.secret()
-    lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
-    running = asyncio.ensure_future(service.run())
-    stop = asyncio.ensure_future(stopping.wait())
+    lane, rpc = LaneServer(bound, secret=secret), RpcServer((*bound, *more), secret=secret)
     try:
-        await lane.start(*parse_address(cluster.mgmtd_lane))
-        await rpc.start(*parse_address(cluster.mgmtd_grpc))
+        await lane.start(*parse_address(node.lane_address))
+        await rpc.start(*parse_address(node.grpc_address))
         log.info("listening on %s (lane) and %s (gRPC)", lane.address, rpc.address)
-        await asyncio.wait((running, stop), return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
+        yield
     finally:
-        log.info("stopping")
-        running.cancel()
-        stop.cancel()
         await asyncio.gather(lane.stop(grace_s=0.5), rpc.stop(grace_s=0.5))
-        await asyncio.gather(running, stop, return_exceptions=True)
-        await service.finish_writes()
-        await service.keep_engines()
 
 
 def _node(cluster: Cluster, node_id: NodeId) -> NodeRecord:
+    lane, rpc = cluster.manager_addresses(node_id if cluster.metadata is not None else 1)
     return NodeRecord(
         id=node_id,
         kind=pb.NODE_MGMTD,
         host=socket.gethostname(),
         pid=os.getpid(),
         incarnation=new_incarnation(),
-        lane_address=cluster.mgmtd_lane,
-        grpc_address=cluster.mgmtd_grpc,
+        lane_address=lane,
+        grpc_address=rpc,
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
         release=__version__,
     )

@@ -63,7 +63,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Settings:
-    """Who this manager is. `sole`: no other process can open the store, so no other holder can be alive."""
+    """Who this manager is. `sole`: no other process can write to the store, so no other holder can be alive."""
 
     cluster_id: str
     node: NodeRecord
@@ -72,12 +72,23 @@ class Settings:
 
 
 class Service:
-    """Serves `wire.methods.Mgmtd`. `run` must be running."""
+    """Serves `wire.methods.Mgmtd`. `run` must be running.
 
-    def __init__(self, store: Store, settings: Settings, *, clock: Clock | None = None) -> None:
+    `is_leased`: where the store is this process's only under a lease on its log, whether it is at this moment.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        *,
+        is_leased: Callable[[], bool] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         _check_times(settings.config)
         self._store = store
         self._settings = settings
+        self._is_leased = is_leased
         self._config = settings.config
         self._clock = clock or SystemClock()
         self._term: Term | None = None
@@ -160,7 +171,7 @@ class Service:
             if node.kind == pb.NODE_STORAGE and model.lives[node.id].status == pb.CONNECTED
         )
         chains = request.chains or default_chains(len(nodes) or 1, request.replicas or 1)
-        placed = await asyncio.to_thread(place, nodes, replicas=request.replicas, chains=chains)
+        placed = await self._place(nodes, replicas=request.replicas, chains=chains)
         term = await self._change(
             lambda model: model.new_table(request, placed, now_s=self._clock.monotonic())
         )
@@ -201,6 +212,8 @@ class Service:
         """Whether this process may decide and grant, by its own clock (E3)."""
         if self._term is None:
             return False
+        if self._is_leased is not None:
+            return self._is_leased()
         # Where no other process can take the lease, a store that stalls must not end the leases of all nodes.
         return self._settings.sole or self._clock.monotonic() < self._term.valid_until_s
 
@@ -213,6 +226,9 @@ class Service:
                 primary_lane=other.lane_address if other is not None else "",
             )
         return self._term
+
+    async def _place(self, nodes: list[NodeId], *, replicas: int, chains: int) -> list[list[NodeId]]:
+        return await asyncio.to_thread(place, nodes, replicas=replicas, chains=chains)
 
     def _routing(self, term: Term, known: int) -> pb.Routing:
         return term.publisher.since(known, now_s=self._clock.monotonic())
@@ -301,8 +317,13 @@ class Service:
         """Finish `work` even if its caller is cancelled: a write must not be stored and not applied."""
         task = asyncio.ensure_future(work)
         self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        task.add_done_callback(self._end_write)
         return await asyncio.shield(task)
+
+    def _end_write(self, task: asyncio.Task[T]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may be gone
 
     async def _keep(self, term: Term, change: Change) -> None:
         try:
@@ -327,6 +348,11 @@ class Service:
     def _wake(self, term: Term) -> None:
         term.changed.set()
         term.changed = asyncio.Event()
+
+    def end_term(self) -> None:
+        """Refuse everything from now on, also to those who wait for changes: another process may be primary."""
+        if self._term is not None:
+            self._step_down(self._term, "its term on the log has ended")
 
     async def finish_writes(self) -> None:
         """Return when nothing is being stored any more; call it before the engine is closed."""
@@ -387,10 +413,10 @@ class Service:
             begun_s = self._clock.monotonic()
             term = self._term
             if term is not None:
+                granted_ms = self._granted_ms(term.lease if begun_s < term.model.granted_until_s else None)
+                if self._is_leased is not None and granted_ms == term.lease.granted_ms:
+                    return  # a record of the log every second would say nothing
                 try:
-                    granted_ms = self._granted_ms(
-                        term.lease if begun_s < term.model.granted_until_s else None
-                    )
                     term.lease = await self._store.renew(replace(term.lease, granted_ms=granted_ms))
                     assert term.lease.granted_ms >= longest_lease_ms(self._config), "L3: no lease is longer"
                 except Error as error:

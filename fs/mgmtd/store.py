@@ -15,7 +15,8 @@ Numbers in keys are 32-bit big-endian. Every commit is durable against power los
     E2  every write reads the lease in its own transaction: who is not primary any more cannot write
     E3  a lease is taken from its holder only after it was not renewed for its whole length, measured by the taker
         on its own clock; the holder stops believing in it earlier, counted from before it renewed it. No wall
-        clock is involved. Where one process owns the store no other can take it, and it does not run out
+        clock is involved. Where one process owns the store no other can take it, and it does not run out; where
+        the store follows a log (terms.py), the lease on the log says who owns it
 """
 
 import json
@@ -50,6 +51,15 @@ class Lease:
     granted_ms: int = 0  # the longest lease that a node may still have from this term or one before
     lane_address: str = ""
     grpc_address: str = ""
+
+
+def last_primary(engine: Engine) -> Lease | None:
+    """Return who was primary when `engine`, which may be behind, was written to last. Raises: CorruptData."""
+    transaction = engine.begin()
+    try:
+        return _read_lease(transaction)
+    finally:
+        transaction.cancel()
 
 
 class Store:
@@ -211,4 +221,4 @@ def _number(number: int) -> bytes:
     return struct.pack(">I", number)
 
 
-__all__ = ["Lease", "Store"]
+__all__ = ["Lease", "Store", "last_primary"]

@@ -27,8 +27,10 @@ from luciola.meta import schema
 from luciola.meta.cluster import Cluster
 from luciola.meta.fake_control import FakeControl
 from luciola.meta.layout import Placer, chains_of
-from luciola.meta.terms import CurrentService, Settings, Terms
+from luciola.meta.terms import Settings, Terms, standby
 from luciola.wire import TRUSTED, Identity
+from luciola.wire.current_service import CurrentService
+from luciola.wire.methods import Meta
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Caller
 from luciola.wire.pb.mgmtd_pb2 import ChainTable, HeartbeatReply, HeartbeatRequest, Node, StoreMark
@@ -97,7 +99,7 @@ class MetaWorld(replica_world.World):
         placer = Placer(CONFIG.meta, seed=1)
         placer.set_tables([ChainTable(id=1, version=1, chains=CHAINS, replicas=1)])
         settings = Settings(CONFIG, "test", placer, control=lambda _until_s: self.control, create=True)
-        current = self.serving[node.number] = CurrentService()
+        current = self.serving[node.number] = CurrentService(Meta, standby)
         record = Node(id=100 + node.number)
         terms = self._terms(settings, current, Manager(self, record), record, node.clock)
         try:
