@@ -135,7 +135,7 @@ async def serve_alone(
         engine.close()
 
 
-async def serve_in_turn(
+async def serve_in_turn(  # noqa: PLR0913, it puts these together
     data: Path,
     cluster: Cluster,
     config: ClusterConfig,

@@ -369,7 +369,7 @@ class Model:
             is_unknown = self.targets[member.target].local is None or member.target in self._falling
             if member.state is Public.SERVING and is_unknown:
                 return False
-        for target_id, (_chain, report) in reports.items():
+        for target_id, (_, report) in reports.items():
             if target_id in self._falling:
                 return False
             if (

@@ -227,7 +227,7 @@ class Service:
             )
         return self._term
 
-    async def _place(self, nodes: list[NodeId], *, replicas: int, chains: int) -> list[list[NodeId]]:
+    async def _place(self, nodes: list[NodeId], *, replicas: int, chains: int) -> list[tuple[int, ...]]:
         return await asyncio.to_thread(place, nodes, replicas=replicas, chains=chains)
 
     def _routing(self, term: Term, known: int) -> pb.Routing:
