@@ -1,6 +1,6 @@
 """The handlers of a service that this process has only at times: while it is the primary of several.
 
-What answers requests is made anew for each term. Between terms every request is refused, before anything is executed:
+What answers requests is made for each term. Between terms every request is refused, before anything is executed:
 its caller asks the next process (failover.py).
 """
 

@@ -27,7 +27,7 @@ class Endpoints:
         return len(self._addresses)
 
     def failed(self, address: str, error: Error) -> None:
-        """Go on to another address if `address` is the current one, and another may serve what it failed."""
+        """Change to another address if `address` is the current one, and another may serve what it failed."""
         if address != self.current or not isinstance(error, Unavailable | Timeout):
             return
         primary = error.fields.get("primary", "")

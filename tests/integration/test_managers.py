@@ -1,4 +1,4 @@
-"""Two managers over one log in a real etcd: the primary is killed and paused, and a client goes on with its files."""
+"""Two managers over one log in a real etcd: the primary is killed and paused, while a client writes and reads."""
 
 import signal
 from collections.abc import Iterator

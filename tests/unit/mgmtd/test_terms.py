@@ -4,8 +4,8 @@ Storage nodes send heartbeats and obey their leases, clients extend their sessio
 tables, and somebody asks who lives. All of them call the managers as `RpcClients` does. A manager may be killed, paused
 or cut off from the log at any moment, storage nodes are cut off from managers, and restarted.
 
-    T1  no node falls from its chain while it may serve by a lease, whoever granted that
-    T2  what is published never goes back: nobody is answered with an older version of routing than before
+    T1  no node falls from its chain while it may serve by a lease of any manager
+    T2  what is published never goes back: no reply has an older version of routing than one before
     T3  a client that extended its session in time is in every list of clients that is complete
     T4  a table that was acknowledged is there in the end, with its chains
 
@@ -410,7 +410,7 @@ class WithoutWait(ObservedService):
 
 
 class VersionsOfOneTerm(ObservedService):
-    """Versions of routing begin anew with each term."""
+    """Versions of routing begin again with each term."""
 
     async def _become_primary(self, lease, begun_s):
         await super()._become_primary(lease, begun_s)
