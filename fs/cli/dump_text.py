@@ -80,7 +80,9 @@ def _encode_inode(record: pb.DumpRecord) -> Fields:
     }
     if inode.type == pb.DIRECTORY:
         fields |= {"parent": inode.parent, "name": _text(inode.name)}
-    elif inode.type == pb.REGULAR:
+    elif inode.parent:
+        fields |= {"parent": inode.parent, "cookie": inode.cookie}
+    if inode.type == pb.REGULAR:
         fields |= {"content": inode.content, "truncate_version": inode.truncate_version}
     elif inode.type == pb.SYMLINK:
         fields["target"] = _text(inode.symlink_target)
@@ -299,7 +301,9 @@ def _decode_inode(fields: _Fields, record: pb.DumpRecord) -> None:
     inode.change = fields.written("change", 10)
     if inode.type == pb.DIRECTORY:
         inode.parent, inode.name = fields.number("parent"), fields.bytes("name")
-    elif inode.type == pb.REGULAR:
+    elif fields.has("parent"):
+        inode.parent, inode.cookie = fields.number("parent"), fields.number("cookie")
+    if inode.type == pb.REGULAR:
         inode.content = fields.number("content")
         inode.truncate_version = fields.number("truncate_version")
     elif inode.type == pb.SYMLINK:

@@ -12,6 +12,7 @@
     file         one open file
     ring         submission and completion
     aio          the same for asyncio
+    watch        changes below a directory
     local        this machine's own files with the same methods
     location     a text that names a file on either
     chunks       chunks by their names, for backups
@@ -36,11 +37,14 @@ from .layout import Layout
 from .local import LocalFileSystem
 from .location import Location, close_locations, open_location, parse_location, replacing
 from .ring import Completion, Operation, Ring
+from .watch import AsyncWatch, Change, TooOld, Watch
 
 __all__ = [
     "AsyncFile",
     "AsyncFileSystem",
+    "AsyncWatch",
     "Buffer",
+    "Change",
     "Completion",
     "DirEntry",
     "File",
@@ -50,6 +54,8 @@ __all__ = [
     "Location",
     "Operation",
     "Ring",
+    "TooOld",
+    "Watch",
     "close_locations",
     "connect",
     "open_location",

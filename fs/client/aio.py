@@ -9,6 +9,7 @@ a thread except names and attributes, which go to the loop's executor.
 
 import asyncio
 import functools
+import os
 import weakref
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Concatenate, Final, ParamSpec, Self, TypeVar
 from .file import File
 from .file_system import FileSystem, StrPath
 from .ring import Operation, Ring
+from .watch import AsyncWatch, follower_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -35,6 +37,22 @@ class _LoopRing:
         self._room = asyncio.Semaphore(ENTRIES)
         self._loop = weakref.ref(loop)
         loop.add_reader(self._ring.fileno(), self._on_ready)
+
+    async def watch(
+        self, path: StrPath, *, after: str | None = None, recursive: bool = True, manager: str | None = None
+    ) -> AsyncWatch:
+        """As `FileSystem.watch`: `async with await fs.aio.watch(path) as watch: async for change in watch: …`."""
+        parameters = self._file_system.connection.parameters
+        follower = follower_of(
+            parameters, os.fsdecode(path), after=after, recursive=recursive, manager=manager
+        )
+        watch = AsyncWatch(parameters, follower)
+        try:
+            await watch.begin()
+        except BaseException:
+            await watch.close()
+            raise
+        return watch
 
     async def run(self, operation: Operation) -> int:
         """Carry out one operation; return its bytes. Raises: OSError."""

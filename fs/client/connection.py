@@ -38,7 +38,7 @@ class Parameters:
 
     def resolve(self) -> tuple[str, Token]:
         """Address and token. Raises: NotFound, InvalidArgument, PermissionDenied, ConfigError."""
-        if _is_address(self.address):
+        if is_address(self.address):
             return self.address, self._token(self.secret_file)
         data = Path(self.address)
         if not data.is_dir():
@@ -61,7 +61,8 @@ class Parameters:
         return mint(load_secret(Path(secret_file)), role=role)
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Return whether `text` is "host:port", or several of those with commas between them, rather than a directory."""
     each = (address.rpartition(":") for address in text.split(","))
     return all(colon and host and port.isdigit() for host, colon, port in each) and "/" not in text
 
@@ -148,7 +149,7 @@ def explained(cluster: str, address: str) -> Iterator[None]:
         yield
     except (Unavailable, Timeout) as error:
         advice = "is this the address of mgmtd (mgmtd_lane in cluster.json), and does the cluster run?"
-        if not _is_address(cluster):
+        if not is_address(cluster):
             advice = f"is the cluster running? `luciola up --data {shlex.quote(cluster)}` starts it"
         raise type(error)(f"no answer at {address}: {advice} ({error})") from error
 
@@ -191,7 +192,7 @@ def connect(
     from .file_system import FileSystem
 
     text = os.fsdecode(address_or_data_dir)
-    if not _is_address(text):
+    if not is_address(text):
         text = str(Path(text).absolute())
     if isinstance(config, ClientConfig):
         config = checked(config, where="client")
@@ -216,4 +217,4 @@ def naming(path: object, second: object = None) -> Iterator[None]:
         raise
 
 
-__all__ = ["Connection", "Parameters", "connect", "explained", "naming"]
+__all__ = ["Connection", "Parameters", "connect", "explained", "is_address", "naming"]

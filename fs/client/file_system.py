@@ -18,6 +18,7 @@ from .connection import Connection, Parameters, naming
 from .file import AnyIO, File
 from .layout import Layout
 from .ring import Ring
+from .watch import Watch, follower_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -103,6 +104,34 @@ class FileSystem(Closing):
     def ring(self, entries: int = 128) -> Ring:
         """Return a ring for that many reads and writes in flight."""
         return Ring(self._connection.client.ring(entries))
+
+    def watch(
+        self,
+        path: StrPath,
+        *,
+        after: str | None = None,
+        recursive: bool = True,
+        manager: str | None = None,
+    ) -> Watch:
+        """Return the changes below a directory that are committed from now on, or were after the position `after`.
+
+        `recursive`: also of what is below its subdirectories. `manager`: gRPC address of mgmtd, where the cluster was
+        named by an address. What is written through this file system is seen once it is flushed.
+
+        Raises: NotFound, NotADirectory, PermissionDenied unless you may list the directory; TooOld if the changes
+        after `after` are not known any more; Unsupported where the metadata has no log.
+        """
+        parameters = self._connection.parameters
+        follower = follower_of(
+            parameters, os.fsdecode(path), after=after, recursive=recursive, manager=manager
+        )
+        watch = Watch(parameters, follower)
+        try:
+            watch.begin()
+        except BaseException:
+            watch.close()
+            raise
+        return watch
 
     # Files.
 

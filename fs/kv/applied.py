@@ -12,7 +12,7 @@ says after which.
 Not done here: reading the log, and deciding who writes it (`replica`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Final
 
@@ -48,6 +48,7 @@ class Applied:
         self.position = self._load(create=create)
         self.durable = START
         self.sizes = RecordSizes(self.position.index)
+        self.observer: Callable[[Record, Sequence[Operation]], None] | None = None  # called after each record
 
     def apply(self, record: Record) -> bool:
         """Carry out `record`; return False if the store has it already (A2).
@@ -70,9 +71,12 @@ class Applied:
             raise Diverged(
                 f"record {record.index} of the log has epoch {record.epoch}, the one before {self.epoch}"
             )
-        self._carry_out(decode_record(record.payload), record)
+        operations = decode_record(record.payload)
+        self._carry_out(operations, record)
         assert self.position == record.position, "A1: the store has come one record further"
         self.sizes.add(len(record.payload))
+        if self.observer is not None:
+            self.observer(record, operations)
         return True
 
     async def sync(self) -> Position:

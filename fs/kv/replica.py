@@ -83,6 +83,16 @@ class PrimaryEngine(GroupedEngine):
         return self._leadership.epoch
 
     @property
+    def applied(self) -> Applied:
+        """What is in the log, and nothing else."""
+        return self._applied
+
+    @property
+    def log(self) -> OrderedLog:
+        """The log that the term appends to, to be read."""
+        return self._appender.log
+
+    @property
     def position(self) -> int:
         """Of the last commit that survives the loss of any machine: the index of its record."""
         return self._applied.position.index

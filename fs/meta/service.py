@@ -12,7 +12,8 @@ from typing import Final
 
 from google.protobuf.message import Message
 
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, NotADirectory, Unsupported
+from ..ids import ROOT_INODE
 from ..kv import Pair
 from ..wire import Identity
 from ..wire.methods import Answer, Meta, Sent
@@ -20,11 +21,13 @@ from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Caller, Empty
 from ..wire.preserialized import Preserialized
 from . import schema
-from .context import EMFILE, NS_PER_MS
+from .context import EMFILE, NS_PER_MS, OperationContext, Request
 from .dependencies import Dependencies
 from .execution import Execution
-from .permissions import READ, User, may
+from .feed import Feed, Watched
+from .permissions import EXECUTE, READ, User, may, require
 from .replies import StoredReply
+from .resolve import inode_at
 from .sessions import SESSIONS_MAX
 from .storage import Space
 from .verbs import VERBS, verb_of
@@ -57,6 +60,7 @@ class MetaService:
         self._writers = dependencies.writers
         self._holds = dependencies.holds
         self._space: tuple[float, Space] | None = None
+        self.feed: Feed | None = None  # where the store follows a log
         for verb in VERBS:
             if not hasattr(type(self), verb.method.attribute):
                 setattr(self, verb.method.attribute, partial(self._execution.run, verb))
@@ -253,6 +257,31 @@ class MetaService:
         """Give up a load, and open the namespace, empty. Raises: NotFound if there is none."""
         await self._dependencies.load.discard()
         return Empty()
+
+    def watch(self, request: pb.WatchRequest, identity: Identity) -> Answer[pb.WatchReply]:
+        """Wait for changes below a directory, which the caller must be permitted to list. Raises: as `Feed.changes`."""
+        if self.feed is None:
+            raise Unsupported(
+                "changes can be watched where the metadata has a log: start the cluster with --metadata etcd"
+            )
+        self._dependencies.load.require_open()
+        user = User(*identity.user(request.user))
+        watched = Watched(self._watched_directory(request.path, user), user, request.children_only)
+        return self.feed.changes(watched, request.after, wait_s=request.wait_ms / 1000)
+
+    def _watched_directory(self, path: pb.Path, user: User) -> int:
+        """Return the directory at `path`. One that is named by its number may be gone. Raises: as `locate`."""
+        assert self.feed is not None, "the caller has looked"
+        shared, now_ns = self._dependencies.shared, self._clock.unix_ns()
+        request = Request(pb.WatchRequest(), user, client=0)
+        context = OperationContext(shared, self.feed.begin(), request, now_ns=now_ns)
+        found = inode_at(context, path, follow=True) if path.path else context.find(path.at or ROOT_INODE)
+        if found is None:
+            return path.at
+        if found.type != pb.DIRECTORY:
+            raise NotADirectory("only directories are watched: watch the one that the file is in")
+        require(user, found, READ | EXECUTE)
+        return found.id
 
     def status(self, request: Empty, identity: Identity) -> pb.MetaStatus:  # noqa: ARG002, a handler
         """Return counts, for operators and tests. Of each queue at most `COUNTED_MAX` are counted."""

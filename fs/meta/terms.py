@@ -32,6 +32,7 @@ from .cluster import Cluster
 from .collector import Collector
 from .committed_replies import committed
 from .dependencies import Dependencies
+from .feed import Feed
 from .layout import Placer
 from .schema import Superblock
 from .service import MetaService
@@ -109,6 +110,7 @@ class Terms:
         )
         self._accept_loss = False
         service, collector, dependencies = await self._build(engine)
+        feed = service.feed = self._feed(engine)
         try:
             self._current.service = self._answering(service, engine)
             self._mark = partial(_leased_mark, engine, superblock)
@@ -120,6 +122,7 @@ class Terms:
             )
         finally:
             self._current.service = self._mark = None
+            feed.close()
             self._publish(STANDBY_EPOCH)
 
     async def _build(self, engine: PrimaryEngine) -> tuple[MetaService, Collector, Dependencies]:
@@ -136,6 +139,9 @@ class Terms:
             placer=settings.placer,
             create=False,
         )
+
+    def _feed(self, engine: PrimaryEngine) -> Feed:
+        return Feed(engine)
 
     def _answering(self, service: MetaService, engine: PrimaryEngine) -> object:
         """Return what answers requests: nothing leaves before what it has seen is in the log."""

@@ -145,6 +145,7 @@ class Meta:
     hold: Final = _method("Meta.Hold", meta_pb2.HoldRequest, meta_pb2.HoldReply)
     real_path: Final = _method("Meta.RealPath", meta_pb2.RealPathRequest, meta_pb2.RealPathReply)
     apply: Final = _method("Meta.Apply", meta_pb2.ApplyRequest, meta_pb2.ApplyReply)
+    watch: Final = _method("Meta.Watch", meta_pb2.WatchRequest, meta_pb2.WatchReply)
     scan_inodes: Final = _method("Meta.ScanInodes", meta_pb2.ScanRequest, meta_pb2.Inode, ADMIN)
     scan_dentries: Final = _method("Meta.ScanDentries", meta_pb2.ScanRequest, meta_pb2.ScannedDentry, ADMIN)
     scan_removed: Final = _method("Meta.ScanRemoved", meta_pb2.ScanRequest, meta_pb2.RemovedContent, ADMIN)

@@ -751,6 +751,8 @@ pub struct Inode {
     pub open_for_writing: bool,
     #[prost(bool, tag = "24")]
     pub others_write: bool,
+    #[prost(uint64, tag = "25")]
+    pub cookie: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Path {
@@ -1187,6 +1189,47 @@ pub struct ChangeResult {
     #[prost(uint64, tag = "2")]
     pub inode: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRequest {
+    #[prost(message, optional, tag = "1")]
+    pub user: ::core::option::Option<Caller>,
+    #[prost(message, optional, tag = "2")]
+    pub path: ::core::option::Option<Path>,
+    #[prost(string, tag = "3")]
+    pub after: ::prost::alloc::string::String,
+    #[prost(bool, tag = "4")]
+    pub children_only: bool,
+    #[prost(uint32, tag = "5")]
+    pub wait_ms: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NamespaceChange {
+    #[prost(enumeration = "ChangeKind", tag = "1")]
+    pub kind: i32,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub path: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(bytes = "vec", optional, tag = "3")]
+    pub old_path: ::core::option::Option<::prost::alloc::vec::Vec<u8>>,
+    #[prost(uint64, tag = "4")]
+    pub inode: u64,
+    #[prost(enumeration = "FileType", tag = "5")]
+    pub r#type: i32,
+    #[prost(uint64, tag = "6")]
+    pub replaced: u64,
+    #[prost(string, tag = "7")]
+    pub position: ::prost::alloc::string::String,
+    #[prost(bool, tag = "8")]
+    pub exchanged: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchReply {
+    #[prost(uint64, tag = "1")]
+    pub directory: u64,
+    #[prost(string, tag = "2")]
+    pub position: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub changes: ::prost::alloc::vec::Vec<NamespaceChange>,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ScanRequest {
     #[prost(uint32, tag = "1")]
@@ -1394,6 +1437,44 @@ impl FileType {
             "SOCKET" => Some(Self::Socket),
             "CHAR_DEVICE" => Some(Self::CharDevice),
             "BLOCK_DEVICE" => Some(Self::BlockDevice),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ChangeKind {
+    ChangeInvalid = 0,
+    ChangeCreate = 1,
+    ChangeLink = 2,
+    ChangeRename = 3,
+    ChangeRemove = 4,
+    ChangeAttributes = 5,
+}
+impl ChangeKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::ChangeInvalid => "CHANGE_INVALID",
+            Self::ChangeCreate => "CHANGE_CREATE",
+            Self::ChangeLink => "CHANGE_LINK",
+            Self::ChangeRename => "CHANGE_RENAME",
+            Self::ChangeRemove => "CHANGE_REMOVE",
+            Self::ChangeAttributes => "CHANGE_ATTRIBUTES",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CHANGE_INVALID" => Some(Self::ChangeInvalid),
+            "CHANGE_CREATE" => Some(Self::ChangeCreate),
+            "CHANGE_LINK" => Some(Self::ChangeLink),
+            "CHANGE_RENAME" => Some(Self::ChangeRename),
+            "CHANGE_REMOVE" => Some(Self::ChangeRemove),
+            "CHANGE_ATTRIBUTES" => Some(Self::ChangeAttributes),
             _ => None,
         }
     }

@@ -49,6 +49,10 @@ class Appender:
         self.last = last  # the newest record that is known to be stored
 
     @property
+    def log(self) -> OrderedLog:
+        return self._log
+
+    @property
     def failure(self) -> Error | None:
         """What ended it, if something did."""
         return self._failed

@@ -44,6 +44,7 @@ def new_inode(context: OperationContext, directory: Inode, *, kind: FileType, pe
         uid=context.user.uid,
         gid=gid,
         link_count=1,
+        parent=directory.id,
         atime_ns=now_ns,
         mtime_ns=now_ns,
         ctime_ns=now_ns,
@@ -70,7 +71,6 @@ def new_directory(
     """Return an empty directory whose files follow `layout`, or the parent's."""
     inode = new_inode(context, directory, kind=DIRECTORY, permissions=permissions)
     inode.link_count = DIRECTORY_LINKS
-    inode.parent = directory.id
     inode.name = name
     if layout is not None:
         inherited = directory.layout if directory.HasField("layout") else None

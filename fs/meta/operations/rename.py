@@ -164,9 +164,11 @@ def _reply(
 def _settle(context: OperationContext, inode: Inode, place: Place, cookie: int) -> None:
     """Put the inode under its new name."""
     directory = _parent(place)
+    inode.parent = directory.id
     if inode.type == DIRECTORY:
-        inode.parent = directory.id
         inode.name = place.name
+    else:
+        inode.cookie = 0 if cookie == inode.id else cookie
     context.change(inode)
     context.add_entry(directory.id, place.name, Entry(inode.id, inode.type, cookie))
 

@@ -18,6 +18,15 @@ class FileType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SOCKET: _ClassVar[FileType]
     CHAR_DEVICE: _ClassVar[FileType]
     BLOCK_DEVICE: _ClassVar[FileType]
+
+class ChangeKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CHANGE_INVALID: _ClassVar[ChangeKind]
+    CHANGE_CREATE: _ClassVar[ChangeKind]
+    CHANGE_LINK: _ClassVar[ChangeKind]
+    CHANGE_RENAME: _ClassVar[ChangeKind]
+    CHANGE_REMOVE: _ClassVar[ChangeKind]
+    CHANGE_ATTRIBUTES: _ClassVar[ChangeKind]
 TYPE_INVALID: FileType
 REGULAR: FileType
 DIRECTORY: FileType
@@ -26,6 +35,12 @@ FIFO: FileType
 SOCKET: FileType
 CHAR_DEVICE: FileType
 BLOCK_DEVICE: FileType
+CHANGE_INVALID: ChangeKind
+CHANGE_CREATE: ChangeKind
+CHANGE_LINK: ChangeKind
+CHANGE_RENAME: ChangeKind
+CHANGE_REMOVE: ChangeKind
+CHANGE_ATTRIBUTES: ChangeKind
 
 class Layout(_message.Message):
     __slots__ = ("table", "table_version", "chunk_bytes", "stripe", "permutation_version", "seed", "base", "inline_bytes")
@@ -48,7 +63,7 @@ class Layout(_message.Message):
     def __init__(self, table: _Optional[int] = ..., table_version: _Optional[int] = ..., chunk_bytes: _Optional[int] = ..., stripe: _Optional[int] = ..., permutation_version: _Optional[int] = ..., seed: _Optional[int] = ..., base: _Optional[int] = ..., inline_bytes: _Optional[int] = ...) -> None: ...
 
 class Inode(_message.Message):
-    __slots__ = ("id", "type", "permissions", "uid", "gid", "link_count", "length", "atime_ns", "mtime_ns", "ctime_ns", "device", "layout", "content", "truncate_version", "is_inline", "inline_data", "symlink_target", "parent", "name", "change", "birth_ns", "bytes_withheld", "open_for_writing", "others_write")
+    __slots__ = ("id", "type", "permissions", "uid", "gid", "link_count", "length", "atime_ns", "mtime_ns", "ctime_ns", "device", "layout", "content", "truncate_version", "is_inline", "inline_data", "symlink_target", "parent", "name", "change", "birth_ns", "bytes_withheld", "open_for_writing", "others_write", "cookie")
     ID_FIELD_NUMBER: _ClassVar[int]
     TYPE_FIELD_NUMBER: _ClassVar[int]
     PERMISSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +88,7 @@ class Inode(_message.Message):
     BYTES_WITHHELD_FIELD_NUMBER: _ClassVar[int]
     OPEN_FOR_WRITING_FIELD_NUMBER: _ClassVar[int]
     OTHERS_WRITE_FIELD_NUMBER: _ClassVar[int]
+    COOKIE_FIELD_NUMBER: _ClassVar[int]
     id: int
     type: FileType
     permissions: int
@@ -97,7 +113,8 @@ class Inode(_message.Message):
     bytes_withheld: bool
     open_for_writing: bool
     others_write: bool
-    def __init__(self, id: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_count: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., device: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., content: _Optional[int] = ..., truncate_version: _Optional[int] = ..., is_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., change: _Optional[int] = ..., birth_ns: _Optional[int] = ..., bytes_withheld: _Optional[bool] = ..., open_for_writing: _Optional[bool] = ..., others_write: _Optional[bool] = ...) -> None: ...
+    cookie: int
+    def __init__(self, id: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., permissions: _Optional[int] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., link_count: _Optional[int] = ..., length: _Optional[int] = ..., atime_ns: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., ctime_ns: _Optional[int] = ..., device: _Optional[int] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., content: _Optional[int] = ..., truncate_version: _Optional[int] = ..., is_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., symlink_target: _Optional[bytes] = ..., parent: _Optional[int] = ..., name: _Optional[bytes] = ..., change: _Optional[int] = ..., birth_ns: _Optional[int] = ..., bytes_withheld: _Optional[bool] = ..., open_for_writing: _Optional[bool] = ..., others_write: _Optional[bool] = ..., cookie: _Optional[int] = ...) -> None: ...
 
 class Path(_message.Message):
     __slots__ = ("at", "path")
@@ -564,6 +581,50 @@ class ChangeResult(_message.Message):
     error: _common_pb2.Error
     inode: int
     def __init__(self, error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., inode: _Optional[int] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("user", "path", "after", "children_only", "wait_ms")
+    USER_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_ONLY_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    user: _common_pb2.Caller
+    path: Path
+    after: str
+    children_only: bool
+    wait_ms: int
+    def __init__(self, user: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., after: _Optional[str] = ..., children_only: _Optional[bool] = ..., wait_ms: _Optional[int] = ...) -> None: ...
+
+class NamespaceChange(_message.Message):
+    __slots__ = ("kind", "path", "old_path", "inode", "type", "replaced", "position", "exchanged")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    OLD_PATH_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGED_FIELD_NUMBER: _ClassVar[int]
+    kind: ChangeKind
+    path: bytes
+    old_path: bytes
+    inode: int
+    type: FileType
+    replaced: int
+    position: str
+    exchanged: bool
+    def __init__(self, kind: _Optional[_Union[ChangeKind, str]] = ..., path: _Optional[bytes] = ..., old_path: _Optional[bytes] = ..., inode: _Optional[int] = ..., type: _Optional[_Union[FileType, str]] = ..., replaced: _Optional[int] = ..., position: _Optional[str] = ..., exchanged: _Optional[bool] = ...) -> None: ...
+
+class WatchReply(_message.Message):
+    __slots__ = ("directory", "position", "changes")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    directory: int
+    position: str
+    changes: _containers.RepeatedCompositeFieldContainer[NamespaceChange]
+    def __init__(self, directory: _Optional[int] = ..., position: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[NamespaceChange, _Mapping]]] = ...) -> None: ...
 
 class ScanRequest(_message.Message):
     __slots__ = ("limit",)

@@ -93,6 +93,7 @@ class World:
             )
         )
 
+        self.uncommitted = service
         self.service = committed(service, self.engine)
         self.run(self.dependencies.inode_counter.count_all(self.engine))
 
