@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "stat": ("files", "stat"),
     "mkdir": ("files", "mkdir"),
     "du": ("files", "du"),
+    "watch": ("watch", "watch"),
     "layout": ("layout", "layout"),
     "fsck": ("fsck", "fsck"),
     "dump": ("dump", "dump"),

@@ -38,22 +38,6 @@ class _LoopRing:
         self._loop = weakref.ref(loop)
         loop.add_reader(self._ring.fileno(), self._on_ready)
 
-    async def watch(
-        self, path: StrPath, *, after: str | None = None, recursive: bool = True, manager: str | None = None
-    ) -> AsyncWatch:
-        """As `FileSystem.watch`: `async with await fs.aio.watch(path) as watch: async for change in watch: …`."""
-        parameters = self._file_system.connection.parameters
-        follower = follower_of(
-            parameters, os.fsdecode(path), after=after, recursive=recursive, manager=manager
-        )
-        watch = AsyncWatch(parameters, follower)
-        try:
-            await watch.begin()
-        except BaseException:
-            await watch.close()
-            raise
-        return watch
-
     async def run(self, operation: Operation) -> int:
         """Carry out one operation; return its bytes. Raises: OSError."""
         async with self._room:
@@ -213,6 +197,22 @@ class AsyncFileSystem:
         """Make `data` the whole content of a file; return its length."""
         async with await self.open(path, "wb", permissions=permissions) as file:
             return await file.write(data, 0) if memoryview(data).nbytes else 0
+
+    async def watch(
+        self, path: StrPath, *, after: str | None = None, recursive: bool = True, manager: str | None = None
+    ) -> AsyncWatch:
+        """As `FileSystem.watch`: `async with await fs.aio.watch(path) as watch: async for change in watch: …`."""
+        parameters = self._file_system.connection.parameters
+        follower = follower_of(
+            parameters, os.fsdecode(path), after=after, recursive=recursive, manager=manager
+        )
+        watch = AsyncWatch(parameters, follower)
+        try:
+            await watch.begin()
+        except BaseException:
+            await watch.close()
+            raise
+        return watch
 
     async def run(self, operation: Operation) -> int:
         """Carry out one operation of a ring."""

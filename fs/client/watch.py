@@ -20,7 +20,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal, Self, cast
 
 from ..closing import Closing
 from ..errors import Error, InvalidArgument, NotFound, Unavailable
@@ -30,7 +30,7 @@ from .connection import Parameters, is_address, naming
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from ..wire.methods import Method
+    from ..wire.methods import AnyMethod
     from ..wire.pb.meta_pb2 import NamespaceChange, WatchReply
 
 WAIT_S: Final = 20.0  # of one question; a watcher that sees nothing learns a newer position this often
@@ -81,7 +81,7 @@ class Call:
     """To be sent."""
 
     address: str
-    method: "Method"
+    method: "AnyMethod"
     request: "Message"
     timeout_s: float
 
@@ -130,7 +130,7 @@ class Follower:
                 return (yield from self._ask(wait_s))
             except Error as error:
                 if "too_old" in error.fields:
-                    raise TooOld(error.message, **error.fields) from error
+                    raise TooOld(error.message, too_old=True) from error
                 self._address = ""
                 if not error.retryable or time.monotonic() > give_up_s:
                     raise
@@ -152,7 +152,7 @@ class Follower:
             children_only=not self._recursive,
             wait_ms=round(wait_s * 1000),
         )
-        reply = yield Call(self._address, Meta.watch, request, wait_s + CALL_S)
+        reply = yield Call(self._address, cast("AnyMethod", Meta.watch), request, wait_s + CALL_S)
         assert isinstance(reply, pb.WatchReply), "the answer to a question is its reply"
         return self._take(reply)
 
@@ -200,7 +200,9 @@ class Follower:
         failure: Error = Unavailable("no metadata service is connected")
         for manager in self._managers:
             try:
-                routing = yield Call(manager, Mgmtd.get_routing, GetRoutingRequest(), CALL_S)
+                routing = yield Call(
+                    manager, cast("AnyMethod", Mgmtd.get_routing), GetRoutingRequest(), CALL_S
+                )
             except Error as error:
                 if not error.retryable:
                     raise

@@ -30,9 +30,9 @@ class Entry(NamedTuple):
 
 
 class Move(NamedTuple):
-    """An inode lost this name with change `number` of record `index`."""
+    """An inode lost this name with change `number` of `record`."""
 
-    index: int
+    record: int
     number: int
     name: Name
 
@@ -110,7 +110,7 @@ class Window:
 
     def _after(self, inode: int, index: int, number: int) -> Iterator[Move]:
         moves = self._moves.get(inode, ())
-        return (move for move in moves if (move.index, move.number) > (index, number))
+        return (move for move in moves if (move.record, move.number) > (index, number))
 
     def _drop_first(self) -> None:
         entry = self._entries.popleft()

@@ -1,7 +1,7 @@
 """What an operation has changed, as users see it, found from its writes alone (kv/record.py).
 
     C1  one change for each name that came, moved or went, and one for each other inode that was stored and has a name
-    C2  the changes of an operation depend on nothing but its writes: whoever reads the log finds the same ones
+    C2  the changes of an operation depend on nothing but its writes: every reader of the log finds the same ones
 
 A write says what is there now, never what was there before. The rest follows from how operations write (`operations/`):
 one takes at most one name away, gives an inode its first name only when it makes it, and stores every inode whose

@@ -1,7 +1,7 @@
-"""The changes below a directory, in the order of the log, for whoever asks (`Meta.Watch`).
+"""The changes below a directory, in the order of the log, for a watcher that asks (`Meta.Watch`).
 
 A watcher asks again and again, each time with the position up to which it knows all; the service keeps nothing of it.
-The primary answers from a `Window`, which it keeps while somebody watches. When nobody does, it costs nothing.
+The primary answers from a `Window`, which it keeps while a program watches. When none does, it costs nothing.
 
     F1  what is shown is in the log: it is committed, and no take-over takes it back
     F2  from one position to the next every change is shown once, in the order of the log, whichever process answers

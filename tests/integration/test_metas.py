@@ -1,15 +1,22 @@
 """Two metadata services over one log in a real etcd: the primary is killed and paused while a program works."""
 
+import asyncio
+import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import luciola
 from etcd_members import EtcdMembers
+from luciola.cli import cli
+from luciola.client import Watch
 from luciola.config import ClientConfig
+from luciola.errors import InvalidArgument, NotFound
 from meta_processes import Metas
 from storage_cluster import WAIT_S
 
@@ -77,6 +84,60 @@ class Program(threading.Thread):
 def cluster(etcd_members: EtcdMembers, tmp_path: Path) -> Iterator[Metas]:
     with Metas(tmp_path, etcd_members) as cluster:
         yield cluster
+
+
+def seen_until(watch: Watch, last: tuple[str, str | None]) -> list[tuple[str, str | None]]:
+    """What happened to names, up to `last`."""
+    seen: list[tuple[str, str | None]] = []
+    end_s = time.monotonic() + WAIT_S
+    while last not in seen:
+        assert time.monotonic() < end_s, f"seen so far: {seen}"
+        seen += [(change.kind, change.path) for change in watch.read(wait_s=5.0) if change.kind != "change"]
+    return seen
+
+
+async def seen_by_async(fs: luciola.FileSystem, manager: str, after: str, count: int) -> list[str]:
+    async with await fs.aio.watch("/d", after=after, manager=manager) as watch:
+        kinds = []
+        async for change in watch:
+            kinds += [change.kind] * (change.kind != "change")
+            if len(kinds) == count:
+                break
+    return kinds
+
+
+@pytest.mark.timeout(900)
+def test_watcher_sees_each_change_once_through_a_take_over(cluster: Metas) -> None:
+    address, manager = cluster.cluster.mgmtd_lane, cluster.cluster.mgmtd_grpc
+    secret = str(cluster.root / cluster.cluster.secret_file)
+    config = ClientConfig(deadline_ms=100_000)
+    with luciola.connect(address, secret_file=secret, config=config) as fs:
+        fs.mkdir("/d")
+        with fs.watch("/d", manager=manager) as watch:
+            start = watch.position
+            fs.create_small({"/d/a": b"a"})
+            assert seen_until(watch, ("create", "/d/a")) == [("create", "/d/a")]
+            primary = cluster.wait_primary()
+            cluster.signal(primary.id, signal.SIGKILL)
+            fs.create_small({"/d/b": b"b"})
+            fs.rename("/d/a", "/d/c")
+            fs.unlink("/d/b")
+            expected = [("create", "/d/b"), ("rename", "/d/c"), ("remove", "/d/b")]
+            assert seen_until(watch, expected[-1]) == expected
+        kinds = ["create", "create", "rename", "remove"]
+        assert asyncio.run(seen_by_async(fs, manager, start, 4)) == kinds
+        with pytest.raises(InvalidArgument, match="manager"):
+            fs.watch("/d")
+    options = ["--address", address, "--secret-file", secret, "--manager", manager]
+    arguments = ["watch", *options, "--after", start, "--limit", "4", "/d"]
+    plain = CliRunner().invoke(cli, arguments)
+    assert plain.exit_code == 0, plain.output
+    assert "create  /d/a\ncreate  /d/b\nrename  /d/a -> /d/c\nremove  /d/b\n" in plain.output
+    lines = [json.loads(line) for line in CliRunner().invoke(cli, [*arguments, "--json"]).output.splitlines()]
+    assert [line["kind"] for line in lines] == ["start", *kinds]
+    for wrong, error in (("x", InvalidArgument), (f"0-0-{'ab' * 16}", NotFound)):
+        refused = CliRunner().invoke(cli, ["watch", *options, "--after", wrong, "/d"])
+        assert isinstance(refused.exception, error), refused.exception
 
 
 @pytest.mark.timeout(1500)

@@ -227,7 +227,7 @@ class SkipsWhatIsTrimmed(Feed):
 
 
 class RepeatsRecords(Feed):
-    """A position within a record is taken for its beginning."""
+    """A position within a record is treated as its beginning."""
 
     def _collect(self, window, cursor, watched):
         found, after, is_complete = super()._collect(window, cursor, watched)

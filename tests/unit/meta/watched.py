@@ -1,4 +1,4 @@
-"""A metadata service whose store follows a log in memory, and a watcher that keeps a copy of the names it is told of."""
+"""A metadata service whose store follows a log in memory, and a watcher's copy of the names that it is shown."""
 
 from dataclasses import dataclass, field
 
