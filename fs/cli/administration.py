@@ -10,7 +10,7 @@ from typing import IO, TypeVar
 import click
 
 from ..errors import InvalidArgument
-from ..wire import Cluster, parse_address
+from ..wire import Cluster, parse_addresses
 from .datadir import running_shape
 from .mgmtd_client import MgmtdClient
 from .options import Parameters, Result, data_option, manager_option, prevailing, secret_option
@@ -39,7 +39,7 @@ class ClusterTarget:
         if self.secret_file is None:
             raise InvalidArgument("a cluster at an address needs --secret-file")
         assert self.manager is not None, "a named option was given"
-        parse_address(self.manager)
+        parse_addresses(self.manager)
         return Cluster("", "", self.manager, str(self.secret_file))
 
     def ask(self, what: Callable[[MgmtdClient], Coroutine[object, None, R]]) -> R:

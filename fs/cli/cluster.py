@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Final, NotRequired, TypedDict, Unpack
+from typing import Final, NotRequired, TypeAlias, TypedDict, Unpack
 
 import click
 
@@ -32,15 +32,18 @@ from .metadata_status import (
     LogState,
     MemberState,
     describe_members,
+    leader_of,
     logs_of,
     members_of,
     primary_manager,
 )
-from .mgmtd_client import ChainState, MgmtdClient, describe_chains, serving_meta
+from .mgmtd_client import TAKE_OVER_S, ChainState, MgmtdClient, describe_chains, serving_meta
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
 from .processes import ServiceState
 from .supervisor import (
+    MANAGER_NODE,
+    META_NODE,
     Supervisor,
     clean_stale_mounts,
     end_extra_mounts,
@@ -244,22 +247,24 @@ def status(data_path: Path, as_json: bool) -> None:
     }
     troubles: list[str] = []
     if supervised:
-        manager, members, logs = asyncio.run(_metadata_of(shape))
-        report["services"] = services = [_checked_member(service, shape, members) for service in services]
+        (manager, meta), members, logs = asyncio.run(_metadata_of(shape))
+        services = [_checked_member(service, shape, members) for service in services]
         troubles = describe_members(members)
         try:
-            routing, spaces, loading = asyncio.run(_state_of(shape))
+            routing, spaces, loading = asyncio.run(_state_of(shape, patience_s=TAKE_OVER_S if manager else 0))
+            meta = None if (serving := serving_meta(routing)) is None else str(serving.id)
             report["chains"] = describe_chains(routing)
-            services = [_with_role(service, routing, manager) for service in services]
-            services = [_with_log(service, logs) for service in services]
-            troubles += _describe_roles(services) if shape.cluster.metadata is not None else []
-            report["services"] = [_reported(service, routing) for service in services]
+            services = [_reported(service, routing) for service in services]
             report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
             report["loading"] = bool(loading)
             report["notes"] += [loading] if loading else []
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
+        primaries = {"mgmtd": manager, "meta": meta}
+        services = [_with_role(service, primaries) for service in services]
+        report["services"] = [_with_log(service, logs) for service in services]
+        troubles += _describe_roles(services) if shape.cluster.metadata is not None else []
         report["notes"] += troubles
     states = [service["state"] for service in report["services"]]
     chains = [chain["state"] for chain in report["chains"]]
@@ -289,17 +294,22 @@ class Report(TypedDict):
     error: NotRequired[str]
 
 
-async def _state_of(shape: Shape) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
+Primaries: TypeAlias = tuple[str | None, str | None]  # ids of mgmtd and meta
+
+
+async def _state_of(
+    shape: Shape, *, patience_s: float
+) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
     async with MgmtdClient.connect(shape.cluster) as manager:
-        routing = await manager.routing()
+        routing = await manager.routing(patience_s=patience_s)
         return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
 
 
-async def _metadata_of(shape: Shape) -> tuple[int | None, list[MemberState], list[LogState]]:
-    """Return which mgmtd is primary, the members of etcd, and the logs in it, if they can be read."""
+async def _metadata_of(shape: Shape) -> tuple[Primaries, list[MemberState], list[LogState]]:
+    """Return which mgmtd and meta say that they are primary, the members of etcd, and the logs, if they can be read."""
     options = shape.cluster.metadata_options()
     if options is None:
-        return 1, [], []
+        return (str(MANAGER_NODE), str(META_NODE)), [], []
 
     async def logs() -> list[LogState]:
         try:
@@ -307,7 +317,10 @@ async def _metadata_of(shape: Shape) -> tuple[int | None, list[MemberState], lis
         except (Unavailable, Timeout):  # what is said of the members says why
             return []
 
-    return await asyncio.gather(primary_manager(shape.cluster), members_of(options), logs())
+    manager, members, found = await asyncio.gather(
+        primary_manager(shape.cluster), members_of(options), logs()
+    )
+    return (manager, leader_of(found, "meta")), members, found
 
 
 def _checked_member(service: ServiceState, shape: Shape, members: list[MemberState]) -> ServiceState:
@@ -319,13 +332,11 @@ def _checked_member(service: ServiceState, shape: Shape, members: list[MemberSta
     return {**service, "state": "starting"} if state == "unreachable" else service
 
 
-def _with_role(service: ServiceState, routing: mgmtd_pb2.Routing, manager: int | None) -> ServiceState:
+def _with_role(service: ServiceState, primaries: dict[str, str | None]) -> ServiceState:
     """Say which of several processes of a kind serves."""
-    if service["kind"] not in ("meta", "mgmtd"):
+    if service["kind"] not in primaries:
         return service
-    meta = serving_meta(routing)
-    primary = manager if service["kind"] == "mgmtd" else None if meta is None else meta.id
-    return {**service, "role": PRIMARY if service["id"] == str(primary) else STANDBY}
+    return {**service, "role": PRIMARY if service["id"] == primaries[service["kind"]] else STANDBY}
 
 
 def _describe_roles(services: list[ServiceState]) -> list[str]:
@@ -352,7 +363,7 @@ def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:
 
 def _reported(service: ServiceState, routing: mgmtd_pb2.Routing) -> ServiceState:
     """Show a running process as starting until mgmtd has a heartbeat of it, not only of the one before it."""
-    if service["state"] != "running" or service["kind"] not in ("meta", "storage"):
+    if service["state"] != "running" or service["kind"] not in ("mgmtd", "meta", "storage"):
         return service
     node = next((each for each in routing.nodes if str(each.id) == service["id"]), None)
     if node is not None and node.status == mgmtd_pb2.DISABLED:

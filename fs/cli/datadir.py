@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import Busy, ConfigError, InvalidArgument, NotFound, Unavailable
-from ..wire import Cluster, Metadata, parse_address, parse_cluster, write_private
+from ..wire import Cluster, Metadata, parse_address, parse_addresses, parse_cluster, write_private
 from . import private_etcd
-from .metadata_options import MANAGERS, METAS, MetadataWanted
+from .metadata_options import PROCESSES, MetadataWanted
 
 CONNECT_S: Final = 1.0  # to a port of this machine
 PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_port_range
@@ -262,7 +262,7 @@ def check_shape(
         _new_counts(data.storage_records(), storage_nodes=storage_nodes, replicas=replicas)
         if not metadata.where and (metadata.metas or 1, metadata.managers or 1) != (1, 1):
             raise InvalidArgument(
-                "several metadata services need replicated metadata: give --metadata etcd or "
+                "several processes of meta or mgmtd need replicated metadata: give --metadata etcd or "
                 "--metadata etcd://HOST:PORT,…, too"
             )
         if any(data.root.glob("etcd-*")):
@@ -274,7 +274,8 @@ def check_shape(
 
 def _with_metadata(root: Path, shape: Shape, wanted: MetadataWanted) -> Shape:
     """Return a new cluster's shape with addresses, and with replicated metadata if they are wanted."""
-    metas, managers = wanted.metas or (METAS if wanted.where else 1), wanted.managers or MANAGERS
+    processes = PROCESSES if wanted.where else 1
+    metas, managers = wanted.metas or processes, wanted.managers or processes
     members = private_etcd.MEMBERS if wanted.is_private else 0
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2 * managers + 2 * members)]
     lanes, grpcs = addresses[:managers], addresses[managers : 2 * managers]
@@ -434,7 +435,7 @@ def running_shape(root: Path) -> Shape:
     data = DataDir(root)
     shape = data.read_shape()
     # Without a supervisor its services may still run, started by other means.
-    if not data.is_supervised() and not _listens(shape.cluster.mgmtd_grpc):
+    if not data.is_supervised() and not any(map(_listens, parse_addresses(shape.cluster.mgmtd_grpc))):
         advice = f"luciola up --data {shlex.quote(str(root))}"
         raise Unavailable(f"the cluster in {str(root)!r} is not running; to start it: {advice}")
     return shape

@@ -28,7 +28,7 @@ from .mgmtd_client import MgmtdClient, serving_meta
 from .options import data_option, json_option
 from .output import print_json, print_table
 from .replica_control import check_able, find_replica, lead, make_checkpoint
-from .supervisor import meta_nodes
+from .supervisor import manager_nodes, meta_nodes
 
 
 @click.group()
@@ -123,13 +123,13 @@ async def _processes(shape: Shape) -> list[ProcessState]:
                 serving = serving_meta(await client.routing())
             except (Unavailable, Timeout):
                 serving = None
-    managers = [_process("mgmtd", number, primary=manager) for number in range(1, shape.managers + 1)]
-    meta = None if serving is None else serving.id
+    managers = [_process("mgmtd", node, primary=manager) for node in manager_nodes(shape)]
+    meta = None if serving is None else str(serving.id)
     return managers + [_process("meta", node, primary=meta) for node in meta_nodes(shape)]
 
 
-def _process(kind: str, number: int, *, primary: int | None) -> ProcessState:
-    return {"kind": kind, "id": str(number), "role": PRIMARY if number == primary else STANDBY}
+def _process(kind: str, number: int, *, primary: str | None) -> ProcessState:
+    return {"kind": kind, "id": str(number), "role": PRIMARY if str(number) == primary else STANDBY}
 
 
 def _print(report: Report) -> None:

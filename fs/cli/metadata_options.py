@@ -13,9 +13,8 @@ from .options import Decorator, Parameters, Result
 
 PRIVATE: Final = "etcd"  # of --metadata: a private etcd, started beside the services
 SCHEME: Final = "etcd://"  # of --metadata: one that runs elsewhere
-METAS_MAX: Final = 8  # each one more is a copy of the store, and another reader of the log
-METAS: Final = 2  # one serves, one takes over
-MANAGERS: Final = 1  # mgmtd keeps a store of its own: it does not follow a log
+PROCESSES_MAX: Final = 8  # of a kind: each one more is a copy of the store, and another reader of its log
+PROCESSES: Final = 2  # of a kind: one serves, one takes over
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,11 @@ class MetadataWanted:
                 )
             for address in self.addresses:
                 parse_address(address)
-        if self.where and self.metas == 1:
-            raise InvalidArgument(
-                "--metadata needs two metadata services: the log of one that is alone would never be trimmed"
-            )
+        for option, count in (("--metas", self.metas), ("--managers", self.managers)):
+            if self.where and count == 1:
+                raise InvalidArgument(
+                    f"{option} is at least 2 with --metadata: the log of a process that is alone would never be trimmed"
+                )
         self._check_access()
         for option, path in self._files():
             if not Path(path).is_file():
@@ -138,13 +138,13 @@ _OPTIONS: Final[tuple[Decorator, ...]] = (
     ),
     click.option(
         "--metas",
-        type=click.IntRange(1, METAS_MAX),
-        help=f"Metadata services of a new cluster with --metadata.  [default: {METAS}]",
+        type=click.IntRange(1, PROCESSES_MAX),
+        help=f"Metadata services of a new cluster with --metadata.  [default: {PROCESSES}]",
     ),
     click.option(
         "--managers",
-        type=click.IntRange(1, MANAGERS),
-        help=f"mgmtd processes of a new cluster with --metadata.  [default: {MANAGERS}]",
+        type=click.IntRange(1, PROCESSES_MAX),
+        help=f"mgmtd processes of a new cluster with --metadata.  [default: {PROCESSES}]",
     ),
     _file_option("--metadata-ca", "metadata_ca", "Speak TLS with that etcd; who signs its certificates."),
     _file_option("--metadata-certificate", "metadata_certificate", "Our own certificate for that etcd."),
@@ -155,9 +155,8 @@ _OPTIONS: Final[tuple[Decorator, ...]] = (
 
 
 __all__ = [
-    "MANAGERS",
-    "METAS",
     "PRIVATE",
+    "PROCESSES",
     "SCHEME",
     "Given",
     "MetadataWanted",

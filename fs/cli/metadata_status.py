@@ -58,8 +58,8 @@ class LogState(TypedDict):
     replicas: list[ReplicaState]
 
 
-async def primary_manager(cluster: Cluster) -> int | None:
-    """Return the number of the mgmtd process that answers for the cluster; None if none does."""
+async def primary_manager(cluster: Cluster) -> str | None:
+    """Return the id of the mgmtd process that answers for the cluster; None if none does."""
     addresses = cluster.mgmtd_grpc.split(",")
 
     async def answers(address: str) -> bool:
@@ -73,7 +73,7 @@ async def primary_manager(cluster: Cluster) -> int | None:
             return False
 
     replies = await asyncio.gather(*map(answers, addresses))
-    return next((number for number, is_primary in enumerate(replies, 1) if is_primary), None)
+    return next((str(number) for number, is_primary in enumerate(replies, 1) if is_primary), None)
 
 
 async def members_of(options: EtcdOptions) -> list[MemberState]:
@@ -150,6 +150,12 @@ async def logs_of(options: EtcdOptions, cluster: Cluster) -> list[LogState]:
     return [state for state in states if state is not None]
 
 
+def leader_of(logs: Sequence[LogState], name: str) -> str | None:
+    """Return which process says that it leads the log of that name; None if none does."""
+    replicas = (replica for log in logs if log["log"] == name for replica in log["replicas"])
+    return next((replica["id"] for replica in replicas if replica["leads"]), None)
+
+
 async def _log(etcd: EtcdClient, clients: RpcClients, name: str, cluster: Cluster) -> LogState | None:
     try:
         log = await EtcdLog.open(
@@ -203,6 +209,7 @@ __all__ = [
     "MemberState",
     "ReplicaState",
     "describe_members",
+    "leader_of",
     "logs_of",
     "members_of",
     "primary_manager",

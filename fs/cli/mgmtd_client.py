@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypedDict
+from typing import Final, TypedDict
 
 from ..errors import Error, NotFound, Timeout, Unavailable
 from ..ids import ROOT_INODE, STANDBY_EPOCH
-from ..wire import SERVICE, Cluster, RpcClients, methods, mint
+from ..wire import SERVICE, Cluster, RpcClients, methods, mint, parse_addresses
+from ..wire.methods import Method, Reply, Request
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
 from ..wire.pb.meta_pb2 import Path, StatRequest
@@ -23,6 +24,9 @@ SPACE_S = 2.0  # of a number that is shown if it is there
 LIST_LIMIT = 4096  # chunk records a request
 LIST_S = 60.0
 CALL_S = 10.0  # everything asked here is answered from memory, but the machine may be overloaded
+ATTEMPT_S: Final = 3.0  # before another of several managers is asked: this one may be stopped
+TAKE_OVER_S: Final = 20.0  # until one of several managers is primary: some leases
+POLL_S: Final = 0.1
 
 
 class MgmtdClient:
@@ -30,6 +34,7 @@ class MgmtdClient:
 
     def __init__(self, address: str, clients: RpcClients) -> None:
         self._address = address
+        self._managers = len(parse_addresses(address))
         self.clients = clients
 
     @classmethod
@@ -39,18 +44,42 @@ class MgmtdClient:
         async with RpcClients(mint(cluster.secret(), role=SERVICE)) as clients:
             yield cls(cluster.mgmtd_grpc, clients)
 
-    async def routing(self) -> pb.Routing:
-        """Everything mgmtd publishes."""
-        return await self.clients.call(
-            self._address, methods.Mgmtd.get_routing, pb.GetRoutingRequest(), timeout_s=CALL_S
-        )
+    async def routing(self, *, patience_s: float = TAKE_OVER_S) -> pb.Routing:
+        """Everything mgmtd publishes. Calls that follow go to the manager that answered.
+
+        Each of several managers is asked at least once, and again for `patience_s` while none of them is primary.
+        Raises: Unavailable, Timeout.
+        """
+        loop = asyncio.get_running_loop()
+        deadline_s, timeout_s = loop.time() + patience_s, CALL_S if self._managers == 1 else ATTEMPT_S
+        request = pb.GetRoutingRequest()
+        left = self._managers
+        while True:
+            left -= 1
+            try:
+                return await self._call(methods.Mgmtd.get_routing, request, timeout_s=timeout_s)
+            except (Unavailable, Timeout):
+                if self._managers == 1 or (left <= 0 and loop.time() >= deadline_s):
+                    raise
+            await asyncio.sleep(POLL_S)
+
+    async def _change(self, method: Method[Request, Reply], request: Request) -> Reply:
+        """Have the primary change something: it is found first, as a change is not sent twice."""
+        if self._managers > 1:
+            await self.routing()
+        return await self._call(method, request)
+
+    async def _call(
+        self, method: Method[Request, Reply], request: Request, *, timeout_s: float | None = None
+    ) -> Reply:
+        return await self.clients.call(self._address, method, request, timeout_s=timeout_s or CALL_S)
 
     async def update_chain(
         self, chain: int, action: "pb.UpdateChainRequest.Action", *, target: int = 0, node: int = 0
     ) -> pb.Chain:
         """Change the members of a chain or their order. Raises: NotFound, Busy, InvalidArgument."""
         request = pb.UpdateChainRequest(chain=chain, action=action, target=target, node=node)
-        return await self.clients.call(self._address, methods.Mgmtd.update_chain, request, timeout_s=CALL_S)
+        return await self._change(methods.Mgmtd.update_chain, request)
 
     async def disable_node(self, node: int, *, disabled: bool, accept_unavailable: bool = False) -> pb.Node:
         """Take a node's lease away, or let it have one again.
@@ -60,19 +89,17 @@ class MgmtdClient:
         request = pb.SetNodeDisabledRequest(
             node=node, disabled=disabled, accept_unavailable=accept_unavailable
         )
-        return await self.clients.call(
-            self._address, methods.Mgmtd.set_node_disabled, request, timeout_s=CALL_S
-        )
+        return await self._change(methods.Mgmtd.set_node_disabled, request)
 
     async def forget_node(self, node: int) -> None:
         """Raises: NotFound; Busy if it may be alive or has replicas."""
         request = pb.NodeRequest(node=node)
-        await self.clients.call(self._address, methods.Mgmtd.unregister_node, request, timeout_s=CALL_S)
+        await self._change(methods.Mgmtd.unregister_node, request)
 
     async def answers(self) -> bool:
         """Return whether mgmtd is there."""
         try:
-            await self.routing()
+            await self.routing(patience_s=0)
         except (Unavailable, Timeout):
             return False
         return True
@@ -80,7 +107,7 @@ class MgmtdClient:
     async def are_connected(self, nodes: set[int]) -> bool:
         """Return whether all of `nodes` have reported."""
         try:
-            routing = await self.routing()
+            routing = await self.routing(patience_s=0)
         except (Unavailable, Timeout):
             return False
         return nodes <= {node.id for node in routing.nodes if node.status == pb.CONNECTED}
@@ -88,7 +115,7 @@ class MgmtdClient:
     async def has_meta(self) -> bool:
         """Return whether a metadata service is connected that serves."""
         try:
-            return serving_meta(await self.routing()) is not None
+            return serving_meta(await self.routing(patience_s=0)) is not None
         except (Unavailable, Timeout):
             return False
 
@@ -96,11 +123,9 @@ class MgmtdClient:
         """Return whether the chain table is there; it is created if not. False: mgmtd is away or late, ask again."""
         request = pb.CreateChainTableRequest(table=table, replicas=replicas, description="default")
         try:
-            routing = await self.routing()
+            routing = await self.routing(patience_s=0)
             if not any(each.id == table for each in routing.tables):
-                await self.clients.call(
-                    self._address, methods.Mgmtd.create_chain_table, request, timeout_s=CALL_S
-                )
+                await self._call(methods.Mgmtd.create_chain_table, request)
         except (Unavailable, Timeout):
             return False
         return True
@@ -157,7 +182,7 @@ class MgmtdClient:
 
     async def silent_pids(self) -> set[int]:
         """Return the processes whose lease has expired without a heartbeat."""
-        routing = await self.routing()
+        routing = await self.routing(patience_s=0)
         return {node.pid for node in routing.nodes if node.status == pb.FAILED}
 
     async def report_ended(self, node: int, pid: int) -> None:
@@ -167,7 +192,7 @@ class MgmtdClient:
         if record is None:
             return
         request = pb.ProcessEndedRequest(node=node, incarnation=record.incarnation, pid=pid)
-        await self.clients.call(self._address, methods.Mgmtd.process_ended, request, timeout_s=CALL_S)
+        await self._call(methods.Mgmtd.process_ended, request)
 
 
 def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
@@ -260,6 +285,7 @@ def _state(chain: pb.Chain) -> str:
 
 
 __all__ = [
+    "TAKE_OVER_S",
     "ChainState",
     "MgmtdClient",
     "TargetState",

@@ -24,15 +24,15 @@ config_option: Final = click.option(
 )
 address_option: Final = click.option(
     "--address",
-    metavar="HOST:PORT",
+    metavar="HOST:PORT,…",
     envvar="LUCIOLA_ADDRESS",
     show_envvar=True,
-    help="mgmtd of a cluster elsewhere.",
+    help="mgmtd of a cluster elsewhere (mgmtd_lane in its cluster.json).",
 )
 manager_option: Final = click.option(
     "--manager",
-    metavar="HOST:PORT",
-    help="gRPC address of mgmtd, of a cluster elsewhere (mgmtd_grpc in its cluster.json).",
+    metavar="HOST:PORT,…",
+    help="gRPC addresses of mgmtd, of a cluster elsewhere (mgmtd_grpc in its cluster.json).",
 )
 
 

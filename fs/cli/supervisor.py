@@ -38,6 +38,7 @@ from .processes import Child, Service, ServiceState, python
 
 log = logging.getLogger(__name__)
 
+MANAGER_NODE: Final = 1  # the first of mgmtd
 META_NODE: Final = 100
 STORAGE_NODE_FIRST: Final = 201
 CHAIN_TABLE: Final = 1
@@ -101,9 +102,9 @@ class Supervisor:
         self._create_secret()
         await self._start_etcd()
         async with MgmtdClient.connect(self.shape.cluster) as manager:
-            for number in range(1, self.shape.managers + 1):
+            for node in manager_nodes(self.shape):
                 await self._launch(
-                    self._service("mgmtd", str(number), number, _directory("mgmtd", number, 1))
+                    self._service("mgmtd", str(node), node, _directory("mgmtd", node, MANAGER_NODE))
                 )
             await self._wait("mgmtd", manager.answers)
             for node in storage_nodes(self.shape):
@@ -268,8 +269,7 @@ class Supervisor:
             arguments.append(CREATE)
         if kind == "meta" and self.accept_metadata_loss:
             arguments.append(ACCEPT_LOSS)
-        if kind != "mgmtd" or self.shape.managers > 1:
-            arguments += ["--node-id", str(node)]
+        arguments += ["--node-id", str(node)]
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]
         return Service(kind, identity, node, python(*arguments), self.data.log(directory))
@@ -401,6 +401,11 @@ def storage_nodes(shape: Shape) -> range:
     return range(STORAGE_NODE_FIRST, STORAGE_NODE_FIRST + shape.storage_nodes)
 
 
+def manager_nodes(shape: Shape) -> range:
+    """Numbers of the mgmtd processes of a cluster on one machine."""
+    return range(MANAGER_NODE, MANAGER_NODE + shape.managers)
+
+
 def meta_nodes(shape: Shape) -> range:
     """Numbers of the metadata services of a cluster on one machine."""
     return range(META_NODE, META_NODE + shape.metas)
@@ -494,10 +499,13 @@ def _await_end(pids: list[int], *, patience_s: float) -> None:
 
 __all__ = [
     "CHAIN_TABLE",
+    "MANAGER_NODE",
+    "META_NODE",
     "Supervisor",
     "clean_stale_mounts",
     "end_extra_mounts",
     "end_leftovers",
+    "manager_nodes",
     "meta_nodes",
     "read_state",
     "storage_nodes",

@@ -660,10 +660,12 @@ class Model:
         return ()
 
     def disabled_node(self, node_id: NodeId, *, disabled: bool, accept_unavailable: bool = True) -> Change:
-        """Raises: NotFound; InvalidArgument if chains would be unavailable, and that is not accepted."""
+        """Raises: NotFound; InvalidArgument for a manager, or if chains would be unavailable unasked."""
         node = self.records.nodes.get(node_id)
         if node is None:
             raise NotFound(f"no node {node_id}; `luciola node list` shows all of them")
+        if disabled and node.kind == pb.NODE_MGMTD:
+            raise InvalidArgument(f"node {node_id} is a manager, which has no lease that could be taken away")
         if disabled and not node.disabled and not accept_unavailable:
             self._check_others_serve(node_id)
         return Change() if node.disabled == disabled else Change(nodes=(replace(node, disabled=disabled),))

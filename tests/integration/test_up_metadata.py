@@ -1,4 +1,4 @@
-"""`luciola up --metadata etcd`: files survive the loss of a metadata service and of a member of etcd."""
+"""`luciola up --metadata etcd`: files survive the loss of a metadata service, a manager and a member of etcd."""
 
 import json
 import os
@@ -18,15 +18,16 @@ from etcd_members import require_etcd
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(600)]
 
 FILES = 6  # written between two faults
-KINDS = ["etcd", "etcd", "etcd", "meta", "meta", "mgmtd", "mount", "storage"]
+KINDS = ["etcd", "etcd", "etcd", "meta", "meta", "mgmtd", "mgmtd", "mount", "storage"]
+PROCESSES = [("mgmtd", "1"), ("mgmtd", "2"), ("meta", "100"), ("meta", "101")]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
-    """A cluster with a private etcd and two metadata services."""
+    """A cluster with a private etcd, two managers and two metadata services."""
     require_etcd()
     root = tmp_path_factory.mktemp("replicated")
-    options = ["--metadata", "etcd", "--metas", "2"]
+    options = ["--metadata", "etcd", "--metas", "2", "--managers", "2"]
     with LocalCluster(root, storage_nodes=1, replicas=1, mount=True, options=options) as cluster:
         yield cluster
     shutil.rmtree(root)
@@ -35,8 +36,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 def test_status_shows_members_of_etcd_and_one_primary(cluster: LocalCluster) -> None:
     cluster.wait_healthy()
     assert sorted(service["kind"] for service in cluster.status()["services"]) == KINDS
-    until(lambda: _roles(cluster, "meta") == ["primary", "standby"], what="one primary and one standby")
-    until(lambda: _roles(cluster, "mgmtd") == ["primary"], what="a primary")
+    for kind in ("meta", "mgmtd"):
+        _await_roles(cluster, kind)
     text = luciola("status", "--data", str(cluster.data), check=False).stdout
     assert "standby" in text
 
@@ -62,32 +63,38 @@ def test_metadata_status_shows_log_and_members(cluster: LocalCluster) -> None:
     def is_well() -> bool:
         found[:] = [_metadata_status(cluster)]
         led = [log["epoch"] for log in found[0]["logs"]]
-        return not found[0]["notes"] and bool(led) and all(led)
+        return not found[0]["notes"] and len(led) == 2 and all(led)
 
-    until(is_well, what="members that are well and a log that is led")
+    until(is_well, what="members that are well and logs that are led")
     (report,) = found
-    assert [(each["kind"], each["id"]) for each in report["processes"]] == [
-        ("mgmtd", "1"),
-        ("meta", "100"),
-        ("meta", "101"),
-    ]
-    (log,) = report["logs"]
-    assert log["log"] == "meta"
-    assert 0 < log["first"] <= log["last"]
+    assert [(each["kind"], each["id"]) for each in report["processes"]] == PROCESSES
+    followers = [(log["log"], each["id"]) for log in report["logs"] for each in log["replicas"]]
+    assert followers == PROCESSES
+    assert all(0 < log["first"] <= log["last"] for log in report["logs"])
     assert [each["state"] for each in report["etcd"]] == ["running"] * 3
     assert sum(each["leads"] for each in report["etcd"]) == 1
     assert "LED BY" in luciola("metadata", "status", "--data", str(cluster.data), check=False).stdout
 
 
-def test_a_named_service_becomes_the_primary(cluster: LocalCluster) -> None:
+@pytest.mark.parametrize("kind", ["mgmtd", "meta"])
+def test_a_named_process_becomes_the_primary(cluster: LocalCluster, kind: str) -> None:
     cluster.wait_healthy()
-    until(lambda: _roles(cluster, "meta") == ["primary", "standby"], what="one primary and one standby")
-    standby = next(each["id"] for each in cluster.services("meta") if each.get("role") != "primary")
+    _await_roles(cluster, kind)
+    standby = next(each["id"] for each in cluster.services(kind) if each["role"] != "primary")
     until(lambda: _followers(cluster).get(standby, {}).get("lag") == 0, what="a standby that is not behind")
-    until(lambda: _is_promoted(cluster, standby), what=f"{standby} as the primary")
+    until(lambda: _is_promoted(cluster, kind, standby), what=f"{standby} as the primary")
     refused = luciola("metadata", "promote", "7", "--data", str(cluster.data), check=False)
     assert refused.returncode == 1
-    assert "no process 7 follows a log; these do: meta 100, meta 101" in refused.stderr
+    assert "no process 7 follows a log; these do: mgmtd 1, mgmtd 2, meta 100, meta 101" in refused.stderr
+
+
+def test_commands_reach_whichever_manager_is_the_primary(cluster: LocalCluster) -> None:
+    cluster.wait_healthy()
+    for primary in ("2", "1"):
+        until(lambda primary=primary: _is_promoted(cluster, "mgmtd", primary), what=f"manager {primary}")
+        luciola("node", "enable", "201", "--data", str(cluster.data))
+        nodes = json.loads(luciola("node", "list", "--data", str(cluster.data), "--json").stdout)
+        assert {"1", "2"} <= {str(node["id"]) for node in nodes}
 
 
 def test_room_is_made_by_checkpoints_and_smaller_files(cluster: LocalCluster) -> None:
@@ -109,16 +116,17 @@ def test_files_survive_whatever_is_killed(cluster: LocalCluster) -> None:
         killed = _kill_primary(cluster, kind)
         _write(cluster.mountpoint, written)  # meanwhile: it waits, and fails never
         until(lambda kind=kind, killed=killed: _is_replaced(cluster, kind, killed), what=f"another {kind}")
+        _write(cluster.mountpoint, written)
         cluster.wait_healthy()
         _check(cluster.mountpoint, written)
-    epoch = _epoch(cluster)
+    epochs = _epochs(cluster)
     processes = {service["pid"] for service in cluster.status()["services"]}
     cluster.down()
     assert not [pid for pid in processes if Path(f"/proc/{pid}").exists()]
     cluster.up()  # without the options: it knows them
     cluster.wait_healthy()
     _check(cluster.mountpoint, written)
-    assert _epoch(cluster) > epoch
+    assert all(epoch > epochs[log] for log, epoch in _epochs(cluster).items())
     assert cluster.fsck()["problems"] == []
 
 
@@ -152,25 +160,28 @@ def _check(mountpoint: Path, written: dict[str, bytes]) -> None:
         assert (mountpoint / name).read_bytes() == content, name
 
 
-def _is_promoted(cluster: LocalCluster, name: str) -> bool:
-    """Promote a metadata service; on a machine that stalls, the other may lead again at once."""
+def _is_promoted(cluster: LocalCluster, kind: str, name: str) -> bool:
+    """Promote a process; on a machine that stalls, the other may lead again at once."""
     luciola("metadata", "promote", name, "--data", str(cluster.data), check=False)
-    return {each["id"]: each.get("role") for each in cluster.services("meta")}[name] == "primary"
+    return {each["id"]: each["role"] for each in cluster.services(kind)}[name] == "primary"
 
 
 def _is_trimmed(cluster: LocalCluster) -> bool:
     """Make room; on a machine that stalls, a member or a service may not answer in time."""
     result = luciola("metadata", "trim", "--data", str(cluster.data), check=False)
     print(result.stdout, result.stderr)
-    return result.stdout.count("a checkpoint up to record") == 2 and result.stdout.count("→") == 3
+    return result.stdout.count("a checkpoint up to record") == 4 and result.stdout.count("→") == 3
 
 
 def _shows_checkpoints(cluster: LocalCluster) -> bool:
-    return all(each.get("checkpoint", 0) > 0 for each in cluster.services("meta"))
+    return all(each.get("checkpoint", 0) > 0 for kind in ("mgmtd", "meta") for each in cluster.services(kind))
 
 
-def _roles(cluster: LocalCluster, kind: str) -> list[str]:
-    return sorted(service.get("role", "") for service in cluster.services(kind))
+def _await_roles(cluster: LocalCluster, kind: str) -> None:
+    def has_roles() -> bool:
+        return sorted(each["role"] for each in cluster.services(kind)) == ["primary", "standby"]
+
+    until(has_roles, what=f"one primary and one standby of {kind}")
 
 
 def _kill_primary(cluster: LocalCluster, kind: str) -> dict[str, Any]:
@@ -204,20 +215,20 @@ def _metadata_status(cluster: LocalCluster) -> dict[str, Any]:
     return report
 
 
-def _epoch(cluster: LocalCluster) -> int:
-    """Of the term of meta."""
-    found: list[int] = []
+def _epochs(cluster: LocalCluster) -> dict[str, int]:
+    """Of the term of each log."""
+    found: dict[str, int] = {}
 
     def find() -> bool:
-        found[:] = [log["epoch"] for log in _metadata_status(cluster)["logs"] if log["epoch"] > 0]
-        return len(found) == 1
+        found.update({log["log"]: log["epoch"] for log in _metadata_status(cluster)["logs"]})
+        return len(found) == 2 and all(found.values())
 
-    until(find, what="a primary of meta")
-    return found[0]
+    until(find, what="a primary of mgmtd and one of meta")
+    return found
 
 
 def _followers(cluster: LocalCluster) -> dict[str, dict[str, Any]]:
-    """The processes that follow the log of meta."""
+    """The processes that follow a log, by their ids."""
     return {each["id"]: each for log in _metadata_status(cluster)["logs"] for each in log["replicas"]}
 
 

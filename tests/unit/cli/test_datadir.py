@@ -167,18 +167,18 @@ def _choose(data: DataDir, wanted: MetadataWanted) -> Shape:
     return choose_shape(data, storage_nodes=None, replicas=None, metadata=wanted)
 
 
-def test_private_etcd_has_three_members_and_two_metadata_services(data: DataDir) -> None:
+def test_private_etcd_has_three_members_and_two_processes_of_each_kind(data: DataDir) -> None:
     shape = _choose(data, PRIVATE)
     known = shape.cluster.metadata
     assert known is not None
-    assert (shape.metas, shape.managers) == (2, 1)
+    assert (shape.metas, shape.managers) == (2, 2)
     addresses = [
         *shape.cluster.mgmtd_lane.split(","),
         *shape.cluster.mgmtd_grpc.split(","),
         *(endpoint.removeprefix("https://") for endpoint in known.endpoints),
         *shape.etcd_peers,
     ]
-    assert len(set(addresses)) == len(addresses) == 1 + 1 + 3 + 3
+    assert len(set(addresses)) == len(addresses) == 2 + 2 + 3 + 3
     assert all(address.startswith("127.0.0.1:") for address in addresses)
     assert known.ca_file == known.certificate_file == str(data.root / "etcd" / "certificate.pem")
     assert data.read_shape() == shape
@@ -190,7 +190,7 @@ def test_etcd_elsewhere_is_recorded_and_may_move(data: DataDir) -> None:
     shape = _choose(data, ELSEWHERE)
     assert shape.cluster.metadata is not None
     assert shape.cluster.metadata.endpoints == ("http://one:2379", "http://two:2379")
-    assert (shape.metas, shape.managers, shape.etcd_peers) == (3, 1, ())
+    assert (shape.metas, shape.managers, shape.etcd_peers) == (3, 2, ())
     moved = _choose(data, MetadataWanted("etcd://three:2379"))
     assert moved.cluster.metadata is not None
     assert moved.cluster.metadata.endpoints == ("http://three:2379",)
@@ -210,7 +210,7 @@ def test_etcd_elsewhere_is_recorded_and_may_move(data: DataDir) -> None:
         ),
         (ELSEWHERE, PRIVATE, "with an etcd that runs elsewhere, which cannot be changed"),
         (PRIVATE, MetadataWanted(metas=3), "with --metas 2"),
-        (PRIVATE, MetadataWanted(managers=2), "with --managers 1"),
+        (PRIVATE, MetadataWanted(managers=3), "with --managers 2"),
         (MetadataWanted(), MetadataWanted(metas=2), "with --metas 1"),
     ],
 )

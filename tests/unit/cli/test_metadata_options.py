@@ -32,9 +32,9 @@ def test_nothing_is_wanted_without_options() -> None:
 
 
 def test_private_etcd_with_counts() -> None:
-    wanted = _parse("--metadata", "etcd", "--metas", "3", "--managers", "1")
+    wanted = _parse("--metadata", "etcd", "--metas", "3", "--managers", "4")
     assert wanted.is_private
-    assert (wanted.metas, wanted.managers, wanted.addresses) == (3, 1, ())
+    assert (wanted.metas, wanted.managers, wanted.addresses) == (3, 4, ())
 
 
 def test_addresses_and_files_of_an_etcd_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +58,8 @@ def test_addresses_and_files_of_an_etcd_elsewhere(tmp_path: Path, monkeypatch: p
         (["--metadata", "zookeeper"], "--metadata is 'etcd' or 'etcd://HOST:PORT"),
         (["--metadata", "etcd://host"], "host:port is expected"),
         (["--metadata", "etcd://a:1,"], "host:port is expected"),
-        (["--metadata", "etcd", "--metas", "1"], "two metadata services"),
+        (["--metadata", "etcd", "--metas", "1"], "--metas is at least 2"),
+        (["--metadata", "etcd", "--managers", "1"], "--managers is at least 2"),
         (["--metadata", "etcd", "--metadata-ca", __file__], "etcd that runs elsewhere"),
         (["--metadata-user", "name"], "etcd that runs elsewhere"),
         (["--metadata", "etcd://a:1", "--metadata-user", "name"], "given together"),

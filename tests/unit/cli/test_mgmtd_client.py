@@ -69,6 +69,35 @@ def test_a_table_is_asked_for_again_while_mgmtd_is_away_or_late():
     run(mgmtd, test)
 
 
+def test_of_several_managers_the_primary_answers_and_changes_something(tmp_path: Path) -> None:
+    """The first is dead, the second hangs, the third is a standby."""
+    mgmtd, standby = Mgmtd(), Mgmtd(*[Unavailable("this manager is a standby", primary="")] * 10)
+    mgmtd.update_chain = lambda request, _: pb.Chain(id=request.chain)
+
+    async def main():
+        servers = [RpcServer(methods.bind(methods.Mgmtd, each), secret=SECRET) for each in (standby, mgmtd)]
+        addresses = [await server.start() for server in servers]
+        try:
+            await reach(addresses)
+        finally:
+            await asyncio.gather(*(server.stop(grace_s=0.5) for server in servers))
+
+    async def reach(addresses):
+        with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as dead:
+            dead.bind(("127.0.0.1", 0))  # and does not listen
+            first = [f"127.0.0.1:{each.getsockname()[1]}" for each in (dead, silent)]
+            secret_file = tmp_path / "secret"
+            secret_file.write_text(SECRET.hex())
+            secret_file.chmod(0o600)
+            cluster = Cluster("test", "", ",".join([*first, *addresses]), str(secret_file))
+            async with MgmtdClient.connect(cluster) as manager:
+                assert (await manager.update_chain(3, pb.UpdateChainRequest.ADD)).id == 3
+            async with MgmtdClient.connect(cluster) as manager:
+                assert await manager.answers()
+
+    asyncio.run(main())
+
+
 def test_counters_are_those_of_a_storage_node():
     mgmtd = Mgmtd()
 

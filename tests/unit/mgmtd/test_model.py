@@ -6,9 +6,9 @@ import pytest
 
 from luciola.config import MgmtdConfig
 from luciola.errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
-from luciola.ids import EMBEDDED_EPOCH
+from luciola.ids import EMBEDDED_EPOCH, NodeId
 from luciola.mgmtd.model import MARK_INTERVAL_S, Model, longest_lease_ms
-from luciola.mgmtd.records import Change, Records, StoreMark
+from luciola.mgmtd.records import Change, NodeRecord, Records, StoreMark
 from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
@@ -809,3 +809,11 @@ def test_second_node_of_a_chain_is_not_disabled_unasked_while_the_first_still_ha
     assert refused.value.fields == {"unavailable": "1"}
     manager.keep(manager.model.disabled_node(TAIL, disabled=True, accept_unavailable=True))
     manager.keep(manager.model.disabled_node(TAIL, disabled=False, accept_unavailable=False))
+
+
+def test_manager_is_not_disabled(manager):
+    """Nothing would end, and it would not be `connected` any more: it sends itself no heartbeats."""
+    manager.keep(Change(nodes=(NodeRecord(NodeId(1), pb.NODE_MGMTD),)))
+    with pytest.raises(InvalidArgument, match="node 1 is a manager, which has no lease"):
+        manager.model.disabled_node(1, disabled=True)
+    assert not manager.model.disabled_node(1, disabled=False)
