@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from ..wire.methods import AnyMethod
     from ..wire.pb.meta_pb2 import NamespaceChange, WatchReply
+    from ..wire.rpc import RpcClient
 
 WAIT_S: Final = 20.0  # of one question; a watcher that sees nothing learns a newer position this often
 CALL_S: Final = 20.0  # beyond that: the machine may be overloaded
@@ -253,11 +254,11 @@ class Watch(_Pending, Closing):
     """Made by `FileSystem.watch`. An iterator that waits for the next change; it ends when the directory is removed."""
 
     def __init__(self, parameters: Parameters, follower: Follower) -> None:
-        from ..wire.rpc import RpcClient
+        from ..wire import rpc
 
         super().__init__(follower)
         _, self._token = parameters.resolve()
-        self._new_client = RpcClient
+        self._new_client = rpc.RpcClient
         self._clients: dict[str, RpcClient] = {}
         self._is_closed = False
 
@@ -328,7 +329,7 @@ class AsyncWatch(_Pending):
 
         super().__init__(follower)
         _, token = parameters.resolve()
-        self._clients: RpcClients = RpcClients(token)
+        self._clients = RpcClients(token)
         self._is_closed = False
 
     async def read(self, wait_s: float = 0.0) -> list[Change]:
