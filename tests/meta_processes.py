@@ -10,15 +10,12 @@ from pathlib import Path
 
 from etcd_members import EtcdMembers
 from luciola.ids import EMBEDDED_EPOCH
-from luciola.kv.applied import Applied
 from luciola.kv.checkpoint.keeper import announcements
 from luciola.kv.log.etcd import EtcdLog
-from luciola.kv.rocksdb import RocksEngine
-from luciola.meta import schema
 from luciola.wire import Metadata, save_cluster
 from luciola.wire.pb.mgmtd_pb2 import CONNECTED, NODE_META, Node
 from storage_cluster import WAIT_S, StorageCluster
-from store_content import Content, content
+from store_content import Content, replicated_content
 
 METAS = (100, 101)
 CONFIG = "[meta]\ngc_delay_ms = 60000\n"
@@ -54,7 +51,8 @@ class Metas(StorageCluster):
         """Stop them in order; return what the store of each holds after the rest of the log."""
         for number in METAS:
             self.signal(number, signal.SIGTERM)
-        return [asyncio.run(self._complete(number)) for number in METAS]
+        stores = map(self.store_of, METAS)
+        return [asyncio.run(replicated_content(store, self.replicated, "meta")) for store in stores]
 
     async def positions(self) -> Positions:
         """Return what the log keeps, and where each service's newest checkpoint is."""
@@ -77,20 +75,6 @@ class Metas(StorageCluster):
                 yield log
             finally:
                 await log.close()
-
-    async def _complete(self, number: int) -> Content:
-        cluster = self.replicated
-        engine = RocksEngine(self.store_of(number), create=False, cached=schema.INODES)
-        try:
-            applied = Applied(engine, log_id=f"{cluster.log_prefix('meta')}#{cluster.cluster_id}".encode())
-            assert applied.position.index, f"meta {number} has carried out nothing"
-            async with self.open_log() as log:
-                while records := await log.read(applied.position):
-                    for record in records:
-                        applied.apply(record)
-            return content(engine)
-        finally:
-            engine.close()
 
     def store_of(self, number: int) -> Path:
         return self.root / f"meta-{number}"
