@@ -135,6 +135,9 @@ class MountConfig:
     consistency: str = "close-to-open"  # or "strict": no kernel page cache
     allow_other: bool = True
     grace_ms: int = 10_000  # after an unmount, how long programs that still use the mount may continue
+    # never | auto | always: whether requests come over io_uring. "auto": where the kernel allows it; "always": a mount
+    # without is an error. Not unasked, because large requests are slower: docs/decisions/0041-fuse-over-io-uring.md.
+    fuse_io_uring: str = "never"
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,7 @@ class ClusterConfig:
 
 
 TRANSPORTS: Final = ("auto", "shm", "tcp", "rdma")
+FUSE_IO_URING: Final = ("never", "auto", "always")
 
 CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
     (MetaConfig, "durability"): ("write", "sync"),
@@ -157,6 +161,7 @@ CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
     (StorageConfig, "transport"): TRANSPORTS,
     (ClientConfig, "transport"): TRANSPORTS,
     (MountConfig, "consistency"): ("close-to-open", "strict"),
+    (MountConfig, "fuse_io_uring"): FUSE_IO_URING,
 }
 
 MINUTE_MS: Final = 60_000
@@ -308,6 +313,7 @@ def _convert(cls: type, key: str, hint: object, value: object, path: str) -> obj
 __all__ = [
     "BOUNDS",
     "CHOICES",
+    "FUSE_IO_URING",
     "TRANSPORTS",
     "ClientConfig",
     "ClusterConfig",

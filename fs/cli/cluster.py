@@ -234,6 +234,7 @@ def status(data_path: Path, as_json: bool) -> None:
         [_checked(each, mounting) for each in read_state(data).get("services", [])] if supervised else []
     )
     services += _extra_mounts(data, services, mounts)
+    services = [_with_channel(service, mounts) for service in services]
     report: Report = {
         "cluster_id": shape.cluster.cluster_id,
         "phase": read_state(data).get("phase", "stopped") if supervised else "stopped",
@@ -398,6 +399,14 @@ def _extra_mounts(data: DataDir, services: list[ServiceState], mounts: list[Reco
     return served + dead
 
 
+def _with_channel(service: ServiceState, mounts: list[Record]) -> ServiceState:
+    """Say where the requests of a mount come from."""
+    for record in mounts:
+        if service["kind"] == "mount" and service["pid"] == record.pid and record.channel:
+            return {**service, "channel": record.channel, "channel_reason": record.channel_reason}
+    return service
+
+
 def _print_status(report: Report) -> None:
     copies = "one copy" if report["replicas"] == 1 else f"{report['replicas']} copies"
     click.echo(f"cluster {report['cluster_id']}: {report['phase']}, {copies} of every chunk")
@@ -414,6 +423,10 @@ def _print_status(report: Report) -> None:
             for each in report["services"]
         ]
         print_table(("SERVICE", "ID", "PID", "STATE", "RESTARTS", "ROLE"), rows, right=(2, 4))
+    for service in report["services"]:
+        if "channel" in service:
+            reason = f" (io_uring: {service['channel_reason']})" if service["channel_reason"] else ""
+            click.echo(f"mount {service['id']}: requests by {service['channel']}{reason}")
     for chain in report["chains"]:
         if chain["state"] != "serving":
             members = " → ".join(f"{each['node']} {each['state']}" for each in chain["targets"])
