@@ -136,14 +136,13 @@ def up(
         with data.supervised(), LiveTable(enabled=ready_fd is None) as view:
             end_leftovers(data)  # which hold the ports that the shape names
             shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
-            if rebuild_mgmtd:
-                stores.rebuild_mgmtd(data, shape.cluster.cluster_id)
             if accept_metadata_loss:
                 stores.set_aside_broken_meta(data)
             supervisor = Supervisor(
                 data,
                 shape,
                 accept_metadata_loss=accept_metadata_loss,
+                rebuild_mgmtd=rebuild_mgmtd,
                 config_file=None if config_file is None else config_file.absolute(),
                 mountpoint=None if mountpoint is None else mountpoint.absolute(),
                 on_change=view.show,
