@@ -33,8 +33,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// There is something to watch over: every thread is busy. Cheap if the watching thread is awake.
-    pub fn wake(&self) {
+    /// Every thread of the session is busy. Cheap if the watching thread is awake.
+    pub fn all_busy(&self) {
         if self.asleep.swap(false, Ordering::AcqRel) {
             let _state = self.state.lock();
             self.changed.notify_one();
@@ -110,7 +110,7 @@ mod tests {
         while !watch.asleep.load(Ordering::Acquire) {
             std::thread::yield_now();
         }
-        watch.wake();
+        watch.all_busy();
         assert!(woken.join().unwrap());
     }
 }

@@ -17,7 +17,6 @@ use rustix::io::Errno;
 
 use super::request::Ending;
 use super::shared::SessionShared;
-use super::slot::{ThreadSlot, Way};
 use super::watch::{Interrupted, TICK};
 
 /// How long an interrupt of a request is remembered that no thread works on: its thread may be about to begin.
@@ -33,17 +32,16 @@ const _: () = assert!(UNKNOWN_CALLER_WAITS.as_millis() < UNMATCHED_KEPT.as_milli
 pub fn run(shared: &Arc<SessionShared>) {
     let mut pending = VecDeque::new();
     let mut stuck = Stuck { requests: Vec::new(), since: Instant::now() };
-    while let Some(found) = shared.watch.next(|| shared.needs_watch(), pending) {
+    while let Some(found) = shared.watch.next(|| shared.is_busy(), pending) {
         pending = found.into_iter().filter(|one| !is_settled(shared, one)).collect();
         if stuck.is_stuck(shared) {
             shared.raise_limit();
         }
-        shared.look_at_rings();
     }
 }
 
 /// Whether the interrupt needs no further look. Answers its request if the program was killed.
-fn is_settled(shared: &Arc<SessionShared>, one: &Interrupted) -> bool {
+fn is_settled(shared: &SessionShared, one: &Interrupted) -> bool {
     let Some(slot) = shared.slot_of(one.unique) else {
         return one.since.elapsed() >= UNMATCHED_KEPT;
     };
@@ -54,23 +52,10 @@ fn is_settled(shared: &Arc<SessionShared>, one: &Interrupted) -> bool {
         Some(is_fatal) => is_fatal,
         None => one.since.elapsed() >= UNKNOWN_CALLER_WAITS,
     };
-    is_dying && end_early(shared, &slot, one.unique)
-}
-
-/// Answer request `unique` with EINTR while its thread still works on it. False: not now.
-fn end_early(shared: &Arc<SessionShared>, slot: &Arc<ThreadSlot>, unique: u64) -> bool {
-    if slot.ending() == Ending::Cancelled {
-        slot.calls.cancel(unique);
+    if is_dying {
+        slot.end_early(one.unique, Errno::INTR);
     }
-    match &slot.way {
-        Way::Device(device) => {
-            if slot.claim(unique) {
-                device.reply(unique, Some(Errno::INTR), &[], &[]);
-            }
-            true
-        }
-        Way::Ring { queue, .. } => shared.answer_from_another_thread(*queue, slot, unique).is_ok(),
-    }
+    is_dying
 }
 
 /// Whether a signal that ends the thread is pending: the kernel turns every one that kills into SIGKILL. `None` if the

@@ -85,12 +85,6 @@ class EtcdLog(OrderedLog):
             raise InvalidArgument(f"the log at {prefix!r} is of cluster {found.decode(errors='replace')}")
         return opened
 
-    @staticmethod
-    async def remove(client: EtcdClient, *, prefix: str) -> None:
-        """Remove the log below `prefix`, if there is one: who leads or follows it is refused from then on."""
-        assert prefix.endswith("/"), "keys of other logs do not begin with it"
-        await client.delete(prefix.encode(), prefix_end(prefix.encode()))
-
     async def _identify(self, cluster: bytes, *, create: bool) -> bytes | None:
         """Return whose log it is, and make it if there is none and that is wanted."""
         pair, _ = await self._get(self._identity)
