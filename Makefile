@@ -6,7 +6,8 @@
 # make bench    measure this machine, beside other file systems where they are installed
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
 # make test-rdma  everything that speaks RDMA, in a virtual machine with Soft-RoCE (Debian, root)
-# make nemesis  faults, two at a time, on a cluster whose histories are checked, for MINUTES (root, loop devices)
+# make nemesis  faults, two at a time, on a cluster whose histories are checked, for MINUTES (root, loop devices);
+#               METADATA=etcd: several of mgmtd and meta, over logs in etcd
 # make sim      random walks of the chain protocol and power loss for MINUTES (10), its larger worlds; SEED=… replays
 # make planted  put mistakes back into a copy of the code, and report which suites find them
 # make proto    regenerate the protobuf code after a change in proto/
@@ -105,7 +106,8 @@ gpu: $(STAMPS)/dev
 	$(PY) benchmarks/plugins/gpu.py
 
 nemesis: $(STAMPS)/dev
-	PYTHONPATH=tests $(PY) -m nemesis.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) --report nemesis-report.txt
+	PYTHONPATH=tests $(PY) -m nemesis.run --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) \
+		$(if $(METADATA),--metadata $(METADATA)) --report nemesis-report.txt
 
 proto: $(STAMPS)/dev
 	$(PY) -m grpc_tools.protoc -Iproto --python_out=fs/wire/pb --pyi_out=fs/wire/pb proto/*.proto

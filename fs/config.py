@@ -52,8 +52,6 @@ class MetaConfig:
     cache_bytes: int = (
         64 * MIB
     )  # of the store kept in memory: names and inodes in use, and what finds the others
-    # A change of a file waits so long for a client that answered opens of it by itself and is silent now; 0: none does.
-    delegation_lease_ms: int = 0
     idempotence_ms: int = 1_800_000  # silence of a client that is gone, after which its answers are deleted
 
 
@@ -137,6 +135,9 @@ class MountConfig:
     consistency: str = "close-to-open"  # or "strict": no kernel page cache
     allow_other: bool = True
     grace_ms: int = 10_000  # after an unmount, how long programs that still use the mount may continue
+    # never | auto | always: whether requests come over io_uring. "auto": where the kernel allows it; "always": a mount
+    # without is an error. Not unasked, because large requests are slower: docs/decisions/0041-fuse-over-io-uring.md.
+    fuse_io_uring: str = "never"
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ class ClusterConfig:
 
 
 TRANSPORTS: Final = ("auto", "shm", "tcp", "rdma")
+FUSE_IO_URING: Final = ("never", "auto", "always")
 
 CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
     (MetaConfig, "durability"): ("write", "sync"),
@@ -159,6 +161,7 @@ CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
     (StorageConfig, "transport"): TRANSPORTS,
     (ClientConfig, "transport"): TRANSPORTS,
     (MountConfig, "consistency"): ("close-to-open", "strict"),
+    (MountConfig, "fuse_io_uring"): FUSE_IO_URING,
 }
 
 MINUTE_MS: Final = 60_000
@@ -184,7 +187,6 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MetaConfig, "list_limit"): (1, 8192),  # as a page may have at most
     (MetaConfig, "path_depth_max"): (1, 2048),  # parts of a path of PATH_MAX bytes
     (MetaConfig, "cache_bytes"): (4 * MIB, 1024 * GIB),
-    (MetaConfig, "delegation_lease_ms"): (0, MINUTE_MS),  # clients try a change for a minute
     (MetaConfig, "idempotence_ms"): (10 * MINUTE_MS, 30 * DAY_MS),  # not shorter than clients retry
     (MetadataConfig, "checkpoint_records"): (1, 100_000),
     (MetadataConfig, "checkpoint_bytes"): (1 * MIB, 4 * GIB),  # etcd is not made for more than 8 GiB
@@ -311,6 +313,7 @@ def _convert(cls: type, key: str, hint: object, value: object, path: str) -> obj
 __all__ = [
     "BOUNDS",
     "CHOICES",
+    "FUSE_IO_URING",
     "TRANSPORTS",
     "ClientConfig",
     "ClusterConfig",

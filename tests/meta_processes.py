@@ -10,18 +10,17 @@ from pathlib import Path
 
 from etcd_members import EtcdMembers
 from luciola.ids import EMBEDDED_EPOCH
-from luciola.kv.applied import Applied
 from luciola.kv.checkpoint.keeper import announcements
 from luciola.kv.log.etcd import EtcdLog
-from luciola.kv.rocksdb import RocksEngine
-from luciola.meta import schema
-from luciola.wire import Metadata, save_cluster
+from luciola.wire import Metadata, methods, save_cluster
+from luciola.wire.pb.common_pb2 import Empty
+from luciola.wire.pb.meta_pb2 import MetaStatus
 from luciola.wire.pb.mgmtd_pb2 import CONNECTED, NODE_META, Node
 from storage_cluster import WAIT_S, StorageCluster
-from store_content import Content, content
+from store_content import Content, replicated_content
 
 METAS = (100, 101)
-CONFIG = "[meta]\ngc_delay_ms = 60000\n"
+GC_DELAY_MS = 60_000
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,12 @@ class Positions:
 class Metas(StorageCluster):
     """mgmtd, a storage node, and the metadata services. Only they use etcd."""
 
-    def __init__(self, root: Path, members: EtcdMembers, *, config: str = "") -> None:
+    def __init__(
+        self, root: Path, members: EtcdMembers, *, gc_delay_ms: int = GC_DELAY_MS, config: str = ""
+    ) -> None:
         cluster_id = f"test-{uuid.uuid4().hex}"  # etcd is shared by tests
-        super().__init__(root, nodes=1, replicas=1, config=CONFIG + config, cluster_id=cluster_id)
+        config = f"[meta]\ngc_delay_ms = {gc_delay_ms}\n{config}"
+        super().__init__(root, nodes=1, replicas=1, config=config, cluster_id=cluster_id)
         self.members = members
         metadata = Metadata(endpoints=tuple(f"http://{each}" for each in members.endpoints))
         self.replicated = replace(self.cluster, metadata=metadata)
@@ -54,7 +56,8 @@ class Metas(StorageCluster):
         """Stop them in order; return what the store of each holds after the rest of the log."""
         for number in METAS:
             self.signal(number, signal.SIGTERM)
-        return [asyncio.run(self._complete(number)) for number in METAS]
+        stores = map(self.store_of, METAS)
+        return [asyncio.run(replicated_content(store, self.replicated, "meta")) for store in stores]
 
     async def positions(self) -> Positions:
         """Return what the log keeps, and where each service's newest checkpoint is."""
@@ -77,20 +80,6 @@ class Metas(StorageCluster):
                 yield log
             finally:
                 await log.close()
-
-    async def _complete(self, number: int) -> Content:
-        cluster = self.replicated
-        engine = RocksEngine(self.store_of(number), create=False, cached=schema.INODES)
-        try:
-            applied = Applied(engine, log_id=f"{cluster.log_prefix('meta')}#{cluster.cluster_id}".encode())
-            assert applied.position.index, f"meta {number} has carried out nothing"
-            async with self.open_log() as log:
-                while records := await log.read(applied.position):
-                    for record in records:
-                        applied.apply(record)
-            return content(engine)
-        finally:
-            engine.close()
 
     def store_of(self, number: int) -> Path:
         return self.root / f"meta-{number}"
@@ -123,6 +112,11 @@ class Metas(StorageCluster):
         found = self.primary()
         assert found is not None
         return found
+
+    def meta_status(self) -> MetaStatus:
+        """What the primary counts. Raises: the errors of the call."""
+        status: MetaStatus = self.call(self.wait_primary().grpc_address, methods.Meta.status, Empty())
+        return status
 
     def last_words(self) -> str:
         return " | ".join(self.log_of(number)[-600:] for number in METAS)

@@ -256,9 +256,12 @@ class Mount:
         request_bytes: int = ...,
         read_ahead_bytes: int = ...,
         grace_ms: int = 10_000,
+        io_uring: Literal["auto", "always", "never"] | str = "never",
     ) -> Mount: ...
     def run(self) -> None:
         """Serve the mount until it is gone, by whichever call; then write back what is dirty. Once."""
+    def channel(self) -> tuple[str, str]:
+        """Where requests come from, "io_uring" or "/dev/fuse", and why not over io_uring. Waits for `run`."""
     def unmount(self) -> None:
         """Unmount: `run` returns. Programs that still use the mount may continue for `grace_ms`, then get errors."""
     def abort(self) -> None:

@@ -1,14 +1,14 @@
 //! Sessions against the real kernel: mounting, unmounting in every way, errors, limits. Needs root and /dev/fuse; where
-//! they are missing the tests say so and pass, as `tests/posix` does.
+//! they are missing the tests say so and pass, as `tests/posix` does. `fuse_session_uring.rs` has the same over io_uring.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,13 @@ use rustix::io::Errno;
 mod content;
 #[path = "../examples/memory_mount/file_system.rs"]
 mod file_system;
+#[path = "rings/mod.rs"]
+mod rings;
 
 use file_system::MemoryFileSystem;
+
+/// What this program tests: the device, or as `fuse_session_uring` io_uring.
+const RINGS_ARE_USED: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"fuse_session_uring");
 
 /// A mounted session that runs in a thread.
 struct Running {
@@ -36,7 +41,17 @@ fn can_mount() -> bool {
     if !can {
         eprintln!("skipped: needs root and /dev/fuse");
     }
-    can
+    can && (!RINGS_ARE_USED || rings::can_be_allowed(has_io_uring()))
+}
+
+/// Mount over what this program tests. A session that cannot is an error, here or of its `run`.
+fn mount(fs: Arc<dyn FileSystem>, mut options: SessionOptions) -> std::io::Result<Session> {
+    if !RINGS_ARE_USED {
+        options.io_uring = IoUring::Never;
+        return Session::mount(fs, options);
+    }
+    options.io_uring = IoUring::Always;
+    rings::with_rings_allowed(|| Session::mount(fs, options))
 }
 
 impl Running {
@@ -49,7 +64,7 @@ impl Running {
             ..Default::default()
         };
         change(&mut options);
-        let session = Session::mount(fs.clone(), options).unwrap();
+        let session = mount(fs.clone(), options).unwrap();
         let handle = session.handle();
         let thread = Some(std::thread::spawn(move || session.run()));
         Running { directory, fs, handle, thread }
@@ -183,7 +198,7 @@ fn a_session_that_never_ran_leaves_no_mount() {
     let directory = tempfile::tempdir().unwrap();
     let fs = Arc::new(MemoryFileSystem::default());
     let options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
-    drop(Session::mount(fs.clone(), options).unwrap());
+    drop(mount(fs.clone(), options).unwrap());
     assert!(fs.destroyed.load(Ordering::SeqCst));
     assert!(fs::read_dir(directory.path()).unwrap().next().is_none());
 }
@@ -195,7 +210,7 @@ fn a_session_that_has_ended_leaves_its_successor_alone() {
     }
     let directory = tempfile::tempdir().unwrap();
     let options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
-    let mount = || Session::mount(Arc::new(MemoryFileSystem::default()), options.clone()).unwrap();
+    let mount = || mount(Arc::new(MemoryFileSystem::default()), options.clone()).unwrap();
     let first = mount();
     let thread = std::thread::spawn(move || {
         first.run().unwrap();
@@ -238,7 +253,7 @@ fn a_mountpoint_that_is_no_directory_is_refused() {
     for mountpoint in [file.path().to_owned(), "/no/such/directory".into()] {
         let options = SessionOptions { mountpoint, ..Default::default() };
         let fs = Arc::new(MemoryFileSystem::default());
-        let error = Session::mount(fs, options).err().expect("refused");
+        let error = mount(fs, options).err().expect("refused");
         assert!(
             matches!(Errno::from_io_error(&error), None | Some(Errno::NOTDIR | Errno::NOENT)),
             "{error:?}"
@@ -328,9 +343,12 @@ struct Planted {
     opens_hang: AtomicBool,
     writes_hang: AtomicBool,
     written: AtomicUsize,
+    read: AtomicUsize,
     /// Of this inode.
     reads_hang: AtomicU64,
     release: AtomicBool,
+    /// Payloads of writes, while they are kept.
+    kept: Mutex<Option<Vec<Placement>>>,
 }
 
 impl Planted {
@@ -387,7 +405,9 @@ impl FileSystem for Planted {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
-        self.inner.read(c, request, into)
+        let result = self.inner.read(c, request, into);
+        self.read.fetch_add(1, Ordering::SeqCst);
+        result
     }
     fn write(&self, c: &Caller, request: &WriteRequest, payload: Placement) -> Reply<usize> {
         if self.writes_hang.load(Ordering::SeqCst) {
@@ -395,6 +415,9 @@ impl FileSystem for Planted {
         }
         while self.writes_hang.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(5));
+        }
+        if let Some(kept) = &mut *self.kept.lock().unwrap() {
+            kept.push(payload.clone());
         }
         let result = self.inner.write(c, request, payload);
         self.written.fetch_add(1, Ordering::SeqCst);
@@ -425,12 +448,14 @@ fn planted(
         opens_hang: AtomicBool::new(false),
         writes_hang: AtomicBool::new(false),
         written: AtomicUsize::new(0),
+        read: AtomicUsize::new(0),
         reads_hang: AtomicU64::new(0),
         release: AtomicBool::new(false),
+        kept: Mutex::default(),
     });
     let mut options = SessionOptions { mountpoint: directory.path().to_owned(), ..Default::default() };
     change(&mut options);
-    let session = Session::mount(fs.clone(), options).unwrap();
+    let session = mount(fs.clone(), options).unwrap();
     let handle = session.handle();
     (directory, fs, handle, std::thread::spawn(move || session.run()))
 }
@@ -450,9 +475,12 @@ fn an_operation_that_panics_costs_its_caller_an_error_and_others_nothing() {
     thread.join().unwrap().unwrap();
 }
 
-/// Polls until `condition` holds; false if it does not within a minute.
+/// Far beyond what a loaded machine takes.
+const LIMIT: Duration = Duration::from_secs(100);
+
+/// Polls until `condition` holds; false if it does not within the limit.
 fn until(mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + LIMIT;
     while Instant::now() < deadline {
         if condition() {
             return true;
@@ -526,7 +554,7 @@ fn calls_that_wait_do_not_stop_others() {
     let (answered, answer) = mpsc::channel();
     let path = directory.path().join("other");
     let asking = std::thread::spawn(move || answered.send(fs::metadata(path).unwrap_err().kind()));
-    let answer = answer.recv_timeout(Duration::from_secs(60));
+    let answer = answer.recv_timeout(LIMIT);
     fs.release.store(true, Ordering::SeqCst);
     for child in &mut children {
         child.wait().unwrap();
@@ -534,6 +562,130 @@ fn calls_that_wait_do_not_stop_others() {
     asking.join().unwrap().unwrap();
     assert!(begun, "more look-ups wait than there are threads at first");
     assert_eq!(answer, Ok(std::io::ErrorKind::NotFound));
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+/// Do `work` in a thread of one processor, as all processes that it starts: their requests go the same way.
+fn on_one_processor<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    let allowed = rustix::thread::sched_getaffinity(None).unwrap();
+    let first = (0..rustix::thread::CpuSet::MAX_CPU).find(|&number| allowed.is_set(number)).unwrap();
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(first);
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(move || {
+            rustix::thread::sched_setaffinity(None, &one).unwrap();
+            work()
+        });
+        thread.join().unwrap()
+    })
+}
+
+#[test]
+fn calls_that_wait_on_one_processor_do_not_stop_others_there() {
+    if !can_mount() {
+        return;
+    }
+    let (directory, fs, handle, thread) = planted(|options| options.threads_max = 2);
+    let waiting: usize = 11;
+    on_one_processor(|| {
+        let mut children: Vec<_> = (0..waiting)
+            .map(|number| directory.path().join(format!("slow-{number}")))
+            .map(|path| Command::new("stat").arg(path).stderr(Stdio::null()).spawn().unwrap())
+            .collect();
+        let begun = until(|| fs.hanging.load(Ordering::SeqCst) == waiting);
+        let (answered, answer) = mpsc::channel();
+        let path = directory.path().join("other");
+        let asking = std::thread::spawn(move || answered.send(fs::metadata(path).unwrap_err().kind()));
+        let answer = answer.recv_timeout(LIMIT);
+        fs.release.store(true, Ordering::SeqCst);
+        for child in &mut children {
+            child.wait().unwrap();
+        }
+        asking.join().unwrap().unwrap();
+        assert!(begun, "more look-ups wait than there are threads at first");
+        assert_eq!(answer, Ok(std::io::ErrorKind::NotFound));
+    });
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+fn open_direct(path: &Path) -> File {
+    use std::os::unix::fs::OpenOptionsExt;
+    let direct = rustix::fs::OFlags::DIRECT.bits() as i32;
+    OpenOptions::new().create(true).write(true).custom_flags(direct).open(path).unwrap()
+}
+
+#[test]
+fn file_system_that_keeps_every_buffer_stops_no_look_up_and_keeps_what_was_written() {
+    if !can_mount() {
+        return;
+    }
+    // One request each, wherever their memory begins.
+    const BYTES: usize = 512 << 10;
+    let (directory, fs, handle, thread) = planted(|options| {
+        (options.threads_max, options.buffers_kept_max) = (2, 2);
+    });
+    *fs.kept.lock().unwrap() = Some(Vec::new());
+    let writers: Vec<_> = (1..=24_u8)
+        .map(|number| {
+            let path = directory.path().join(format!("file-{number}"));
+            std::thread::spawn(move || open_direct(&path).write_all_at(&vec![number; BYTES], 0).unwrap())
+        })
+        .collect();
+    let (answered, answer) = mpsc::channel();
+    let path = directory.path().join("other");
+    // More than the first buffers are kept.
+    let many = until(|| fs.written.load(Ordering::SeqCst) >= 9);
+    let asking = std::thread::spawn(move || answered.send(fs::metadata(path).unwrap_err().kind()));
+    let answer = answer.recv_timeout(LIMIT);
+    let all = until(|| fs.written.load(Ordering::SeqCst) == writers.len());
+    let kept = fs.kept.lock().unwrap().take().unwrap();
+    let torn = kept.iter().map(Placement::to_vec).filter(|bytes| bytes.iter().any(|byte| *byte != bytes[0]));
+    let (torn, count) = (torn.count(), kept.len());
+    drop(kept);
+    writers.into_iter().for_each(|writer| writer.join().unwrap());
+    asking.join().unwrap().unwrap();
+    assert!(many && all, "all writes reach the file system");
+    assert_eq!(answer, Ok(std::io::ErrorKind::NotFound));
+    assert_eq!((torn, count), (0, 24), "payloads that are kept do not change");
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+#[test]
+fn read_of_a_killed_program_changes_nothing_of_a_later_write() {
+    use std::os::unix::fs::MetadataExt;
+    if !can_mount() {
+        return;
+    }
+    const BYTES: usize = 512 << 10;
+    let (directory, fs, handle, thread) = planted(|_| {});
+    let (read, written) = (directory.path().join("read"), directory.path().join("written"));
+    fs::write(&read, vec![b'r'; BYTES]).unwrap();
+    fs.reads_hang.store(fs::metadata(&read).unwrap().ino(), Ordering::SeqCst);
+    on_one_processor(|| {
+        let mut command = Command::new("dd");
+        command.arg(format!("if={}", read.display())).args(["of=/dev/null", "bs=512k", "iflag=direct"]);
+        let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+        let reads = until(|| fs.hanging.load(Ordering::SeqCst) == 1);
+        child.kill().unwrap();
+        let ended = until(|| child.try_wait().unwrap().is_some());
+        fs.writes_hang.store(true, Ordering::SeqCst);
+        let writing = std::thread::spawn({
+            let written = written.clone();
+            move || open_direct(&written).write_all_at(&[b'w'; BYTES], 0)
+        });
+        let writes = until(|| fs.hanging.load(Ordering::SeqCst) == 2);
+        // The read continues, into its memory.
+        fs.release.store(true, Ordering::SeqCst);
+        let read_on = until(|| fs.read.load(Ordering::SeqCst) > 0);
+        fs.writes_hang.store(false, Ordering::SeqCst);
+        writing.join().unwrap().unwrap();
+        child.wait().unwrap();
+        assert!(reads && ended && writes && read_on, "{reads} {ended} {writes} {read_on}");
+    });
+    assert!(fs::read(&written).unwrap() == [b'w'; BYTES], "the write is as it was written");
     handle.unmount().unwrap();
     thread.join().unwrap().unwrap();
 }

@@ -19,7 +19,6 @@ from ..fuse import Record, read_records, source_of, stale_mounts
 from ..logfile import rotate_output
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
-from ..wire.pb.meta_pb2 import MetaStatus
 from ..wire.pb.storage_pb2 import SpaceReply
 from . import private_etcd, processes, stores
 from .administration import confirm
@@ -38,6 +37,7 @@ from .metadata_status import (
     members_of,
     primary_manager,
 )
+from .metadata_switch import finish
 from .mgmtd_client import TAKE_OVER_S, ChainState, MgmtdClient, describe_chains, serving_meta
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
@@ -136,15 +136,15 @@ def up(
         data.create()
         with data.supervised(), LiveTable(enabled=ready_fd is None) as view:
             end_leftovers(data)  # which hold the ports that the shape names
+            finish(data)  # a migration that was interrupted
             shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
-            if rebuild_mgmtd:
-                stores.rebuild_mgmtd(data, shape.cluster.cluster_id)
             if accept_metadata_loss:
                 stores.set_aside_broken_meta(data)
             supervisor = Supervisor(
                 data,
                 shape,
                 accept_metadata_loss=accept_metadata_loss,
+                rebuild_mgmtd=rebuild_mgmtd,
                 config_file=None if config_file is None else config_file.absolute(),
                 mountpoint=None if mountpoint is None else mountpoint.absolute(),
                 on_change=view.show,
@@ -235,6 +235,7 @@ def status(data_path: Path, as_json: bool) -> None:
         [_checked(each, mounting) for each in read_state(data).get("services", [])] if supervised else []
     )
     services += _extra_mounts(data, services, mounts)
+    services = [_with_channel(service, mounts) for service in services]
     report: Report = {
         "cluster_id": shape.cluster.cluster_id,
         "phase": read_state(data).get("phase", "stopped") if supervised else "stopped",
@@ -252,21 +253,13 @@ def status(data_path: Path, as_json: bool) -> None:
         services = [_checked_member(service, shape, members) for service in services]
         troubles = describe_members(members)
         try:
-            routing, spaces, loading, counted = asyncio.run(
-                _state_of(shape, patience_s=TAKE_OVER_S if manager else 0)
-            )
+            routing, spaces, loading = asyncio.run(_state_of(shape, patience_s=TAKE_OVER_S if manager else 0))
             meta = None if (serving := serving_meta(routing)) is None else str(serving.id)
             report["chains"] = describe_chains(routing)
             services = [_reported(service, routing) for service in services]
             report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
             report["loading"] = bool(loading)
             report["notes"] += [loading] if loading else []
-            if counted is not None:
-                report["delegations"] = {
-                    "files": counted.delegations,
-                    "recalls": counted.recalls,
-                    "recalls_expired": counted.recalls_expired,
-                }
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
@@ -291,8 +284,6 @@ def status(data_path: Path, as_json: bool) -> None:
 class Report(TypedDict):
     """What `status` prints. `error`: why mgmtd could not be asked."""
 
-    delegations: NotRequired[dict[str, int]]
-
     cluster_id: str
     phase: str
     replicas: int
@@ -310,14 +301,10 @@ Primaries: TypeAlias = tuple[str | None, str | None]  # ids of mgmtd and meta
 
 async def _state_of(
     shape: Shape, *, patience_s: float
-) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str, MetaStatus | None]:
+) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
     async with MgmtdClient.connect(shape.cluster) as manager:
         routing = await manager.routing(patience_s=patience_s)
-        spaces = await manager.spaces(routing)
-        loading, counted = await asyncio.gather(
-            manager.load_in_progress(routing), manager.meta_status(routing)
-        )
-        return routing, spaces, loading, counted
+        return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
 
 
 async def _metadata_of(shape: Shape) -> tuple[Primaries, list[MemberState], list[LogState]]:
@@ -413,6 +400,14 @@ def _extra_mounts(data: DataDir, services: list[ServiceState], mounts: list[Reco
     return served + dead
 
 
+def _with_channel(service: ServiceState, mounts: list[Record]) -> ServiceState:
+    """Say where the requests of a mount come from."""
+    for record in mounts:
+        if service["kind"] == "mount" and service["pid"] == record.pid and record.channel:
+            return {**service, "channel": record.channel, "channel_reason": record.channel_reason}
+    return service
+
+
 def _print_status(report: Report) -> None:
     copies = "one copy" if report["replicas"] == 1 else f"{report['replicas']} copies"
     click.echo(f"cluster {report['cluster_id']}: {report['phase']}, {copies} of every chunk")
@@ -429,6 +424,10 @@ def _print_status(report: Report) -> None:
             for each in report["services"]
         ]
         print_table(("SERVICE", "ID", "PID", "STATE", "RESTARTS", "ROLE"), rows, right=(2, 4))
+    for service in report["services"]:
+        if "channel" in service:
+            reason = f" (io_uring: {service['channel_reason']})" if service["channel_reason"] else ""
+            click.echo(f"mount {service['id']}: requests by {service['channel']}{reason}")
     for chain in report["chains"]:
         if chain["state"] != "serving":
             members = " → ".join(f"{each['node']} {each['state']}" for each in chain["targets"])
@@ -436,12 +435,6 @@ def _print_status(report: Report) -> None:
     serving = sum(chain["state"] == "serving" for chain in report["chains"])
     if report["chains"]:
         click.echo(f"chains: {serving} of {len(report['chains'])} complete")
-    counted = report.get("delegations", {})
-    if any(counted.values()):
-        click.echo(
-            f"delegations: clients answer opens of {counted['files']} files; {counted['recalls']} recalled, "
-            f"of which {counted['recalls_expired']} by the end of a lease"
-        )
     for note in report["notes"]:
         click.echo(note)
     if "error" in report:

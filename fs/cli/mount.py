@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from ..config import TRANSPORTS, ClusterConfig, load
+from ..config import FUSE_IO_URING, TRANSPORTS, ClusterConfig, load
 from ..errors import InvalidArgument
 from ..logfile import rotate_output
 from .datadir import running_shape
@@ -42,6 +42,12 @@ from .options import config_option, secret_option
     help="How bytes travel to storage nodes: auto is shared memory on this host, else RDMA where both ends have it, "
     "else TCP.  [default: as configured, or auto]",
 )
+@click.option(
+    "--fuse-io-uring",
+    type=click.Choice(FUSE_IO_URING),
+    help="Whether the kernel hands requests over by io_uring: never, auto (where it allows that), or always (else "
+    "nothing is mounted).  [default: as configured, or never]",
+)
 @config_option
 @click.option("--ready-fd", type=int, hidden=True, help="Where a mount in the background reports.")
 @click.option("--rotate-log", is_flag=True, hidden=True, help="Keep the file on standard error short.")
@@ -55,6 +61,7 @@ def mount(
     allow_other: bool | None,
     secret_file: Path | None,
     transport: str | None,
+    fuse_io_uring: str | None,
     config_file: Path | None,
     ready_fd: int | None,
     rotate_log: bool,
@@ -72,6 +79,8 @@ def mount(
 
     config = ClusterConfig() if config_file is None else load(config_file)
     options = config.mount if consistency is None else replace(config.mount, consistency=consistency)
+    if fuse_io_uring is not None:
+        options = replace(options, fuse_io_uring=fuse_io_uring)
     if allow_other is None:
         # Without root it takes a line in /etc/fuse.conf.
         allow_other = options.allow_other and os.geteuid() == 0
@@ -128,6 +137,7 @@ def _repeated(settings: "fuse.Settings", config_file: Path | None) -> list[str]:
     if settings.secret_file is not None:
         options += ["--secret-file", str(settings.secret_file.absolute())]
     options += ["--transport", settings.client.transport]
+    options += ["--fuse-io-uring", settings.mount.fuse_io_uring]
     if config_file is not None:
         options += ["--config", str(config_file.absolute())]
     return options

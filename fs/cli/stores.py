@@ -2,14 +2,27 @@
 
 import asyncio
 import time
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from ..config import MetadataConfig
 from ..errors import NotFound
+from ..kv.checkpoint.catalog import Catalog
+from ..kv.checkpoint.keeper import Member, Policy
+from ..kv.checkpoint.remote import RemoteSource
+from ..kv.log.etcd import EtcdLog
+from ..kv.replica import PrimaryEngine
+from ..kv.replica_service import ReplicaService
+from ..kv.replicated import ReplicaSettings, checkpoints_of, open_replica
 from ..kv.rocksdb import RocksEngine
 from ..mgmtd.rebuild import missing, rebuild
+from ..mgmtd.records import Change
 from ..mgmtd.store import Store
 from ..storage.marks import load
+from ..tasks import first_end
+from ..wire import SERVICE, Cluster, RpcClients, mint
+from ..wire.etcd import EtcdClient, EtcdOptions
 from ..wire.pb.mgmtd_pb2 import Marks
 from .datadir import DataDir
 
@@ -33,16 +46,56 @@ def rebuild_question(data: DataDir) -> str:
     return f"{question} Nodes that were disabled are enabled. Rebuild it?"
 
 
-def rebuild_mgmtd(data: DataDir, cluster_id: str) -> None:
-    """Put the store of mgmtd aside, and make another of what the storage nodes remember. Raises: NotFound."""
+async def rebuild_mgmtd(data: DataDir, cluster: Cluster) -> None:
+    """Put the stores of mgmtd aside, and make another of what the storage nodes remember. No manager runs.
+
+    Of several managers the first gets the store, and the others follow the new log. A process that is killed here is
+    repeated. Raises: NotFound; what etcd raises.
+    """
     change, term = rebuild(_marks(data))
-    store = data.root / "mgmtd"
-    set_aside(store)
-    engine = RocksEngine(store, create=True)
+    options = cluster.metadata_options()
+    if options is not None:  # first: without its log a store that is left follows no log
+        async with EtcdClient(options) as client:
+            await EtcdLog.remove(client, prefix=cluster.log_prefix("mgmtd"))
+    for store in data.root.glob("mgmtd*"):
+        if ".aside-" not in store.name:
+            set_aside(store)
+    if options is not None:
+        await _rebuild_log(data.root / "mgmtd", cluster, options, change, term)
+        return
+    engine = RocksEngine(data.root / "mgmtd", create=True)
     try:
-        asyncio.run(Store(engine, cluster_id=cluster_id).rebuild(change, term))
+        await Store(engine, cluster_id=cluster.cluster_id).rebuild(change, term)
     finally:
         engine.close()
+
+
+async def _rebuild_log(
+    store: Path, cluster: Cluster, options: EtcdOptions, change: Change, term: int
+) -> None:
+    """Begin a log with `change`, as the first manager, whose store is at `store`."""
+    lane, rpc = cluster.manager_addresses(1)
+    stored = asyncio.Event()
+
+    async def serve(engine: PrimaryEngine) -> None:
+        await Store(engine, cluster_id=cluster.cluster_id).rebuild(change, term)
+        stored.set()
+
+    async with RpcClients(mint(cluster.secret(), role=SERVICE)) as clients:
+        settings = ReplicaSettings(
+            options,
+            prefix=cluster.log_prefix("mgmtd"),
+            cluster_id=cluster.cluster_id,
+            data=store,
+            service=ReplicaService(Catalog(checkpoints_of(store))),
+            owner=lane,
+            member=Member("1", rpc),
+            policy=Policy.of(MetadataConfig()),
+            source=partial(RemoteSource, clients),
+            create=True,
+        )
+        async with open_replica(settings) as replica:
+            await first_end(replica.run(serve), stored.wait())
 
 
 def set_aside_broken_meta(data: DataDir) -> None:

@@ -19,7 +19,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..fuse import check_mountpoint, clean_stale_mount, is_mounted, read_records
 from ..wire import create_secret, write_private
 from ..wire.etcd import EtcdClient
 from ..wire.pb import mgmtd_pb2 as pb
-from . import private_etcd, processes
+from . import private_etcd, processes, stores
 from .datadir import DataDir, Shape
 from .health import NAMED_MAX, awaited, describe_trouble
 from .mgmtd_client import MgmtdClient
@@ -65,6 +65,7 @@ class Supervisor:
     config_file: Path | None = None
     mountpoint: Path | None = None
     accept_metadata_loss: bool = False
+    rebuild_mgmtd: bool = False
     on_change: Callable[["Supervisor"], None] = lambda _: None
     on_note: Callable[[str], None] = lambda _: None
     children: list[Child] = field(default_factory=list)
@@ -96,11 +97,29 @@ class Supervisor:
             await self._stop()
             self._set_phase("stopped")
 
+    @contextlib.asynccontextmanager
+    async def etcd_alone(self) -> AsyncGenerator[None]:
+        """Run the private etcd, if there is one, inside the block, and no other service.
+
+        Raises: as `up` where an etcd does not answer.
+        """
+        try:
+            await self._start_etcd()
+            yield
+        finally:
+            self.stopping.set()
+            stops = (processes.stop(child, patience_s=private_etcd.STOP_S) for child in self.children)
+            await asyncio.gather(*stops)
+            await asyncio.gather(*self._watchers, return_exceptions=True)
+            self._set_phase("stopped")
+
     async def _start(self) -> None:
         if self.mountpoint is not None:
             self._prepare_mountpoint(self.mountpoint)
         self._create_secret()
         await self._start_etcd()
+        if self.rebuild_mgmtd:
+            await stores.rebuild_mgmtd(self.data, self.shape.cluster)
         async with MgmtdClient.connect(self.shape.cluster) as manager:
             for node in manager_nodes(self.shape):
                 await self._launch(
@@ -411,6 +430,13 @@ def meta_nodes(shape: Shape) -> range:
     return range(META_NODE, META_NODE + shape.metas)
 
 
+def store_names(shape: Shape, kind: str) -> list[str]:
+    """Names of the directories in which the processes of mgmtd or meta have their stores."""
+    if kind == "meta":
+        return [_directory(kind, node, META_NODE) for node in meta_nodes(shape)]
+    return [_directory(kind, node, MANAGER_NODE) for node in manager_nodes(shape)]
+
+
 def _directory(kind: str, number: int, first: int) -> str:
     """Name of the directory, and of the log, of one of several processes of a kind."""
     return kind if number == first else f"{kind}-{number}"
@@ -509,4 +535,5 @@ __all__ = [
     "meta_nodes",
     "read_state",
     "storage_nodes",
+    "store_names",
 ]

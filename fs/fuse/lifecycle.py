@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Final
 
@@ -113,13 +113,16 @@ def _serve(
         request_bytes=settings.mount.request_bytes,
         read_ahead_bytes=settings.mount.read_ahead_bytes,
         grace_ms=settings.mount.grace_ms,
+        io_uring=settings.mount.fuse_io_uring,
     )
     failures: list[BaseException] = []
-    with records.recorded(mountpoint, settings.cluster):
+    with records.recorded(mountpoint, settings.cluster) as record:
         session = threading.Thread(target=_run, args=(mount, failures), name="session")
         session.start()
         threading.Thread(target=_attend, args=(mount, asked), name="signals", daemon=True).start()
         if table.answers(mountpoint):
+            channel, reason = mount.channel()
+            records.write(replace(record, channel=channel, channel_reason=reason))
             log.info("mounted %s on %s", settings.cluster, mountpoint)
             on_ready()
         else:

@@ -29,6 +29,10 @@ class Record:
     mountpoint: str
     cluster: str  # data directory, or address of mgmtd
     namespace: int  # inode number of the pid namespace that `pid` belongs to
+    channel: str = (
+        ""  # where requests come from, "io_uring" or "/dev/fuse"; not known before the mount answers
+    )
+    channel_reason: str = ""  # why not over io_uring
 
     def is_visible(self) -> bool:
         """Return whether `pid` means the same process here as where the mount was made."""
@@ -85,16 +89,23 @@ def recorded(mountpoint: Path, cluster: str) -> Iterator[Record]:
     started = started_at(pid)
     assert started is not None, "this process runs"
     record = Record(pid, started, str(mountpoint), cluster, pid_namespace())
-    path = _file(cluster, str(mountpoint))
-    temporary = path.with_suffix(f".{pid}")
-    temporary.write_text(json.dumps(asdict(record)) + "\n")
-    temporary.replace(path)
+    path = write(record)
     try:
         yield record
     finally:
         # Another mount may have taken the place meanwhile.
-        if _read(path) == record:
+        found = _read(path)
+        if found is not None and (found.pid, found.started) == (pid, started):
             path.unlink(missing_ok=True)
+
+
+def write(record: Record) -> Path:
+    """Write the record of a mount of this process, in place of an earlier one; return its file."""
+    path = _file(record.cluster, record.mountpoint)
+    temporary = path.with_suffix(f".{record.pid}")
+    temporary.write_text(json.dumps(asdict(record)) + "\n")
+    temporary.replace(path)
+    return path
 
 
 def read_records(cluster: str) -> list[Record]:
@@ -123,4 +134,13 @@ def _read(path: Path) -> Record | None:
         return None
 
 
-__all__ = ["Record", "directory_for", "find_record", "read_records", "recorded", "source_of", "started_at"]
+__all__ = [
+    "Record",
+    "directory_for",
+    "find_record",
+    "read_records",
+    "recorded",
+    "source_of",
+    "started_at",
+    "write",
+]

@@ -59,8 +59,11 @@ def is_mounted(mountpoint: Path) -> bool:
 
 
 def is_stale(mountpoint: Path) -> bool:
-    """Return whether the process behind the mount on that path is gone ("Transport endpoint is not connected")."""
-    return _error_of_stat(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED)
+    """Return whether the process behind the mount on that path is gone ("Transport endpoint is not connected").
+
+    ECANCELED: it ended while the kernel was handing the request to it over io_uring.
+    """
+    return _error_of_stat(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
 
 
 def answers(mountpoint: Path) -> bool:

@@ -15,7 +15,6 @@ C6  A content that was reserved as a spare is taken from those who might still u
 C7  The work for one removed inode does not depend on how many were removed before: every record and every entry of a
     removed directory is read once (`RemovalQueue`). The collector works in slices of `SLICE_S` and rests as long as it
     has worked, so a request waits for at most one slice.
-C8  Nothing changes of an inode while a client may answer opens of it by itself (delegations.py).
 """
 
 import asyncio
@@ -35,10 +34,8 @@ from ..kv import Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
 from .context import NS_PER_MS
-from .delegations import Delegations
 from .inode_counter import InodeCounter
 from .quarantine import Quarantine
-from .recalls import Recalls
 from .removal_clock import RemovalClock
 from .removal_queue import RETRY_S, RemovalQueue
 from .requests import Requests
@@ -98,7 +95,7 @@ class Removal:
 class Collector:
     """Call `round` again and again."""
 
-    def __init__(  # noqa: PLR0913, what it recalls over
+    def __init__(  # noqa: PLR0913, what it watches over
         self,
         engine: Engine,
         clock: Clock,
@@ -108,8 +105,6 @@ class Collector:
         quarantine: Quarantine,
         writers: Writers,
         holds: Holds,
-        delegations: Delegations,
-        recalls: Recalls,
         requests: Requests,
         inode_counter: InodeCounter,
         removal_clock: RemovalClock,
@@ -123,8 +118,6 @@ class Collector:
         self._quarantine = quarantine
         self._writers = writers
         self._holds = holds
-        self._delegations = delegations
-        self._recalls = recalls
         self._requests = requests
         self._inode_counter = inode_counter
         self._removal_clock = removal_clock
@@ -192,16 +185,7 @@ class Collector:
         return batch
 
     def _is_open(self, inode: int) -> bool:
-        return inode in self._holds or inode in self._writers or self._is_delegated(inode)
-
-    def _is_delegated(self, inode: int) -> bool:
-        """Return whether a client may still answer opens of the inode by itself; it is sent a recall."""
-        is_delegated = self._delegations.is_active and self._delegations.blocks(
-            inode, self._clock.monotonic()
-        )
-        if is_delegated:
-            self._recalls.send_recalls([inode])
-        return is_delegated
+        return inode in self._holds or inode in self._writers
 
     async def _remove_inodes(self, batch: Sequence[bytes]) -> Removal:
         """Remove inodes, as many of the batch as fit one slice, in one transaction."""
@@ -251,8 +235,6 @@ class Collector:
         until_s = self._clock.monotonic() + SLICE_S
         for key, value in pairs:
             entry = schema.decode_entry(value)
-            if self._is_delegated(entry.inode):  # C8
-                break
             txn.delete(key)
             txn.delete(schema.cookie_key(directory.id, entry.cookie))
             _, removal.emptied[directory.id] = schema.split_one(key)

@@ -20,7 +20,7 @@ import uvloop
 from .. import __version__
 from ..clock import SystemClock
 from ..config import ClusterConfig, load
-from ..errors import ConfigError, CorruptData, Error
+from ..errors import ConfigError, CorruptData, Error, NotFound
 from ..ids import NodeId, new_incarnation
 from ..kv.checkpoint.catalog import Catalog
 from ..kv.checkpoint.keeper import Member, Policy
@@ -72,15 +72,19 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname).1s mgmtd %(message)s", stream=sys.stderr
     )
+    several = False
     try:
         cluster = load_cluster(options.cluster)
+        several = cluster.metadata is not None
         config = ClusterConfig() if options.config is None else load(options.config)
         uvloop.run(serve(options.data, cluster, config, NodeId(options.node_id), create=options.create))
     except CorruptData as error:
-        log.error("cannot run: %s; %s", error, remedy(options.data))  # noqa: TRY400 (an operating error needs no traceback)
+        log.error("cannot run: %s; %s", error, remedy(options.data, several=several))  # noqa: TRY400 (an operating error needs no traceback)
         return os.EX_CONFIG
     except ConfigError as error:
-        message = f"{error}; {remedy(options.data)}" if "older" in error.fields else str(error)
+        message = (
+            f"{error}; {remedy(options.data, several=several)}" if "older" in error.fields else str(error)
+        )
         log.error("cannot run: %s", message)  # noqa: TRY400 (an operating error needs no traceback)
         return os.EX_CONFIG
     except Error as error:
@@ -89,11 +93,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def remedy(data: Path) -> str:
+def remedy(data: Path, *, several: bool) -> str:
     """Return what an operator can do about a store that is missing, damaged or older than the cluster."""
+    command = f"`luciola up --data {data.absolute().parent} --rebuild-mgmtd`"
+    if several:
+        return (
+            f"if another manager runs, move {data.absolute()} away and start this one, which follows the log; "
+            f"else stop the cluster and rebuild the log from what the storage nodes remember: {command}"
+        )
     return (
-        f"stop the cluster and rebuild {data.absolute()} from what the storage nodes remember: `luciola up --data "
-        f"{data.absolute().parent} --rebuild-mgmtd` (a copy made before mgmtd last started is refused)"
+        f"stop the cluster and rebuild {data.absolute()} from what the storage nodes remember: {command} "
+        "(a copy made before mgmtd last started is refused)"
     )
 
 
@@ -168,10 +178,17 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
         )
         await first_end(
             _stopped(stopping, terms),
-            run_replica(replica, terms.serve),
+            _follow(replica, terms),
             terms.report(clients, cluster.mgmtd_grpc),
         )
         await terms.finish()
+
+
+async def _follow(replica: ReplicaSettings, terms: Terms) -> None:
+    try:
+        await run_replica(replica, terms.serve)
+    except NotFound as error:
+        raise CorruptData(f"the log of mgmtd is lost: {error}") from error
 
 
 async def _stopped(stopping: asyncio.Event, terms: Terms) -> None:

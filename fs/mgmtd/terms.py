@@ -59,6 +59,7 @@ class Terms:
         await self.finish()
         self._service = service = self._new_service(engine)
         self.current.service = service
+        log.info("mgmtd %d serves, epoch %d", self._settings.node.id, engine.epoch)
         try:
             await service.run()
         except Error as error:

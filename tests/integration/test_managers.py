@@ -1,6 +1,9 @@
 """Two managers over one log in a real etcd: the primary is killed and paused, while a client writes and reads."""
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +27,8 @@ DATA = b"0123456789" * 3000
 class Managers(StorageCluster):
     """Managers, a storage node and meta. Only the managers use etcd."""
 
-    def __init__(self, root: Path, members: EtcdMembers) -> None:
-        super().__init__(root, nodes=1, replicas=1)
+    def __init__(self, root: Path, members: EtcdMembers, *, cluster_id: str = "test") -> None:
+        super().__init__(root, nodes=1, replicas=1, cluster_id=cluster_id)
         self.nodes = range(11, 12)
         ports = free_ports(2 * len(MANAGERS))
         lanes, rpcs = (
@@ -124,3 +127,14 @@ def test_manager_that_is_killed_or_paused_is_replaced_and_nothing_is_forgotten(c
         chains = {chain.id: chain.version for chain in cluster.routing().chains}
         assert set(chains.values()) == {1}, "no replica fell"
     assert not any("Traceback" in path.read_text() for path in cluster.root.glob("*.log"))
+
+
+def test_lost_log_is_no_new_one_and_the_remedy_is_named(etcd_members: EtcdMembers, tmp_path: Path) -> None:
+    managers = Managers(tmp_path, etcd_members, cluster_id="without-log")
+    command = [sys.executable, "-m", "luciola.mgmtd", "--data", str(tmp_path / "mgmtd")]
+    command += ["--cluster", str(tmp_path / "replicated.json"), "--node-id", "1"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert managers.cluster.cluster_id in ended.stderr
+    assert ended.returncode == os.EX_CONFIG
+    assert "etcd has no log at" in ended.stderr
+    assert f"luciola up --data {tmp_path} --rebuild-mgmtd" in ended.stderr

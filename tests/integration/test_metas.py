@@ -16,7 +16,7 @@ from etcd_members import EtcdMembers
 from luciola.cli import cli
 from luciola.client import Watch
 from luciola.config import ClientConfig
-from luciola.errors import InvalidArgument, NotFound
+from luciola.errors import InvalidArgument, NotFound, Timeout, Unavailable
 from meta_processes import Metas
 from storage_cluster import WAIT_S
 
@@ -29,11 +29,7 @@ class Program(threading.Thread):
 
     def __init__(self, cluster: Metas) -> None:
         super().__init__()
-        self.fs = luciola.connect(
-            cluster.cluster.mgmtd_lane,
-            secret_file=cluster.root / cluster.cluster.secret_file,
-            config=ClientConfig(deadline_ms=100_000),
-        )
+        self.fs = connected(cluster)
         self.made: set[str] = set()
         self.rounds = 0
         self.failure: BaseException | None = None
@@ -84,6 +80,12 @@ class Program(threading.Thread):
 def cluster(etcd_members: EtcdMembers, tmp_path: Path) -> Iterator[Metas]:
     with Metas(tmp_path, etcd_members) as cluster:
         yield cluster
+
+
+def connected(cluster: Metas, *, deadline_ms: int = 100_000) -> luciola.FileSystem:
+    secret = cluster.root / cluster.cluster.secret_file
+    config = ClientConfig(deadline_ms=deadline_ms)
+    return luciola.connect(cluster.cluster.mgmtd_lane, secret_file=secret, config=config)
 
 
 def seen_until(watch: Watch, last: tuple[str, str | None]) -> list[tuple[str, str | None]]:
@@ -164,3 +166,51 @@ def test_primary_that_is_killed_or_paused_is_replaced_without_an_error(cluster: 
         program.fs.close()
     first, second = cluster.end_metas()
     assert first == second
+
+
+@pytest.mark.timeout(900)
+def test_files_that_are_open_outlive_the_primary_that_knew_of_them(
+    etcd_members: EtcdMembers, tmp_path: Path
+) -> None:
+    data = b"held" * FILE_BYTES
+    with (
+        Metas(tmp_path, etcd_members, gc_delay_ms=20_000) as cluster,
+        connected(cluster) as fs,
+        connected(cluster) as other,
+    ):
+        other.write("/held", data)
+        with fs.open("/held", "rb") as held, fs.open("/written", "xb") as written:
+            written.write(data)
+            written.fsync()
+            other.unlink("/held")
+            primary = cluster.wait_primary()
+            cluster.signal(primary.id, signal.SIGKILL)
+            cluster.wait_primary(above=primary.epoch)
+            other.write("/removed", data)
+            other.unlink("/removed")
+            cluster.wait(
+                lambda: cluster.meta_status().gc_queue == 1, "the file removed later to be collected"
+            )
+            written.write(data)
+            written.fsync()
+            assert held.pread(2 * len(data), 0) == data
+        assert other.read("/written") == data + data
+        cluster.wait(lambda: cluster.meta_status().gc_queue == 0, "the file to be collected")
+
+
+@pytest.mark.timeout(900)
+def test_calls_fail_within_their_deadline_without_a_majority_of_etcd(
+    cluster: Metas, etcd_members: EtcdMembers
+) -> None:
+    with connected(cluster, deadline_ms=8_000) as fs, connected(cluster) as patient:
+        fs.write("/before", b"1")
+        for member in (0, 1):
+            etcd_members.kill(member)
+        with pytest.raises((Timeout, Unavailable)):
+            fs.write("/during", b"2")
+        with pytest.raises((Timeout, Unavailable)):
+            fs.stat("/before")  # no lease is left: another may lead
+        etcd_members.heal()
+        patient.write("/after", b"3")
+        assert patient.read("/before") == b"1"
+        assert set(patient.listdir("/")) - {"during"} == {"before", "after"}

@@ -14,6 +14,7 @@ import pytest
 
 from cluster import LocalCluster, luciola, until
 from etcd_members import require_etcd
+from luciola.mgmtd.rebuild import VERSION_GAP
 
 pytestmark = [pytest.mark.mount, pytest.mark.timeout(600)]
 
@@ -130,6 +131,25 @@ def test_files_survive_whatever_is_killed(cluster: LocalCluster) -> None:
     assert cluster.fsck()["problems"] == []
 
 
+def test_log_of_the_managers_is_made_again_of_what_the_storage_nodes_remember(cluster: LocalCluster) -> None:
+    assert cluster.mountpoint is not None
+    cluster.wait_healthy()
+    written: dict[str, bytes] = {}
+    _write(cluster.mountpoint / "rebuilt", written)
+    epoch = _epochs(cluster)["mgmtd"]
+    cluster.down()
+    mount = ["--mount", str(cluster.mountpoint)]
+    luciola("up", "--data", str(cluster.data), *mount, "--detach", "--rebuild-mgmtd", "--yes")
+    cluster.wait_healthy()
+    _await_roles(cluster, "mgmtd")
+    assert _epochs(cluster)["mgmtd"] > epoch
+    chains = json.loads(luciola("chain", "list", "--data", str(cluster.data), "--json").stdout)
+    assert all(chain["version"] > VERSION_GAP for chain in chains)
+    _check(cluster.mountpoint / "rebuilt", written)
+    asides = {path.name.partition(".aside-")[0] for path in cluster.data.glob("*.aside-*")}
+    assert {"mgmtd", "mgmtd-2"} <= asides
+
+
 def test_an_etcd_that_does_not_answer_is_named(tmp_path: Path) -> None:
     options = ["--data", str(tmp_path / "data"), "--storage-nodes", "1", "--metadata", "etcd://127.0.0.1:1"]
     result = luciola("up", *options, "--detach", check=False)
@@ -142,7 +162,7 @@ def test_an_etcd_that_does_not_answer_is_named(tmp_path: Path) -> None:
 def _write(mountpoint: Path, written: dict[str, bytes]) -> None:
     """Make a directory with small and large files."""
     directory = mountpoint / f"directory-{len(written)}"
-    directory.mkdir()
+    directory.mkdir(parents=True)
     for index in range(FILES):
         path = directory / f"file-{index}"
         content = os.urandom(100 + index * 50_000)

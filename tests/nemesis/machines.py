@@ -8,6 +8,7 @@ another kernel and another boot clock. Packets between machines are forwarded he
 The program that makes machines has to run in namespaces of its own (`in_namespaces`): all that it leaves ends with it.
 """
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -26,14 +27,20 @@ from typing import Final, Self
 
 from luciola.cli.datadir import DataDir, Shape
 from luciola.errors import Error
-from luciola.wire import SERVICE, Cluster, RpcClient, create_secret, load_cluster, methods, mint
+from luciola.wire import SERVICE, Cluster, Metadata, RpcClient, create_secret, load_cluster, methods, mint
+from luciola.wire.failover import Endpoints
 from luciola.wire.pb import mgmtd_pb2
+from store_content import Content, replicated_content
 
 WAIT_S: Final = 120.0  # for what happens within seconds on a machine that is not busy
 DISK_BYTES: Final = 1 << 30  # sparse; enough for journals whose blocks are taken in advance
 TABLE: Final = 1
-META_NODE: Final = 100
+META_FIRST: Final = 100
 STORAGE_FIRST: Final = 201
+REPLICAS: Final = 2  # processes of mgmtd, and of meta, with replicated metadata
+MEMBERS: Final = 3  # of etcd
+STORE: Final = "data"  # of a service, on its machine's disk
+ETCD_PORT: Final = 2379  # for clients; members have the next one for each other
 RESTART_S: Final = 0.3  # after a service has ended by itself
 REFUSED: Final = os.EX_CONFIG  # an operator has to act: never the answer to a fault here
 TWIST: Final = "10.77"
@@ -254,41 +261,73 @@ def last_lines(log: Path, count: int = 3) -> str:
 
 
 class Machines:
-    """mgmtd, meta and storage nodes on machines of their own, and mounts. A context manager."""
+    """mgmtd, meta and storage nodes on machines of their own, and mounts. A context manager.
 
-    def __init__(self, root: Path, choose: random.Random, *, nodes: int, replicas: int, config: str) -> None:
-        self.root, self.replicas = root, replicas
+    With replicated metadata there are several of mgmtd and meta, and members of etcd, each on a machine.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        choose: random.Random,
+        *,
+        nodes: int,
+        replicas: int,
+        config: str,
+        is_replicated: bool = False,
+    ) -> None:
+        self.root, self.replicas, self.is_replicated = root, replicas, is_replicated
         self.services: dict[str, Service] = {}
         self.failure: BaseException | None = None
         self._ended = threading.Event()
         self._keeper = threading.Thread(target=self._keep, name="keeper")
         run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1")
         run("ip", "link", "set", "lo", "up")
-        names = ["mgmtd", "meta", *(f"storage-{STORAGE_FIRST + index}" for index in range(nodes)), "client"]
+        self.managers = self._names("mgmtd", 1)
+        self.metas = self._names("meta", META_FIRST)
+        self.members = [f"etcd-{number}" for number in range(1, MEMBERS + 1)] if is_replicated else []
+        self.nodes = [f"storage-{STORAGE_FIRST + index}" for index in range(nodes)]
+        names = [*self.members, *self.managers, *self.metas, *self.nodes, "client"]
         self.machines = {name: Machine(name, number, root, choose) for number, name in enumerate(names, 1)}
         self.data = DataDir(root / "cluster")
         self.data.create()
-        manager = self.machines["mgmtd"].address
         create_secret(self.data.secret)
-        cluster = Cluster("nemesis", f"{manager}:7001", f"{manager}:7002", str(self.data.secret))
-        self.data.write_shape(Shape(cluster, nodes, replicas))
+        self.data.write_shape(Shape(self._describe(), nodes, replicas))
         self.config = root / "config.toml"
         self.config.write_text(config)
         self.cluster = load_cluster(self.data.cluster)
         self._token = mint(self.cluster.secret(), role=SERVICE)
+        self._endpoints = Endpoints(self.cluster.mgmtd_grpc)
+
+    def _names(self, kind: str, first: int) -> list[str]:
+        """Of the machines of mgmtd or meta, with the numbers of their nodes if there are several."""
+        return [f"{kind}-{first + index}" for index in range(REPLICAS)] if self.is_replicated else [kind]
+
+    def _describe(self) -> Cluster:
+        """What the cluster file says."""
+
+        def addresses(names: list[str], port: int) -> list[str]:
+            return [f"{self.machines[name].address}:{port}" for name in names]
+
+        endpoints = tuple(f"http://{each}" for each in addresses(self.members, ETCD_PORT))
+        return Cluster(
+            "nemesis",
+            ",".join(addresses(self.managers, 7001)),
+            ",".join(addresses(self.managers, 7002)),
+            str(self.data.secret),
+            Metadata(endpoints) if endpoints else None,
+        )
 
     def __enter__(self) -> Self:
-        self._start("mgmtd", "luciola.mgmtd", "--create")
+        self._start_members()
+        for number, name in enumerate(self.managers, 1):
+            self._start(name, "luciola.mgmtd", "--create", "--node-id", str(number))
         until(lambda: self.routing() is not None, "mgmtd")
-        nodes = {META_NODE}
-        for name in self.machines:
-            if name.startswith("storage"):
-                node = int(name.rpartition("-")[2])
-                nodes.add(node)
-                listen = self.machines[name].address
-                self._start(name, "luciola.storage", "--node-id", str(node), "--listen", listen, node=node)
-        listen = self.machines["meta"].address
-        self._start("meta", "luciola.meta", "--create", "--listen", listen, node=META_NODE)
+        for name in self.nodes:
+            self._start_node(name, "luciola.storage", int(name.rpartition("-")[2]))
+        for number, name in enumerate(self.metas, META_FIRST):
+            self._start_node(name, "luciola.meta", number, "--create")
+        nodes = {service.node for service in self.services.values() if service.node}
         until(lambda: self.connected() >= nodes, "all nodes")
         request = mgmtd_pb2.CreateChainTableRequest(
             table=TABLE, replicas=self.replicas, description="nemesis"
@@ -305,11 +344,38 @@ class Machines:
         if self._keeper.ident is not None:
             self._keeper.join()
 
+    def _start_members(self) -> None:
+        """Start etcd, which refuses options that are in its environment too."""
+        for name in self.members:
+            command = ["env", *(f"--unset={each}" for each in os.environ if each.startswith("ETCD_")), "etcd"]
+            command += ["--name", name, "--data-dir", str(self.machines[name].directory / STORE)]
+            command += ["--initial-cluster", ",".join(f"{each}={self._peer(each)}" for each in self.members)]
+            for option in ("--listen-client-urls", "--advertise-client-urls"):
+                command += [option, f"http://{self.machines[name].address}:{ETCD_PORT}"]
+            for option in ("--listen-peer-urls", "--initial-advertise-peer-urls"):
+                command += [option, self._peer(name)]
+            command += ["--logger", "zap", "--log-outputs", "stderr", "--log-level", "error"]
+            self._launch(Service(name, self.machines[name], command, self.root / f"{name}.log"))
+
+    def _peer(self, member: str) -> str:
+        return f"http://{self.machines[member].address}:{ETCD_PORT + 1}"
+
     def _start(self, name: str, module: str, *options: str, node: int = 0) -> None:
         machine = self.machines[name]
-        command = [sys.executable, "-P", "-u", "-m", module, "--data", str(machine.directory / "data")]
+        command = [sys.executable, "-P", "-u", "-m", module, "--data", str(machine.directory / STORE)]
         command += ["--cluster", str(self.data.cluster), "--config", str(self.config), *options]
         self._launch(Service(name, machine, command, self.root / f"{name}.log", node))
+
+    def _start_node(self, name: str, module: str, node: int, *options: str) -> None:
+        address = self.machines[name].address
+        self._start(name, module, "--node-id", str(node), "--listen", address, *options, node=node)
+
+    def contents(self, service: str, names: list[str]) -> list[Content]:
+        """Stop the processes of "mgmtd" or "meta"; return what the store of each holds after the rest of its log."""
+        for name in names:
+            self.services[name].kill(signal.SIGTERM)
+        stores = [self.machines[name].disk / STORE for name in names]
+        return [asyncio.run(replicated_content(store, self.cluster, service)) for store in stores]
 
     def mount(self, name: str, machine: str, *options: str) -> Path:
         """A mount on a machine. Returns its directory, which is there for programs of that machine alone."""
@@ -351,9 +417,17 @@ class Machines:
     # What mgmtd says.
 
     def call(self, method: methods.Method, request: object) -> object:
-        """Raises: the errors of the call."""
-        with RpcClient(self.cluster.mgmtd_grpc, self._token) as client:
-            return client.call(method, request, timeout_s=5.0)
+        """Ask the manager that answered last; after an error, the next call asks another.
+
+        Raises: the errors of the call.
+        """
+        address = self._endpoints.current
+        try:
+            with RpcClient(address, self._token) as client:
+                return client.call(method, request, timeout_s=5.0)
+        except Error as error:
+            self._endpoints.failed(address, error)
+            raise
 
     def routing(self) -> mgmtd_pb2.Routing | None:
         """None while mgmtd does not answer."""

@@ -1,6 +1,7 @@
 """One run: a cluster of machines, programs that record histories, faults from a seed, a verdict and a report.
 
-usage: python -m nemesis.run [--seconds S | --minutes M] [--seed N] [--faults KIND …] [--keep] [--report FILE]
+usage: python -m nemesis.run [--metadata etcd] [--seconds S | --minutes M] [--seed N] [--faults KIND …] [--keep]
+           [--report FILE]
 
 The exit code is 0 if every history is valid and nothing else was found. The same seed gives the same plan of faults.
 """
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 from . import histories
 from .checker import Model, Outcome, Verdict, check
-from .faults import LOSES_POWER, WEIGHTS, Injector, Plan, PowerLoss
+from .faults import WEIGHTS, Injector, Plan, PowerLoss
 from .histories import Failure, Operation
 from .machines import Machines, in_namespaces, until
 from .models import (
@@ -47,6 +48,7 @@ DEADLINE_S: Final = 55.0  # `deadline_ms` of clients, 60 s, less what a request 
 LOST_SEEN_NS: Final = 10**10  # after a loss of names: by then programs have used every file that was open
 KILLS_MOUNTS: Final = {"kill", "reboot", "power", "blackout"}
 SEPARATES_CLIENTS: Final = set(WEIGHTS) - {"full"}  # from mgmtd, for longer than `client_session_timeout_ms`
+TERM_BEGINS: Final = " serves, epoch "  # in the log of mgmtd or meta
 END_S: Final = 120.0  # in which a program ends the call in flight: longer than clients try
 STALENESS_MS: Final = 1000  # `attribute_timeout_ms` of the mount with close-to-open consistency
 STALENESS_SLACK_NS: Final = (
@@ -95,6 +97,7 @@ class Report:
     errors: Counter[str] = field(default_factory=Counter)
     histories: Counter[str] = field(default_factory=Counter)
     faults: dict[str, int] = field(default_factory=dict)
+    terms: Counter[str] = field(default_factory=Counter)  # of replicated metadata
     losses: Counter[str] = field(default_factory=Counter)
     longest_s: dict[str, float] = field(default_factory=dict)
     check_s: float = 0.0
@@ -110,6 +113,7 @@ class Report:
             f"of unknown outcome: {table(self.unknown)}",
             f"errors: {table(self.errors)}",
             f"faults: {table(self.faults)} (total {sum(self.faults.values())})",
+            f"terms: {table(self.terms)}",
             f"losses of what was not synced: {table(self.losses)}",
             f"longest call, s: {table({name: round(value, 1) for name, value in self.longest_s.items()})}",
             f"histories checked: {table(self.histories)} in {self.check_s:.1f} s",
@@ -146,12 +150,27 @@ def prepare(data: Path, config: Path) -> None:
             file.fsync()
 
 
-def run(root: Path, seed: int, seconds: float, kinds: list[str] | None, say: Callable[[str], None]) -> Report:
+def run(
+    root: Path,
+    seed: int,
+    seconds: float,
+    kinds: list[str] | None,
+    say: Callable[[str], None],
+    *,
+    is_replicated: bool = False,
+) -> Report:
     """One run in `root`, a directory of this machine."""
     report = Report(seed)
     # The order in which machines are rebooted must not change the plan.
     (root / "histories").mkdir()
-    with Machines(root, random.Random(f"machines {seed}"), nodes=3, replicas=2, config=CONFIG) as machines:
+    with Machines(
+        root,
+        random.Random(f"machines {seed}"),
+        nodes=3,
+        replicas=2,
+        config=CONFIG,
+        is_replicated=is_replicated,
+    ) as machines:
         injector = Injector(machines, say=say)
         cached = root / "cached.toml"
         cached.write_text(CACHED_CONFIG)
@@ -179,6 +198,9 @@ def run(root: Path, seed: int, seconds: float, kinds: list[str] | None, say: Cal
         report.problems += end_programs(machines)
         if not report.problems:
             report.problems += fsck(machines.data.root)
+        if is_replicated and not report.problems:
+            report.problems += compare(machines)
+            report.terms = terms(machines)
         report.faults = injector.count
         (root / "losses.json").write_text(json.dumps([asdict(loss) for loss in injector.losses]))
         report.losses = Counter(loss.what for loss in injector.losses)
@@ -211,6 +233,22 @@ def fsck(data: Path) -> list[str]:
     if not result.stdout:
         return [f"fsck: {result.stderr}"]
     return [f"fsck: {problem}" for problem in json.loads(result.stdout)["problems"]]
+
+
+def compare(machines: Machines) -> list[str]:
+    """Stop mgmtd and meta. Returns which of them have stores that differ."""
+    problems = []
+    for service, names in (("meta", machines.metas), ("mgmtd", machines.managers)):
+        first, *others = machines.contents(service, names)
+        if any(other != first for other in others):
+            problems.append(f"the stores of {', '.join(names)} differ")
+    return problems
+
+
+def terms(machines: Machines) -> Counter[str]:
+    """How often each process of mgmtd and meta became the primary."""
+    names = [*machines.managers, *machines.metas]
+    return Counter({name: machines.services[name].log.read_text().count(TERM_BEGINS) for name in names})
 
 
 # Judging.
@@ -261,7 +299,7 @@ def is_explained(failure: Failure, faults: set[str], losses: list[PowerLoss]) ->
         case errno.ESTALE:
             return bool(faults & SEPARATES_CLIENTS)
         case errno.EAGAIN:
-            return bool(faults & set(LOSES_POWER))
+            return any(loss.what == "names" for loss in losses)
         case errno.ENOENT:
             end_ns = failure.began_ns + round(failure.after_s * 1e9)
             return any(
@@ -334,6 +372,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="the same in minutes")
     parser.add_argument("--seed", type=int, help="repeats the faults of a run")
     parser.add_argument("--faults", nargs="+", choices=sorted(WEIGHTS), help="only these kinds")
+    parser.add_argument("--metadata", choices=("etcd",), help="several of mgmtd and meta, over logs in etcd")
     parser.add_argument("--keep", action="store_true", help="keep logs and histories")
     parser.add_argument("--report", type=Path, help="also write the report there")
     options = parser.parse_args()
@@ -344,7 +383,8 @@ def main() -> int:
         os.execvpe(command[0], command, environment)
     seed = random.randrange(1 << 30) if options.seed is None else options.seed
     seconds = options.seconds if options.minutes is None else 60 * options.minutes
-    print(f"repeat with: python -m nemesis.run --seed {seed} --seconds {seconds:.0f}", flush=True)
+    more = "" if options.metadata is None else f" --metadata {options.metadata}"
+    print(f"repeat with: python -m nemesis.run --seed {seed} --seconds {seconds:.0f}{more}", flush=True)
     root = Path(tempfile.mkdtemp(prefix="luciola-nemesis-"))
     began_s = time.monotonic()
     report = None
@@ -355,6 +395,7 @@ def main() -> int:
             seconds,
             options.faults,
             lambda text: print(f"{time.monotonic() - began_s:7.1f} {text}", flush=True),
+            is_replicated=options.metadata is not None,
         )
     finally:
         if options.keep or report is None or report.problems:

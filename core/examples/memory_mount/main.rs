@@ -1,5 +1,5 @@
 //! Mounts a file system in memory until it is unmounted: `memory_mount MOUNTPOINT [--strict] [--threads N]
-//! [--no-allow-other] [--hop DIRECTORY]`. For tests and measurements of the session.
+//! [--no-allow-other] [--io-uring auto|always|never] [--hop DIRECTORY]`. For tests and measurements of the session.
 //!
 //! With `--hop` every request that a distributed file system cannot answer alone waits for the answer of a second
 //! process, over a socket in `DIRECTORY`.
@@ -11,7 +11,7 @@ mod hop;
 use std::path::Path;
 use std::sync::Arc;
 
-use luciola_core::fuse::{Session, SessionOptions};
+use luciola_core::fuse::{IoUring, Session, SessionOptions};
 
 fn main() -> std::io::Result<()> {
     let mut options = SessionOptions { allow_other: true, source: "memory".into(), ..Default::default() };
@@ -21,6 +21,10 @@ fn main() -> std::io::Result<()> {
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--strict" => options.bypass_cache = true,
+            "--io-uring" => {
+                let choice = arguments.next().and_then(|name| IoUring::from_name(&name));
+                options.io_uring = choice.expect("--io-uring takes auto, always or never");
+            }
             "--no-allow-other" => options.allow_other = false,
             "--threads" => {
                 let number = arguments.next().and_then(|number| number.parse().ok());

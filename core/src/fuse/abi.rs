@@ -122,6 +122,8 @@ pub mod init {
     pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
     pub const HAS_EXPIRE_ONLY: u64 = 1 << 35;
     pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    /// Linux 6.14, offered where fuse's module parameter enable_uring is on.
+    pub const OVER_IO_URING: u64 = 1 << 41;
 }
 
 /// Flags of an OPEN reply.
@@ -234,6 +236,29 @@ wire! {
     NotifyDeleteOut { parent: u64, child: u64, name_length: u32, padding: u32 }
 }
 
+/// Requests over io_uring: commands, and what the kernel fills for each entry.
+pub mod uring {
+    use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+    pub const REGISTER: u32 = 1;
+    pub const COMMIT_AND_FETCH: u32 = 2;
+
+    pub const HEADER_BYTES: usize = 128;
+
+    wire! {
+        EntryHeader { flags: u64, commit_id: u64, payload_bytes: u32, padding: u32, reserved: u64 }
+    }
+
+    /// `struct fuse_uring_req_header`: `in_out` begins with the `InHeader` of the request, then the `OutHeader` of its reply.
+    #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+    #[repr(C)]
+    pub struct Header {
+        pub in_out: [u8; HEADER_BYTES],
+        pub operation: [u8; HEADER_BYTES],
+        pub entry: EntryHeader,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,6 +279,7 @@ mod tests {
         assert_eq!(size_of::<OpenOut>(), 16);
         assert_eq!(size_of::<Dirent>(), 24);
         assert_eq!(size_of::<CopyFileRangeIn>(), 56);
+        assert_eq!(size_of::<uring::Header>(), 288);
     }
 
     #[test]

@@ -8,29 +8,18 @@ use std::thread;
 
 use crossbeam_channel::{Sender, unbounded};
 
-use super::device::FuseDevice;
 use super::file_system::FileSystem;
 use super::notify::Notifier;
+use super::request::OldPages;
 use crate::panics::caught;
 
 /// Files that are open with and without O_DIRECT and are written at the same time are rare.
 const THREADS: u64 = 8;
 
-/// The answer to a request.
-pub struct Reply {
-    pub device: FuseDevice,
-    pub unique: u64,
-    pub value: Vec<u8>,
-}
-
-/// A reply that is sent when the kernel has no page of the range that is older.
+/// A reply that is sent when the kernel has none of the pages.
 pub struct Job {
-    pub reply: Reply,
-    pub inode: u64,
-    pub offset: u64,
-    pub length: u64,
-    /// Of `FileSystem::outdates_pages`.
-    pub number: Option<u64>,
+    pub reply: Box<dyn FnOnce() + Send>,
+    pub pages: OldPages,
 }
 
 /// Ends its threads when it is dropped.
@@ -47,14 +36,14 @@ impl Dropper {
     }
 
     pub fn answer_after(&self, job: Job) {
-        let unsent = match &self.jobs[(job.inode % THREADS) as usize] {
+        let unsent = match &self.jobs[(job.pages.inode % THREADS) as usize] {
             Some(jobs) => jobs.send(job).map_err(|unsent| unsent.into_inner()),
             None => Err(job),
         };
         if let Err(job) = unsent {
             // Attributes at least, which takes no page.
-            let _ = self.notifier.inval_attributes(job.inode);
-            job.reply.device.reply(job.reply.unique, None, &job.reply.value, &[]);
+            let _ = self.notifier.inval_attributes(job.pages.inode);
+            (job.reply)();
         }
     }
 }
@@ -63,11 +52,11 @@ fn start_thread(notifier: Notifier, fs: Arc<dyn FileSystem>) -> Option<Sender<Jo
     let (jobs, received) = unbounded::<Job>();
     // A mistake in there leaves neither this request nor those behind it without an answer.
     let run = move || {
-        received.iter().for_each(|job| {
-            if caught(|| drop_pages(&notifier, &*fs, &job)).is_none() {
-                log::error!("inode {}: invalidating kernel pages panicked", job.inode);
+        received.iter().for_each(|Job { reply, pages }| {
+            if caught(|| drop_pages(&notifier, &*fs, &pages)).is_none() {
+                log::error!("inode {}: invalidating kernel pages panicked", pages.inode);
             }
-            job.reply.device.reply(job.reply.unique, None, &job.reply.value, &[]);
+            reply();
         });
     };
     match thread::Builder::new().name("fuse-drop".into()).spawn(run) {
@@ -81,12 +70,12 @@ fn start_thread(notifier: Notifier, fs: Arc<dyn FileSystem>) -> Option<Sender<Jo
     }
 }
 
-fn drop_pages(notifier: &Notifier, fs: &dyn FileSystem, job: &Job) {
-    match notifier.inval_inode(job.inode, job.offset, job.length) {
-        Ok(()) => job.number.into_iter().for_each(|number| fs.pages_dropped(job.inode, number)),
+fn drop_pages(notifier: &Notifier, fs: &dyn FileSystem, pages: &OldPages) {
+    match notifier.inval_inode(pages.inode, pages.offset, pages.length) {
+        Ok(()) => pages.number.into_iter().for_each(|number| fs.pages_dropped(pages.inode, number)),
         Err(error) => log::warn!(
             "inode {}: invalidating kernel pages failed: {error}; readers may see old bytes",
-            job.inode
+            pages.inode
         ),
     }
 }

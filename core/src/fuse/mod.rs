@@ -1,4 +1,4 @@
-//! The kernel's FUSE protocol on /dev/fuse: sessions, mounting, and the trait that a file system implements.
+//! The kernel's FUSE protocol on /dev/fuse and over io_uring: sessions, mounting, and the trait that a file system implements.
 //!
 //! A `Session` mounts a `FileSystem`, answers the kernel from several threads, and ends when it is unmounted,
 //! also from outside. Payloads are read from the device straight into page-aligned buffers of a registered region and
@@ -14,6 +14,7 @@ mod caller;
 mod device;
 mod directory;
 mod dropper;
+mod execute;
 mod file_system;
 mod mount;
 mod negotiate;
@@ -24,7 +25,9 @@ mod privileges;
 mod request;
 mod session;
 mod shared;
+mod slot;
 mod threads;
+mod uring;
 mod watch;
 mod watcher;
 mod worker;
@@ -34,5 +37,7 @@ pub use directory::DirectorySink;
 pub use file_system::FileSystem;
 pub use notify::Notifier;
 pub use operations::*;
-pub use options::{REQUEST_BYTES_MAX, SessionOptions};
+pub use options::{IoUring, REQUEST_BYTES_MAX, SessionOptions};
 pub use session::{Session, SessionHandle};
+pub use uring::allowed::has_io_uring;
+pub use uring::channel::Channel;

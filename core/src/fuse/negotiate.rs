@@ -40,14 +40,20 @@ pub struct Agreement {
 }
 
 impl Agreement {
+    /// Whether requests wait for the rings of all processors.
+    pub fn is_over_io_uring(&self) -> bool {
+        self.flags & init::OVER_IO_URING != 0
+    }
+
     /// Whether requests that make something name the caller's group, where it is a supplementary one that counts.
     pub fn names_groups(&self) -> bool {
         self.flags & init::CREATE_SUPP_GROUP != 0
     }
 }
 
-/// What to answer INIT with. Kernels with another major version send INIT again after an answer with ours; none exists.
-pub fn answer(body: &[u8], options: &SessionOptions) -> io::Result<(abi::InitOut, Agreement)> {
+/// What to answer INIT with; `rings`: whether io_uring is wanted. Kernels with another major version send INIT again after
+/// an answer with ours; none exists.
+pub fn answer(body: &[u8], options: &SessionOptions, rings: bool) -> io::Result<(abi::InitOut, Agreement)> {
     let invalid = |text: String| io::Error::new(io::ErrorKind::InvalidData, text);
     let (init, rest) =
         abi::InitIn::read_from_prefix(body).map_err(|_| invalid("INIT is too short".into()))?;
@@ -66,7 +72,7 @@ pub fn answer(body: &[u8], options: &SessionOptions) -> io::Result<(abi::InitOut
     let extended = u64::from(init.flags) & init::INIT_EXT != 0;
     let high = if extended { u32::read_from_prefix(rest).map_or(0, |(high, _)| high) } else { 0 };
     let offered = u64::from(init.flags) | u64::from(high) << 32;
-    let flags = offered & WANTED;
+    let flags = offered & (WANTED | if rings { init::OVER_IO_URING } else { 0 });
     let page_bytes = rustix::param::page_size();
     let request_bytes = options.request_bytes;
     let out = abi::InitOut {
@@ -104,8 +110,9 @@ mod tests {
 
     #[test]
     fn only_what_the_kernel_offers_is_used() {
-        let offered = init::INIT_EXT | init::ASYNC_READ | init::DIRECT_IO_ALLOW_MMAP | 1 << 41;
-        let (out, agreement) = answer(&body(7, 44, offered), &SessionOptions::default()).unwrap();
+        let offered =
+            init::INIT_EXT | init::ASYNC_READ | init::DIRECT_IO_ALLOW_MMAP | init::OVER_IO_URING | 1 << 42;
+        let (out, agreement) = answer(&body(7, 44, offered), &SessionOptions::default(), false).unwrap();
         assert_eq!(agreement.flags, init::INIT_EXT | init::ASYNC_READ | init::DIRECT_IO_ALLOW_MMAP);
         assert_eq!(u64::from(out.flags2), init::DIRECT_IO_ALLOW_MMAP >> 32);
         assert_eq!(out.minor, abi::MINOR);
@@ -115,14 +122,24 @@ mod tests {
     #[test]
     fn the_second_word_counts_only_with_its_flag() {
         let offered = init::ASYNC_READ | init::DIRECT_IO_ALLOW_MMAP;
-        let (_, agreement) = answer(&body(7, 31, offered), &SessionOptions::default()).unwrap();
+        let (_, agreement) = answer(&body(7, 31, offered), &SessionOptions::default(), false).unwrap();
         assert_eq!(agreement.flags, init::ASYNC_READ);
     }
 
     #[test]
+    fn rings_are_used_where_they_are_wanted_and_offered() {
+        for (offered, wanted) in [(false, false), (false, true), (true, false), (true, true)] {
+            let flags = init::INIT_EXT | if offered { init::OVER_IO_URING } else { 0 };
+            let (out, agreement) = answer(&body(7, 44, flags), &SessionOptions::default(), wanted).unwrap();
+            assert_eq!(agreement.is_over_io_uring(), offered && wanted);
+            assert_eq!(u64::from(out.flags2) == init::OVER_IO_URING >> 32, offered && wanted);
+        }
+    }
+
+    #[test]
     fn kernels_that_are_too_old_are_refused_with_their_version() {
-        let error = answer(&body(7, 23, 0), &SessionOptions::default()).unwrap_err();
+        let error = answer(&body(7, 23, 0), &SessionOptions::default(), false).unwrap_err();
         assert!(error.to_string().contains("7.23"), "{error}");
-        assert!(answer(&[1, 2, 3], &SessionOptions::default()).is_err());
+        assert!(answer(&[1, 2, 3], &SessionOptions::default(), false).is_err());
     }
 }

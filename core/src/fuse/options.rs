@@ -3,6 +3,28 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// Whether requests come over io_uring (`uring`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoUring {
+    /// Where the kernel allows it, else from /dev/fuse.
+    Auto,
+    /// A mount without is an error.
+    Always,
+    Never,
+}
+
+impl IoUring {
+    /// The choice of that name in a configuration.
+    pub fn from_name(name: &str) -> Option<IoUring> {
+        match name {
+            "auto" => Some(IoUring::Auto),
+            "always" => Some(IoUring::Always),
+            "never" => Some(IoUring::Never),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// An existing directory.
@@ -29,6 +51,7 @@ pub struct SessionOptions {
     /// After an unmount, how long operations that are under way, and programs that still hold files open after a
     /// lazy unmount, are waited for before the connection is cut.
     pub grace: Duration,
+    pub io_uring: IoUring,
 }
 
 /// What Linux allows without a change of sysctl fs.fuse.max_pages_limit.
@@ -53,6 +76,7 @@ impl Default for SessionOptions {
             background_max: 64,
             negative_ttl: Duration::ZERO,
             grace: Duration::from_secs(10),
+            io_uring: IoUring::Never,
         }
     }
 }

@@ -26,8 +26,11 @@ use super::file_system::FileSystem;
 use super::mount::Mounted;
 use super::negotiate::{self, Agreement};
 use super::notify::Notifier;
-use super::options::{REQUEST_BYTES_MAX, REQUEST_BYTES_MIN, SessionOptions};
+use super::options::{IoUring, REQUEST_BYTES_MAX, REQUEST_BYTES_MIN, SessionOptions};
 use super::shared::SessionShared;
+use super::uring::allowed;
+use super::uring::channel::Channel;
+use super::uring::rings::{Rings, first_entries};
 use super::watch::Watch;
 use super::watcher;
 
@@ -45,15 +48,26 @@ impl Session {
             "checked by the caller"
         );
         assert!(options.threads_max > 0 && options.background_max > 0, "something must run");
-        let pool = BufferPool::new(options.request_bytes, options.threads_max + options.buffers_kept_max)?;
+        let queues = match options.io_uring {
+            IoUring::Never => Err("not asked for".to_owned()),
+            IoUring::Auto | IoUring::Always => allowed::queues(),
+        };
+        let entries = queues.as_ref().map_or(0, |queues| first_entries(*queues));
+        let buffers = options.threads_max + options.buffers_kept_max + entries;
+        let pool = BufferPool::new(options.request_bytes, buffers)?;
         let mounted = Mounted::new(&options)?;
-        let agreement = match greet(&mounted.device, &pool, &options) {
-            Ok(agreement) => agreement,
+        let greeted = greet(&mounted.device, &pool, &options, queues.is_ok()).and_then(|agreement| {
+            Ok((agreement, prepare_rings(&mounted.device, &options, &agreement, queues)?))
+        });
+        let (agreement, rings) = match greeted {
+            Ok(greeted) => greeted,
             Err(error) => {
                 let _ = mounted.unmount(true);
                 return Err(error);
             }
         };
+        let channel = OnceLock::new();
+        let rings = rings.map_err(|reason| channel.set(Channel::Device(reason))).ok();
         mounted.set_read_ahead(options.read_ahead_bytes);
         let notifier = Notifier::new(Arc::downgrade(mounted.device.fd()));
         let shared = Arc::new(SessionShared {
@@ -72,6 +86,8 @@ impl Session {
             life: Mutex::default(),
             changed: Condvar::new(),
             destroyed: AtomicBool::new(false),
+            rings,
+            channel,
         });
         if let Err(errno) = shared.fs.init(notifier) {
             let _ = shared.mounted.unmount(true);
@@ -95,6 +111,7 @@ impl Session {
         })?;
         let started = shared.start_thread(device);
         if started.is_ok() {
+            self.start_rings();
             shared.wait_for_end();
         }
         shared.watch.end();
@@ -107,9 +124,30 @@ impl Session {
         }
     }
 
+    fn start_rings(&self) {
+        let shared = &self.shared;
+        let Some(rings) = &shared.rings else { return };
+        let channel = match shared.start_ring_threads(rings) {
+            Ok(()) => Channel::IoUring,
+            Err(error) => {
+                if shared.options.io_uring == IoUring::Always {
+                    shared.fail(io::Error::new(error.kind(), format!("FUSE over io_uring: {error}")));
+                }
+                Channel::Device(format!("a ring was refused: {error}"))
+            }
+        };
+        log::info!("requests come by {channel}");
+        shared.channel.set(channel).expect("a session starts its rings once");
+    }
+
     /// A handle that ends the session from elsewhere.
     pub fn handle(&self) -> SessionHandle {
         SessionHandle { shared: self.shared.clone() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn shared(&self) -> &Arc<SessionShared> {
+        &self.shared
     }
 
     fn finish(&self) {
@@ -124,6 +162,7 @@ impl Drop for Session {
     fn drop(&mut self) {
         let _ = self.shared.unmount(true);
         self.finish();
+        self.shared.channel.get_or_init(|| Channel::Device("the session has ended".into()));
     }
 }
 
@@ -157,6 +196,11 @@ impl SessionHandle {
         Ok(())
     }
 
+    /// Where requests come from. Waits until `Session::run` has found out, or ended.
+    pub fn channel(&self) -> Channel {
+        self.shared.channel.wait().clone()
+    }
+
     /// Cut off every program that uses the mount, at once. What they have written is still written back.
     pub fn abort(&self) -> io::Result<()> {
         let _ = self.shared.unmount(true);
@@ -167,8 +211,35 @@ impl SessionHandle {
     }
 }
 
-/// Answer INIT.
-fn greet(device: &FuseDevice, pool: &BufferPool, options: &SessionOptions) -> io::Result<Agreement> {
+/// The queues of rings, or why there are none.
+fn prepare_rings(
+    device: &FuseDevice,
+    options: &SessionOptions,
+    agreement: &Agreement,
+    queues: Result<usize, String>,
+) -> io::Result<Result<Rings, String>> {
+    let reason = match queues {
+        Ok(queues) if agreement.is_over_io_uring() => {
+            return Rings::new(device, queues, options.threads_max).map(Ok);
+        }
+        Ok(_) => "the kernel does not offer it".to_owned(),
+        Err(reason) => reason,
+    };
+    match options.io_uring {
+        IoUring::Always => {
+            Err(io::Error::new(io::ErrorKind::Unsupported, format!("FUSE over io_uring: {reason}")))
+        }
+        IoUring::Auto | IoUring::Never => Ok(Err(reason)),
+    }
+}
+
+/// Answer INIT; `rings`: whether io_uring is wanted.
+fn greet(
+    device: &FuseDevice,
+    pool: &BufferPool,
+    options: &SessionOptions,
+    rings: bool,
+) -> io::Result<Agreement> {
     let buffer = pool.try_take().expect("a new pool has buffers");
     let mut head = [0; HEAD_BYTES];
     let length = loop {
@@ -184,7 +255,7 @@ fn greet(device: &FuseDevice, pool: &BufferPool, options: &SessionOptions) -> io
     let header = super::worker::header(&message)
         .filter(|header| header.opcode == Opcode::Init as u32)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the kernel did not begin with INIT"))?;
-    match negotiate::answer(&message[size_of_val(&header)..], options) {
+    match negotiate::answer(&message[size_of_val(&header)..], options, rings) {
         Ok((out, agreement)) => {
             device.reply(header.unique, None, negotiate::bytes(&out), &[]);
             log::debug!("FUSE 7.{}, capabilities {:#x}", agreement.minor, agreement.flags);

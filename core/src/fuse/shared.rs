@@ -1,26 +1,26 @@
 //! What the threads of a session share: the mount, the requests they work on, and their number.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
-use crate::buffer::BufferPool;
-use crate::cancel::Calls;
+use crate::buffer::{Buffer, BufferPool};
 use crate::lock::{Condvar, Mutex, RwLock};
 
-use super::abi::InHeader;
-use super::device::FuseDevice;
 use super::dropper::Dropper;
 use super::file_system::FileSystem;
 use super::mount::Mounted;
 use super::negotiate::Agreement;
 use super::notify::Notifier;
 use super::options::SessionOptions;
-use super::request::Ending;
+use super::slot::ThreadSlot;
+use super::uring::channel::Channel;
+use super::uring::rings::Rings;
 use super::watch::{THREADS_LIMIT, Watch};
+
+/// How long the session waits for a buffer before it says so. The file system holds them all: it is to write back.
+const BUFFER_WAIT: Duration = Duration::from_secs(10);
 
 /// What the threads of a session share.
 pub struct SessionShared {
@@ -43,72 +43,23 @@ pub struct SessionShared {
     pub(super) life: Mutex<Life>,
     pub(super) changed: Condvar,
     pub(super) destroyed: AtomicBool,
+    /// None: all requests come from the device.
+    pub(super) rings: Option<Rings>,
+    /// Where requests come from, as soon as that is known.
+    pub(super) channel: OnceLock<Channel>,
 }
 
 #[derive(Default)]
 pub struct Life {
+    /// Those that read the device.
     pub(super) threads: usize,
+    /// Those that have a ring.
+    pub(super) ring_threads: usize,
     /// How many of them were started beyond `threads_max`.
     pub(super) further: usize,
     /// The kernel has ended the connection.
     pub(super) ended: bool,
     pub(super) failure: Option<io::Error>,
-}
-
-/// What one thread works on.
-pub struct ThreadSlot {
-    /// Where its requests come from, and are answered: clones of a device do not know one another's.
-    pub(super) device: FuseDevice,
-    /// Number of its request until it is answered; 0 while there is none.
-    pub(super) unanswered: AtomicU64,
-    pub(super) pid: AtomicU32,
-    pub(super) ending: AtomicU8,
-    pub calls: Arc<Calls>,
-}
-
-impl ThreadSlot {
-    pub fn new(device: FuseDevice) -> ThreadSlot {
-        ThreadSlot {
-            device,
-            unanswered: AtomicU64::new(0),
-            pid: AtomicU32::new(0),
-            ending: AtomicU8::new(0),
-            calls: Arc::default(),
-        }
-    }
-
-    /// The thread begins to work on a request.
-    pub fn begin(&self, header: &InHeader, ending: Ending) {
-        assert_eq!(self.unanswered.load(Ordering::Relaxed), 0, "S2: the request before is answered");
-        self.pid.store(header.pid, Ordering::Relaxed);
-        self.ending.store(ending as u8, Ordering::Relaxed);
-        self.calls.begin(header.unique);
-        self.unanswered.store(header.unique, Ordering::Release);
-    }
-
-    /// Take the right to answer request `unique`. False: it has been answered.
-    pub fn claim(&self, unique: u64) -> bool {
-        assert!(unique != 0, "no request has the number 0");
-        self.unanswered.compare_exchange(unique, 0, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.pid.load(Ordering::Relaxed)
-    }
-
-    pub fn ending(&self) -> Ending {
-        Ending::from_number(self.ending.load(Ordering::Relaxed))
-    }
-
-    /// Answer request `unique` while the thread still works on it.
-    pub fn end_early(&self, unique: u64, errno: Errno) {
-        if self.ending() == Ending::Cancelled {
-            self.calls.cancel(unique);
-        }
-        if self.claim(unique) {
-            self.device.reply(unique, Some(errno), &[], &[]);
-        }
-    }
 }
 
 impl SessionShared {
@@ -136,8 +87,13 @@ impl SessionShared {
 
     /// The thread that works on request `unique`, if there is one.
     pub fn slot_of(&self, unique: u64) -> Option<Arc<ThreadSlot>> {
-        let slots = self.slots.read();
-        slots.iter().find(|slot| slot.unanswered.load(Ordering::Acquire) == unique).cloned()
+        let of_device = self.slots.read().iter().find(|slot| slot.works_on(unique)).cloned();
+        of_device.or_else(|| self.rings.as_ref().and_then(|rings| rings.slot_of(unique)))
+    }
+
+    /// Whether the watcher has to look again in a tick.
+    pub fn needs_watch(&self) -> bool {
+        self.is_busy() || self.rings.as_ref().is_some_and(Rings::need_watch)
     }
 
     pub fn dropper(&self) -> &Dropper {
@@ -158,6 +114,19 @@ impl SessionShared {
                 );
                 &self.pool
             }
+        }
+    }
+
+    /// A buffer for a payload. Waits while the file system keeps all; `is_further`: for a thread beyond `threads_max`.
+    pub fn take_buffer(&self, is_further: bool) -> Buffer {
+        if let Some(buffer) = is_further.then(|| self.further_pool()).and_then(BufferPool::try_take) {
+            return buffer;
+        }
+        loop {
+            if let Some(buffer) = self.pool.take(Instant::now() + BUFFER_WAIT) {
+                return buffer;
+            }
+            log::warn!("no free buffer: the file system holds all {}; waiting", self.pool.count());
         }
     }
 
@@ -191,11 +160,11 @@ impl SessionShared {
             });
         }
         let deadline = Instant::now() + self.options.grace;
-        while life.threads > 0 {
+        while life.threads + life.ring_threads > 0 {
             if self.changed.wait_until(&mut life, deadline).timed_out() {
                 log::warn!(
                     "unmount: {} operations have not returned after {:?}",
-                    life.threads,
+                    life.threads + life.ring_threads,
                     self.options.grace
                 );
                 break;

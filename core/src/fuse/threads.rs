@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::thread;
 
 use super::device::FuseDevice;
-use super::shared::{Life, SessionShared, ThreadSlot};
+use super::shared::{Life, SessionShared};
+use super::slot::{ThreadSlot, Way};
 use super::watch::THREADS_LIMIT;
 use super::worker::{Served, Worker};
 use crate::panics::caught;
@@ -14,7 +15,7 @@ use crate::panics::caught;
 impl SessionShared {
     /// Start a thread that serves `device`.
     pub fn start_thread(self: &Arc<Self>, device: FuseDevice) -> io::Result<()> {
-        let slot = Arc::new(ThreadSlot::new(FuseDevice::from_shared(device.fd().clone())));
+        let slot = Arc::new(ThreadSlot::new(Way::Device(FuseDevice::from_shared(device.fd().clone()))));
         let (number, is_further) = {
             let mut life = self.life.lock();
             if life.ended || life.threads >= self.limit.load(Ordering::Relaxed) {
@@ -78,7 +79,7 @@ impl SessionShared {
         if self.life.lock().threads < self.limit.load(Ordering::Relaxed) {
             self.start_another(device);
         } else {
-            self.watch.all_busy();
+            self.watch.wake();
         }
     }
 

@@ -33,8 +33,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Every thread of the session is busy. Cheap if the watching thread is awake.
-    pub fn all_busy(&self) {
+    /// There is something to watch over: every thread is busy. Cheap if the watching thread is awake.
+    pub fn wake(&self) {
         if self.asleep.swap(false, Ordering::AcqRel) {
             let _state = self.state.lock();
             self.changed.notify_one();
@@ -110,7 +110,7 @@ mod tests {
         while !watch.asleep.load(Ordering::Acquire) {
             std::thread::yield_now();
         }
-        watch.all_busy();
+        watch.wake();
         assert!(woken.join().unwrap());
     }
 }

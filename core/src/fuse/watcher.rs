@@ -17,6 +17,7 @@ use rustix::io::Errno;
 
 use super::request::Ending;
 use super::shared::SessionShared;
+use super::slot::{ThreadSlot, Way};
 use super::watch::{Interrupted, TICK};
 
 /// How long an interrupt of a request is remembered that no thread works on: its thread may be about to begin.
@@ -32,16 +33,17 @@ const _: () = assert!(UNKNOWN_CALLER_WAITS.as_millis() < UNMATCHED_KEPT.as_milli
 pub fn run(shared: &Arc<SessionShared>) {
     let mut pending = VecDeque::new();
     let mut stuck = Stuck { requests: Vec::new(), since: Instant::now() };
-    while let Some(found) = shared.watch.next(|| shared.is_busy(), pending) {
+    while let Some(found) = shared.watch.next(|| shared.needs_watch(), pending) {
         pending = found.into_iter().filter(|one| !is_settled(shared, one)).collect();
         if stuck.is_stuck(shared) {
             shared.raise_limit();
         }
+        shared.look_at_rings();
     }
 }
 
 /// Whether the interrupt needs no further look. Answers its request if the program was killed.
-fn is_settled(shared: &SessionShared, one: &Interrupted) -> bool {
+fn is_settled(shared: &Arc<SessionShared>, one: &Interrupted) -> bool {
     let Some(slot) = shared.slot_of(one.unique) else {
         return one.since.elapsed() >= UNMATCHED_KEPT;
     };
@@ -52,10 +54,23 @@ fn is_settled(shared: &SessionShared, one: &Interrupted) -> bool {
         Some(is_fatal) => is_fatal,
         None => one.since.elapsed() >= UNKNOWN_CALLER_WAITS,
     };
-    if is_dying {
-        slot.end_early(one.unique, Errno::INTR);
+    is_dying && end_early(shared, &slot, one.unique)
+}
+
+/// Answer request `unique` with EINTR while its thread still works on it. False: not now.
+fn end_early(shared: &Arc<SessionShared>, slot: &Arc<ThreadSlot>, unique: u64) -> bool {
+    if slot.ending() == Ending::Cancelled {
+        slot.calls.cancel(unique);
     }
-    is_dying
+    match &slot.way {
+        Way::Device(device) => {
+            if slot.claim(unique) {
+                device.reply(unique, Some(Errno::INTR), &[], &[]);
+            }
+            true
+        }
+        Way::Ring { queue, .. } => shared.answer_from_another_thread(*queue, slot, unique).is_ok(),
+    }
 }
 
 /// Whether a signal that ends the thread is pending: the kernel turns every one that kills into SIGKILL. `None` if the

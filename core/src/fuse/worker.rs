@@ -2,24 +2,19 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use crate::buffer::{Buffer, BufferPool};
-use crate::panics::caught;
+use crate::buffer::Buffer;
 
 use super::abi::{InHeader, InterruptIn, Opcode};
 use super::body::Body;
-use super::caller::{self, Caller};
 use super::device::{FuseDevice, HEAD_BYTES, Head, Received};
-use super::dropper::{Job, Reply};
-use super::request::{self, Answer, Context, Request};
-use super::shared::{SessionShared, ThreadSlot};
-
-/// How long the session waits for a buffer before it says so. The file system holds them all: it is to write back.
-const BUFFER_WAIT: Duration = Duration::from_secs(10);
+use super::dropper::Job;
+use super::execute::{Executed, Message, execute};
+use super::request::{self, Answer};
+use super::shared::SessionShared;
+use super::slot::ThreadSlot;
 
 pub struct Worker<'a> {
     shared: &'a Arc<SessionShared>,
@@ -59,7 +54,7 @@ impl<'a> Worker<'a> {
     pub fn serve(&mut self) -> io::Result<Served> {
         self.slot.calls.install();
         let mut head = [0; HEAD_BYTES];
-        let mut buffer = self.take_buffer();
+        let mut buffer = self.shared.take_buffer(self.is_further);
         loop {
             match self.device.receive(&mut head, &buffer)? {
                 Received::Ended => return Ok(Served::All),
@@ -70,27 +65,13 @@ impl<'a> Worker<'a> {
                     if buffer.is_in_use() {
                         // The holder of a part of it keeps it out of the pool.
                         drop(buffer);
-                        buffer = self.take_buffer();
+                        buffer = self.shared.take_buffer(self.is_further);
                     }
                     if !self.shared.end_work(self.is_further) {
                         return Ok(Served::Surplus);
                     }
                 }
             }
-        }
-    }
-
-    fn take_buffer(&self) -> Buffer {
-        if let Some(buffer) =
-            self.is_further.then(|| self.shared.further_pool()).and_then(BufferPool::try_take)
-        {
-            return buffer;
-        }
-        loop {
-            if let Some(buffer) = self.shared.pool.take(Instant::now() + BUFFER_WAIT) {
-                return buffer;
-            }
-            log::warn!("no free buffer: the file system holds all {}; waiting", self.shared.pool.count());
         }
     }
 
@@ -130,63 +111,23 @@ impl<'a> Worker<'a> {
     }
 
     fn perform(&mut self, header: &InHeader, body: Body<'_>, buffer: &Buffer, payload_length: usize) {
-        let shared = self.shared;
         self.slot.begin(header, request::ending(header.opcode, body.0));
-        let mut request = Request {
-            context: Context {
-                fs: &*shared.fs,
-                options: &shared.options,
-                agreement: &shared.agreement,
-                notifier: &shared.notifier,
-            },
-            caller: Caller {
-                uid: header.uid,
-                gid: header.gid,
-                pid: header.pid,
-                named_group: shared.agreement.names_groups().then(|| caller::named_group(header, body.0)),
-            },
-            inode: header.inode,
-            opcode: header.opcode,
-            body,
-            payload: buffer,
-            payload_length,
-            opened: None,
-        };
-        self.out.clear();
-        // A bug in one operation is one program's EIO, not the loss of the mount.
-        let result = caught(|| request::perform(&mut request, &mut self.out));
-        if !self.slot.claim(header.unique) {
-            // Its program was killed, and the kernel knows nothing of what was opened.
-            request.close_opened();
+        let message = Message { header, body, payload: buffer, payload_length };
+        let Executed::Answered(answer) = execute(self.shared, &self.slot, message, &mut self.out) else {
             return;
-        }
-        match result {
-            Some(Ok(Answer::Nothing)) => {}
-            Some(Ok(Answer::AfterDropping { inode, offset, length, number })) => {
+        };
+        match answer {
+            Ok(Answer::Nothing) => {}
+            Ok(Answer::AfterDropping(pages)) => {
                 let (device, unique) = (self.device.clone(), header.unique);
-                let reply = Reply { device, unique, value: std::mem::take(&mut self.out) };
-                shared.dropper().answer_after(Job { reply, inode, offset, length, number });
+                let value = std::mem::take(&mut self.out);
+                let reply = Box::new(move || device.reply(unique, None, &value, &[]));
+                self.shared.dropper().answer_after(Job { reply, pages });
             }
-            Some(Ok(Answer::Out)) => self.device.reply(header.unique, None, &self.out, &[]),
-            Some(Ok(Answer::Piece(piece))) => self.device.reply_with(header.unique, &piece),
-            Some(Ok(Answer::Pieces(pieces))) => self.device.reply(header.unique, None, &[], &pieces),
-            Some(Err(errno)) => self.device.reply(header.unique, Some(errno), &[], &[]),
-            None => {
-                log::error!(
-                    "operation {} on inode {} panicked; answered with EIO",
-                    header.opcode,
-                    header.inode
-                );
-                // The kernel knows nothing of what was opened.
-                request.close_opened();
-                if !is_unanswered(header.opcode) {
-                    self.device.reply(header.unique, Some(Errno::IO), &[], &[]);
-                }
-            }
+            Ok(Answer::Out) => self.device.reply(header.unique, None, &self.out, &[]),
+            Ok(Answer::Piece(piece)) => self.device.reply_with(header.unique, &piece),
+            Ok(Answer::Pieces(pieces)) => self.device.reply(header.unique, None, &[], &pieces),
+            Err(errno) => self.device.reply(header.unique, Some(errno), &[], &[]),
         }
     }
-}
-
-fn is_unanswered(opcode: u32) -> bool {
-    matches!(Opcode::from_wire(opcode), Some(Opcode::Forget | Opcode::BatchForget))
 }

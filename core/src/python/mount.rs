@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::lock::Mutex;
-use pyo3::exceptions::PyOSError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use super::client::PyClient;
-use crate::fuse::{Session, SessionHandle, SessionOptions};
+use crate::fuse::{IoUring, Session, SessionHandle, SessionOptions};
 use crate::mount::{Consistency, MountedFs};
 
 /// Most payloads that wait for their write-back: bounds their region at 2 GiB.
@@ -33,7 +33,7 @@ impl PyMount {
     #[new]
     #[pyo3(signature = (client, mountpoint, *, source = "luciola".to_owned(), allow_other = false,
         read_only = false, strict = false, threads = 16, request_bytes = 1 << 20, read_ahead_bytes = 4 << 20,
-        grace_ms = 10_000))]
+        grace_ms = 10_000, io_uring = "never"))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -47,9 +47,13 @@ impl PyMount {
         request_bytes: usize,
         read_ahead_bytes: usize,
         grace_ms: u64,
+        io_uring: &str,
     ) -> PyResult<PyMount> {
         let client = client.client()?.clone();
         let defaults = SessionOptions::default();
+        let io_uring = IoUring::from_name(io_uring).ok_or_else(|| {
+            PyValueError::new_err(format!("io_uring is auto, always or never, not {io_uring}"))
+        })?;
         // The client keeps at most its write buffer, and a few payloads that are on their way.
         let kept = client.options().write_buffer_bytes.div_ceil(request_bytes.max(1)) + threads;
         let options = SessionOptions {
@@ -63,6 +67,7 @@ impl PyMount {
             request_bytes,
             read_ahead_bytes,
             grace: Duration::from_millis(grace_ms),
+            io_uring,
             ..defaults
         };
         let consistency = if strict { Consistency::Strict } else { Consistency::CloseToOpen };
@@ -78,6 +83,13 @@ impl PyMount {
         let session = self.session.lock().take();
         let session = session.ok_or_else(|| PyOSError::new_err("a mount runs once"))?;
         py.detach(|| session.run()).map_err(|error| os_error(&error, &self.mountpoint))
+    }
+
+    /// Where requests come from, and why not over io_uring.
+    fn channel(&self, py: Python<'_>) -> (String, String) {
+        let channel = py.detach(|| self.handle.channel());
+        let (name, reason) = channel.described();
+        (name.to_owned(), reason.to_owned())
     }
 
     fn unmount(&self, py: Python<'_>) -> PyResult<()> {
@@ -98,7 +110,11 @@ fn os_error(error: &io::Error, mountpoint: &std::path::Path) -> PyErr {
             PyOSError::new_err((number, text, mountpoint.to_owned()))
         }
         None => PyOSError::new_err((
-            rustix::io::Errno::IO.raw_os_error(),
+            match error.kind() {
+                io::ErrorKind::Unsupported => rustix::io::Errno::OPNOTSUPP,
+                _ => rustix::io::Errno::IO,
+            }
+            .raw_os_error(),
             error.to_string(),
             mountpoint.to_owned(),
         )),

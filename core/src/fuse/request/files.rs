@@ -10,7 +10,7 @@ use crate::fuse::operations::{
 };
 use crate::fuse::privileges::drop_privileges;
 
-use super::{Answer, OpenedHandle, Request, put, put_entry};
+use super::{Answer, OldPages, OpenedHandle, Request, put, put_entry};
 
 const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
@@ -108,7 +108,7 @@ impl Request<'_> {
         }
         let appends = request.flags & OFlags::APPEND.bits() as i32 != 0;
         let (offset, length) = if appends { (0, 0) } else { (input.offset, written as u64) };
-        Ok(Answer::AfterDropping { inode: self.inode, offset, length, number: None })
+        Ok(Answer::AfterDropping(OldPages { inode: self.inode, offset, length, number: None }))
     }
 
     pub fn flush(&mut self) -> Reply<()> {

@@ -7,7 +7,7 @@ mod files;
 mod inodes;
 mod names;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
@@ -95,20 +95,25 @@ pub fn ending(opcode: u32, body: &[u8]) -> Ending {
     }
 }
 
+/// Pages of the kernel that are older than what it learns next.
+#[derive(Clone, Copy, Debug)]
+pub struct OldPages {
+    pub inode: u64,
+    pub offset: u64,
+    /// 0: to the end.
+    pub length: u64,
+    /// Of `FileSystem::outdates_pages`.
+    pub number: Option<u64>,
+}
+
 /// What goes back to the kernel, beside what an operation has put into `out`.
 pub enum Answer {
     /// The kernel expects none.
     Nothing,
     /// The bytes in `out`.
     Out,
-    /// The same, once the kernel has dropped its pages of that range (`length` 0: to the end).
-    AfterDropping {
-        inode: u64,
-        offset: u64,
-        length: u64,
-        /// Of `FileSystem::outdates_pages`.
-        number: Option<u64>,
-    },
+    /// The same, once the kernel has dropped these pages.
+    AfterDropping(OldPages),
     /// Bytes without a copy: the usual single piece, or several.
     Piece(Placement),
     Pieces(Vec<Placement>),
@@ -194,9 +199,12 @@ impl Request<'_> {
     /// Answer with `out`, which shows these attributes.
     fn answer_with(&self, shown: &Attributes) -> Answer {
         match self.context.fs.outdates_pages(shown) {
-            Some(number) => {
-                Answer::AfterDropping { inode: shown.inode, offset: 0, length: 0, number: Some(number) }
-            }
+            Some(number) => Answer::AfterDropping(OldPages {
+                inode: shown.inode,
+                offset: 0,
+                length: 0,
+                number: Some(number),
+            }),
             None => Answer::Out,
         }
     }

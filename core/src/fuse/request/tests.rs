@@ -8,7 +8,7 @@ use super::*;
 use crate::fuse::*;
 
 /// Takes everything and has nothing: what reaches it was understood.
-struct Empty;
+pub struct Empty;
 
 const OPENED: Opened = Opened { handle: 1, cache: PageCache::Drop };
 
