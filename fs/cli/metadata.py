@@ -1,21 +1,17 @@
 """`luciola metadata`: replicated metadata, as an administrator sees them."""
 
 import asyncio
-import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NotRequired, TypedDict, Unpack
+from typing import NotRequired, TypedDict
 
 import click
 
-from ..errors import Busy, Error, InvalidArgument, Timeout, Unavailable
+from ..errors import Error, InvalidArgument, Timeout, Unavailable
 from ..units import format_bytes
 from ..wire import SERVICE, RpcClients, mint
 from ..wire.etcd import EtcdOptions
-from . import private_etcd
 from .datadir import DataDir, Shape
-from .metadata_migrate import to_logs, to_stores
-from .metadata_options import EMBEDDED, AccessGiven, MetadataWanted, etcd_options, wanted_metadata
 from .metadata_room import make_room
 from .metadata_status import (
     PRIMARY,
@@ -28,12 +24,11 @@ from .metadata_status import (
     members_of,
     primary_manager,
 )
-from .metadata_switch import finish
 from .mgmtd_client import MgmtdClient, serving_meta
 from .options import data_option, json_option
 from .output import print_json, print_table
 from .replica_control import check_able, find_replica, lead, make_checkpoint
-from .supervisor import end_leftovers, manager_nodes, meta_nodes
+from .supervisor import manager_nodes, meta_nodes
 
 
 @click.group()
@@ -95,8 +90,8 @@ def _replicated(data_path: Path) -> tuple[Shape, EtcdOptions]:
     options = shape.cluster.metadata_options()
     if options is None:
         raise InvalidArgument(
-            "the metadata of this cluster are not replicated: mgmtd and meta have a store each; "
-            "`luciola metadata migrate` changes that"
+            "the metadata of this cluster are not replicated: mgmtd and meta have a store each; a new cluster can be "
+            "started with `luciola up --metadata etcd`"
         )
     return shape, options
 
@@ -237,63 +232,6 @@ def trim(data_path: Path) -> None:
             await _make_room(options)
 
     _with_replicas(data_path, work)
-
-
-@metadata.command()
-@data_option(required=True)
-@click.option(
-    "--to",
-    "target",
-    metavar="etcd | etcd://HOST:PORT,… | embedded",
-    required=True,
-    help="A private etcd, one that runs elsewhere, or one store each for mgmtd and meta.",
-)
-@etcd_options
-def migrate(data_path: Path, target: str, **given: Unpack[AccessGiven]) -> None:
-    """Move the metadata of a cluster that is stopped into logs in etcd, or out of them.
-
-    Programs pause from `luciola down` to `luciola up`. The old stores are kept, and renamed. A migration that is
-    interrupted has done nothing yet, or is finished by the next `luciola up`.
-
-    \b
-    Example:
-      luciola metadata migrate --to etcd --data /var/lib/luciola
-      luciola metadata migrate --to embedded --data /var/lib/luciola
-    """
-    data = DataDir(data_path.absolute())
-    shape = data.read_shape()
-    where = "" if target == EMBEDDED else target
-    wanted = wanted_metadata({**given, "metadata": where})
-    if not where and wanted != MetadataWanted():
-        raise InvalidArgument(
-            f"--to {EMBEDDED} has no other options: there is one process of mgmtd and of meta"
-        )
-    if data.is_supervised():
-        raise Busy(
-            f"the cluster runs: stop it first with `luciola down --data {shlex.quote(str(data.root))}`"
-        )
-    if wanted.is_private:
-        private_etcd.require_programs()
-    with data.supervised():
-        end_leftovers(data)
-        if finish(data):
-            click.echo("finished a migration that was interrupted")
-            shape = data.read_shape()
-        kinds = (shape.cluster.metadata is not None, bool(shape.etcd_peers))
-        if kinds == (bool(where), wanted.is_private):
-            click.echo("the metadata are there already")
-            return
-        if where and shape.cluster.metadata is not None:
-            raise InvalidArgument(
-                f"from one etcd to another: migrate --to {EMBEDDED} first, and then to the other"
-            )
-        migrated = to_logs(data, shape, wanted) if where else to_stores(data, shape)
-    for kind, index in migrated.positions.items():
-        click.echo(f"{kind}: {'its log begins after' if where else 'its store has all up to'} record {index}")
-    click.echo(
-        f"the old stores are kept in {data.root}, as NAME{migrated.suffix}: remove them when the cluster works"
-    )
-    click.echo(f"to start it: luciola up --data {shlex.quote(str(data.root))}")
 
 
 def _with_replicas(data_path: Path, work: Callable[[RpcClients, list[LogState]], Awaitable[None]]) -> None:

@@ -8,18 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from etcd_members import require_etcd
 from nemesis.faults import WEIGHTS, Plan
 
 TESTS = Path(__file__).parents[1]
 SECONDS = 30
-HURTS_METADATA = (
-    "kill",
-    "pause",
-    "isolate",
-    "one way",
-    "power",
-)  # with seeds that choose mgmtd, meta and etcd
 NEEDS = [
     pytest.mark.mount,
     pytest.mark.root,
@@ -46,12 +38,6 @@ def test_histories_under_two_faults_at_a_time_are_valid(seed: int) -> None:
 @pytest.mark.parametrize("seed", [pytest.param(5, marks=NEEDS)])
 def test_what_was_synced_survives_losses_of_power_of_everything(seed: int) -> None:
     run("--seed", str(seed), "--faults", "blackout")
-
-
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=NEEDS) for seed in (222,)])
-def test_histories_over_replicated_metadata_are_valid(seed: int) -> None:
-    require_etcd()
-    run("--seed", str(seed), "--metadata", "etcd", "--faults", *HURTS_METADATA)
 
 
 def test_plan_depends_on_the_seed_alone() -> None:

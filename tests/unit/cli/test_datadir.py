@@ -206,9 +206,9 @@ def test_etcd_elsewhere_is_recorded_and_may_move(data: DataDir) -> None:
         (
             PRIVATE,
             ELSEWHERE,
-            "has a private etcd, not an etcd that runs elsewhere: `luciola metadata migrate` moves them",
+            "with a private etcd, which cannot be changed here to an etcd that runs elsewhere",
         ),
-        (ELSEWHERE, PRIVATE, "has an etcd that runs elsewhere, not a private etcd"),
+        (ELSEWHERE, PRIVATE, "with an etcd that runs elsewhere, which cannot be changed"),
         (PRIVATE, MetadataWanted(metas=3), "with --metas 2"),
         (PRIVATE, MetadataWanted(managers=3), "with --managers 2"),
         (MetadataWanted(), MetadataWanted(metas=2), "with --metas 1"),

@@ -51,7 +51,6 @@ COMPARED = (
     "is_inline",
     "inline_data",
     "symlink_target",
-    "parent",
     "name",
     "change",
     "bytes_withheld",
