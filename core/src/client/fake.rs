@@ -741,6 +741,7 @@ impl FakeMeta {
             mtime_ns: now_ns,
             ctime_ns: now_ns,
             birth_ns: now_ns as u64,
+            parent: 1,
             ..Default::default()
         };
         self.inodes.lock().insert(id, inode.clone());

@@ -51,6 +51,7 @@ COMPARED = (
     "is_inline",
     "inline_data",
     "symlink_target",
+    "parent",
     "name",
     "change",
     "bytes_withheld",
