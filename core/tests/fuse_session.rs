@@ -545,14 +545,20 @@ fn calls_that_wait_do_not_stop_others() {
         return;
     }
     let (directory, fs, handle, thread) = planted(|options| options.threads_max = 2);
-    let waiting: usize = 9;
+    check_that_one_is_answered_beside(9, directory.path(), &fs);
+    handle.unmount().unwrap();
+    thread.join().unwrap().unwrap();
+}
+
+/// Check that a look-up is answered while `waiting` others, of processes of their own, hang.
+fn check_that_one_is_answered_beside(waiting: usize, directory: &Path, fs: &Planted) {
     let mut children: Vec<_> = (0..waiting)
-        .map(|number| directory.path().join(format!("slow-{number}")))
+        .map(|number| directory.join(format!("slow-{number}")))
         .map(|path| Command::new("stat").arg(path).stderr(Stdio::null()).spawn().unwrap())
         .collect();
     let begun = until(|| fs.hanging.load(Ordering::SeqCst) == waiting);
     let (answered, answer) = mpsc::channel();
-    let path = directory.path().join("other");
+    let path = directory.join("other");
     let asking = std::thread::spawn(move || answered.send(fs::metadata(path).unwrap_err().kind()));
     let answer = answer.recv_timeout(LIMIT);
     fs.release.store(true, Ordering::SeqCst);
@@ -562,8 +568,6 @@ fn calls_that_wait_do_not_stop_others() {
     asking.join().unwrap().unwrap();
     assert!(begun, "more look-ups wait than there are threads at first");
     assert_eq!(answer, Ok(std::io::ErrorKind::NotFound));
-    handle.unmount().unwrap();
-    thread.join().unwrap().unwrap();
 }
 
 /// Do `work` in a thread of one processor, as all processes that it starts: their requests go the same way.
@@ -587,25 +591,7 @@ fn calls_that_wait_on_one_processor_do_not_stop_others_there() {
         return;
     }
     let (directory, fs, handle, thread) = planted(|options| options.threads_max = 2);
-    let waiting: usize = 11;
-    on_one_processor(|| {
-        let mut children: Vec<_> = (0..waiting)
-            .map(|number| directory.path().join(format!("slow-{number}")))
-            .map(|path| Command::new("stat").arg(path).stderr(Stdio::null()).spawn().unwrap())
-            .collect();
-        let begun = until(|| fs.hanging.load(Ordering::SeqCst) == waiting);
-        let (answered, answer) = mpsc::channel();
-        let path = directory.path().join("other");
-        let asking = std::thread::spawn(move || answered.send(fs::metadata(path).unwrap_err().kind()));
-        let answer = answer.recv_timeout(LIMIT);
-        fs.release.store(true, Ordering::SeqCst);
-        for child in &mut children {
-            child.wait().unwrap();
-        }
-        asking.join().unwrap().unwrap();
-        assert!(begun, "more look-ups wait than there are threads at first");
-        assert_eq!(answer, Ok(std::io::ErrorKind::NotFound));
-    });
+    on_one_processor(|| check_that_one_is_answered_beside(11, directory.path(), &fs));
     handle.unmount().unwrap();
     thread.join().unwrap().unwrap();
 }

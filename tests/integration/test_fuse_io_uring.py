@@ -48,21 +48,6 @@ except OSError as error:
 """
 
 
-@pytest.fixture
-def place(shared_cluster: LocalCluster, tmp_path: Path) -> Iterator[Path]:
-    """An empty directory to mount on; what is mounted there after the test is taken off."""
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    yield directory
-    if is_mounted(directory):
-        subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
-@pytest.fixture
-def data(shared_cluster: LocalCluster) -> str:
-    return str(shared_cluster.data)
-
-
 Programs = Callable[[Path], list[subprocess.Popen[str]]]
 
 

@@ -11,27 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cluster import LocalCluster, luciola, seen, until
+from cluster import luciola, seen, until
 from luciola.fuse import is_mounted, read_records
 from luciola.fuse.records import started_at
 from posix_calls import as_user
 
 pytestmark = pytest.mark.mount
-
-
-@pytest.fixture
-def place(shared_cluster: LocalCluster, tmp_path: Path) -> Iterator[Path]:
-    """An empty directory to mount on; what is mounted there after the test is taken off."""
-    directory = tmp_path / "mnt"
-    directory.mkdir()
-    yield directory
-    if is_mounted(directory):
-        subprocess.run(["umount", "-l", str(directory)], check=True)
-
-
-@pytest.fixture
-def data(shared_cluster: LocalCluster) -> str:
-    return str(shared_cluster.data)
 
 
 def pid_of(data: str, place: Path) -> int:
