@@ -70,9 +70,9 @@ class MgmtdClient:
         return await self._call(method, request)
 
     async def _call(
-        self, method: Method[Request, Reply], request: Request, *, timeout_s: float | None = None
+        self, method: Method[Request, Reply], request: Request, *, timeout_s: float = CALL_S
     ) -> Reply:
-        return await self.clients.call(self._address, method, request, timeout_s=timeout_s or CALL_S)
+        return await self.clients.call(self._address, method, request, timeout_s=timeout_s)
 
     async def update_chain(
         self, chain: int, action: "pb.UpdateChainRequest.Action", *, target: int = 0, node: int = 0

@@ -29,9 +29,8 @@ class Record:
     mountpoint: str
     cluster: str  # data directory, or address of mgmtd
     namespace: int  # inode number of the pid namespace that `pid` belongs to
-    channel: str = (
-        ""  # where requests come from, "io_uring" or "/dev/fuse"; not known before the mount answers
-    )
+    # Where requests come from, "io_uring" or "/dev/fuse"; not known before the mount answers.
+    channel: str = ""
     channel_reason: str = ""  # why not over io_uring
 
     def is_visible(self) -> bool:
