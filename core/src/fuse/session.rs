@@ -138,6 +138,7 @@ impl Session {
         };
         log::info!("requests come by {channel}");
         shared.channel.set(channel).expect("a session starts its rings once");
+        shared.watch.wake();
     }
 
     /// A handle that ends the session from elsewhere.

@@ -53,10 +53,10 @@ pub struct SessionShared {
 pub struct Life {
     /// Those that read the device.
     pub(super) threads: usize,
-    /// Those that have a ring.
-    pub(super) ring_threads: usize,
     /// How many of them were started beyond `threads_max`.
     pub(super) further: usize,
+    /// Those that have a ring.
+    pub(super) ring_threads: usize,
     /// The kernel has ended the connection.
     pub(super) ended: bool,
     pub(super) failure: Option<io::Error>,
@@ -93,7 +93,12 @@ impl SessionShared {
 
     /// Whether the watcher has to look again in a tick.
     pub fn needs_watch(&self) -> bool {
-        self.is_busy() || self.rings.as_ref().is_some_and(Rings::need_watch)
+        self.is_busy() || self.rings_in_use().is_some_and(Rings::need_watch)
+    }
+
+    /// The rings, once it is known that requests come by them.
+    pub fn rings_in_use(&self) -> Option<&Rings> {
+        self.rings.as_ref().filter(|_| self.channel.get() == Some(&Channel::IoUring))
     }
 
     pub fn dropper(&self) -> &Dropper {

@@ -1,4 +1,5 @@
-//! What wakes the watching thread of a session: interrupted requests, and threads that are all busy.
+//! What wakes the watching thread of a session: interrupted requests, threads that are all busy, and queues of rings to look
+//! at.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +34,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// There is something to watch over: every thread is busy. Cheap if the watching thread is awake.
+    /// There may be something to watch over. Cheap if the watching thread is awake.
     pub fn wake(&self) {
         if self.asleep.swap(false, Ordering::AcqRel) {
             let _state = self.state.lock();
@@ -61,14 +62,14 @@ impl Watch {
     /// that are to be looked at; `None` at the end.
     pub fn next(
         &self,
-        is_busy: impl Fn() -> bool,
+        needs_watch: impl Fn() -> bool,
         pending: VecDeque<Interrupted>,
     ) -> Option<VecDeque<Interrupted>> {
         let mut state = self.state.lock();
         if state.interrupted.is_empty() && !state.ended {
             // Before the question: who makes the last thread busy afterwards finds this asleep.
             self.asleep.store(pending.is_empty(), Ordering::SeqCst);
-            if pending.is_empty() && !is_busy() {
+            if pending.is_empty() && !needs_watch() {
                 while self.asleep.load(Ordering::Acquire) && state.interrupted.is_empty() && !state.ended {
                     self.changed.wait(&mut state);
                 }

@@ -1,6 +1,7 @@
 //! Watches over requests that take long: ends the wait of killed programs, and lets the session start further threads.
 //!
-//! One thread a session. It sleeps until a request is interrupted or every thread is busy.
+//! One thread a session. It sleeps until a request is interrupted, every thread is busy, or requests may wait beside free
+//! entries of a ring.
 //!
 //! W1  A call that changes nothing ends with its program: it is answered with `EINTR` as soon as a fatal signal is
 //!     pending. Other signals wait until the call returns, as on NFS: programs do not expect `EINTR` from a file. What

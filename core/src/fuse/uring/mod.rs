@@ -78,7 +78,7 @@ impl SessionShared {
     /// Start further threads where all hang, and have requests found that wait beside free entries. Called by the watcher
     /// once a tick.
     pub fn look_at_rings(self: &Arc<Self>) {
-        let Some(rings) = &self.rings else { return };
+        let Some(rings) = self.rings_in_use() else { return };
         let mut watched = rings.watched.lock();
         for (index, (queue, seen)) in rings.queues.iter().zip(watched.iter_mut()).enumerate() {
             let arrived = queue.arrived();

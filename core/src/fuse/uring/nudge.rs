@@ -31,9 +31,13 @@ pub fn nudge(shared: &Arc<SessionShared>, index: usize) {
         move || {
             let queue = &shared.rings.as_ref().expect("as above").queues[index];
             while queue.is_unswept() && !queue.is_busy() && !shared.life.lock().ended {
-                if let Err(error) = ask(&shared, queue) {
+                let before = queue.arrived();
+                let asked = ask(&shared, queue);
+                // Something else may be mounted on the mountpoint.
+                if asked.is_err() || queue.arrived() == before {
                     log::warn!(
-                        "processor {}: asking for requests that wait failed: {error}; they wait for the next answer",
+                        "processor {}: asking for requests that wait reached no ring ({asked:?}); they wait for the next \
+                         answer",
                         queue.number
                     );
                     queue.give_up();
@@ -53,7 +57,7 @@ fn ask(shared: &SessionShared, queue: &RingQueue) -> std::io::Result<()> {
     // The child inherits it.
     sched_setaffinity(None, &processor)?;
     let mut command = Command::new("stat");
-    command.args(["--file-system", "--"]).arg(&shared.mounted.mountpoint);
+    command.args(["-f", "--"]).arg(&shared.mounted.mountpoint);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().map(|_| ())
 }
 

@@ -14,7 +14,7 @@ pub struct RingQueue {
     /// The processor, and the queue's number.
     pub number: u16,
     pub device: FuseDevice,
-    /// Threads that have an entry in it.
+    /// Threads started for it that have not ended.
     pub threads: AtomicUsize,
     /// Most of them at present.
     pub limit: AtomicUsize,

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -74,6 +75,13 @@ fn session_whose_first_rings_are_refused_continues_with_the_device() {
         assert!(answers(place));
         assert!(matches!(channel(shared), Channel::Device(reason) if reason.contains("refused")));
         assert!(answers(place));
+        // As some ticks later: an entry that the kernel takes would have requests come by rings again.
+        let rings = shared.rings.as_ref().unwrap();
+        let started = rings.numbers.load(Ordering::SeqCst);
+        rings.watched.lock().iter_mut().for_each(|watched| watched.since -= TICK);
+        shared.look_at_rings();
+        assert_eq!(rings.numbers.load(Ordering::SeqCst), started, "no ring is tried again");
+        assert!(until(|| !shared.needs_watch()), "the watcher sleeps");
     });
     ended.unwrap();
 }
@@ -131,13 +139,8 @@ fn request_that_waits_beside_free_entries_is_found() {
     let (ended, ()) = served(IoUring::Auto, 0..0, |shared, place| {
         assert_eq!(channel(shared), Channel::IoUring);
         let queue = &shared.rings.as_ref().unwrap().queues[0];
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut first = rustix::thread::CpuSet::new();
-                first.set(0);
-                rustix::thread::sched_setaffinity(None, &first).unwrap();
-                assert!(until(|| answers(place) && queue.arrived() > 0 && !queue.is_unswept()));
-            });
+        on_first_processor(|| {
+            assert!(until(|| answers(place) && queue.arrived() > 0 && !queue.is_unswept()))
         });
         let before = queue.arrived();
         // As after a registration beside requests, without an answer that would end it.
@@ -150,4 +153,41 @@ fn request_that_waits_beside_free_entries_is_found() {
         queue.end_register(false);
     });
     ended.unwrap();
+}
+
+#[test]
+fn asking_for_requests_that_wait_ends_where_no_question_reaches_the_mount() {
+    if !can_be_tried() {
+        return;
+    }
+    let (ended, ()) = served(IoUring::Auto, 0..0, |shared, place| {
+        assert_eq!(channel(shared), Channel::IoUring);
+        let queue = &shared.rings.as_ref().unwrap().queues[0];
+        on_first_processor(|| {
+            assert!(until(|| answers(place) && queue.arrived() > 0 && !queue.is_unswept()))
+        });
+        let run = |program: &str, arguments: &[&str]| {
+            assert!(Command::new(program).args(arguments).arg(place).status().unwrap().success());
+        };
+        run("mount", &["-t", "tmpfs", "over"]);
+        queue.begin_register();
+        queue.end_register(true);
+        shared.watch.wake();
+        let gave_up = until(|| !queue.is_unswept() && queue.nudging.load(Ordering::SeqCst) == 0);
+        run("umount", &[]);
+        queue.end_register(false);
+        assert!(gave_up, "one question is enough");
+    });
+    ended.unwrap();
+}
+
+fn on_first_processor(work: impl FnOnce() + Send) {
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut first = rustix::thread::CpuSet::new();
+            first.set(0);
+            rustix::thread::sched_setaffinity(None, &first).unwrap();
+            work();
+        });
+    });
 }

@@ -52,9 +52,7 @@ impl<'a> RingWorker<'a> {
         self.slot.calls.install();
         let entry = match work {
             Work::Register(report) => {
-                self.queue.begin_register();
                 let made = self.register();
-                self.queue.end_register(made.is_ok());
                 self.shared.watch.wake();
                 match made {
                     Ok(entry) => {
@@ -81,8 +79,11 @@ impl<'a> RingWorker<'a> {
         let length = entry.buffer().len();
         #[cfg(test)]
         let length = self.shared.rings.as_ref().expect("it has queues").length_said(length);
-        entry.register(length)?;
-        Ok(entry)
+        // Not before: until there is a buffer the kernel has no entry to give a request to.
+        self.queue.begin_register();
+        let registered = entry.register(length);
+        self.queue.end_register(registered.is_ok());
+        registered.map(|()| entry)
     }
 
     /// Answer a request whose thread still works on it. `None` if that thread was faster.
