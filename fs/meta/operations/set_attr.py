@@ -20,10 +20,14 @@ from ..resolve import locate
 from .length import set_length
 
 NO_ID: Final = 0xFFFF_FFFF  # (uid_t)-1: "leave it"
+_OPTIONAL: Final = ("permissions", "length", "atime_ns", "mtime_ns", "layout")
 
 
 def set_attr(context: OperationContext, request: SetAttrRequest) -> AnyInodeReply:
     """Change what is set in the request, all or nothing.
+
+    A request that sets nothing moves ctime, as `chown(-1, -1)` does on Linux, if the owner or root sends it. From
+    others it changes nothing: each change makes mounts drop what they keep of the file, and writers start again.
 
     Reads with conflict: the inode. Raises: NotFound, PermissionDenied, IsADirectory, InvalidArgument.
     """
@@ -31,12 +35,15 @@ def set_attr(context: OperationContext, request: SetAttrRequest) -> AnyInodeRepl
     if place.entry is None:
         raise NotFound("no such file or directory", name=place.name)
     inode = context.get_for_update(place.entry.inode)
+    if context.user.uid not in (0, inode.uid) and not _sets(request):
+        return context.reply(inode)
     context.pause(inode)
     # The length first: it may have to wait for the chains, and it clears set-id bits that a chmod then may
     # set.
     if request.HasField("length"):
         _length(context, inode, request)
     if request.clear_set_id and inode.type == REGULAR:
+        _require_writer(context, inode, request)
         inode.permissions = without_set_id(inode.permissions)
     change_attributes(context, inode, request)
     if request.clear_layout or request.HasField("layout"):
@@ -51,6 +58,19 @@ def change_attributes(context: OperationContext, inode: Inode, request: SetAttrR
     if request.HasField("permissions"):
         inode.permissions = after_chmod(context.user, inode, request.permissions)
     _times(context, inode, request)
+
+
+def _sets(request: SetAttrRequest) -> bool:
+    """Return whether the request asks for a change."""
+    owner = any(request.HasField(name) and getattr(request, name) != NO_ID for name in ("uid", "gid"))
+    times = request.atime_now or request.mtime_now
+    return owner or times or request.clear_set_id or request.clear_layout or any(map(request.HasField, _OPTIONAL))
+
+
+def _require_writer(context: OperationContext, inode: Inode, request: SetAttrRequest) -> None:
+    """Raises: PermissionDenied (EACCES) unless the caller owns the inode, has it open for writing, or might open it."""
+    if context.user.uid != inode.uid and not context.owns_session(inode.id, request.session):
+        require(context.user, inode, WRITE)
 
 
 def _length(context: OperationContext, inode: Inode, request: SetAttrRequest) -> None:
@@ -80,8 +100,8 @@ def _times(context: OperationContext, inode: Inode, request: SetAttrRequest) -> 
         return
     if explicit:
         require_owner(context.user, inode)
-    elif context.user.uid != inode.uid and not context.owns_session(inode.id, request.session):
-        require(context.user, inode, WRITE)
+    else:
+        _require_writer(context, inode, request)
     if request.atime_now or request.HasField("atime_ns"):
         inode.atime_ns = context.now_ns if request.atime_now else request.atime_ns
     if request.mtime_now or request.HasField("mtime_ns"):

@@ -18,7 +18,7 @@ from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.common_pb2 import Empty
 from luciola.wire.pb.mgmtd_pb2 import ChainTable
 
-from .world import ALICE, BOB, CHAINS, CHUNK, refused
+from .world import ALICE, BOB, CHAINS, CHUNK, ROOT, refused
 
 
 class TestSetAttr:
@@ -47,6 +47,26 @@ class TestSetAttr:
             world.set_attr(b"f", gid=1001, user=BOB)
         given = world.set_attr(b"f", uid=1001, gid=0xFFFFFFFF)
         assert (given.uid, given.gid) == (1001, 50)
+
+    def test_an_empty_request_of_a_stranger_changes_nothing(self, world):
+        world.set_attr(b"", permissions=0o777)
+        before = world.create(b"f", user=ALICE, permissions=0o600).inode
+        for nothing in ({}, {"uid": 0xFFFFFFFF, "gid": 0xFFFFFFFF}):
+            after = world.set_attr(at=before.id, user=BOB, **nothing)
+            assert (after.change, after.ctime_ns) == (before.change, before.ctime_ns)
+        assert world.stat(at=before.id) == before
+        # As Linux: of the owner and of root it moves ctime.
+        for number, user in enumerate((ALICE, ROOT), 1):
+            assert world.set_attr(at=before.id, user=user).change == before.change + number
+
+    def test_strangers_cannot_take_set_id_bits(self, world):
+        world.set_attr(b"", permissions=0o777)
+        number = world.create(b"f", user=ALICE, permissions=0o755).inode.id
+        world.set_attr(b"f", permissions=0o6755)
+        with refused(PermissionDenied, 13):
+            world.set_attr(at=number, clear_set_id=True, user=BOB)
+        assert world.stat(at=number).permissions == 0o6755
+        assert world.set_attr(at=number, clear_set_id=True, user=ALICE).permissions == 0o755
 
     def test_times(self, world):
         world.set_attr(b"", permissions=0o777)
