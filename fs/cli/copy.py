@@ -1,8 +1,9 @@
 """`luciola cp`: between this machine and the cluster, and within the cluster.
 
 Contents, permissions, times, extended attributes, symbolic links, and hard links inside one tree are kept; owners where
-we may; holes stay holes, and blocks of zeros become holes. A file is written under a temporary name beside its target
-and renamed when it is complete, so that an interrupted copy never leaves half a file under the name asked for.
+we may, and set-id bits only with them; holes stay holes, and blocks of zeros become holes. A file is written under a
+temporary name beside its target and renamed when it is complete, so that an interrupted copy never leaves half a file
+under the name asked for.
 
 A tree is read once. The files of one directory are copied by several threads: each costs several requests, and the
 services have time for more than one. What was not kept is in the tally, and makes the exit code 1.
@@ -463,8 +464,9 @@ class Copier:
 
     def _attributes(self, source: str, target: str, info: Status) -> None:
         self._extended(source, target)
-        self._owner(target, info)
-        self._target.chmod(target, modes.S_IMODE(info.st_mode))
+        # Set-id bits give the rights of the owner, which would be the user who copies.
+        lost = 0 if self._owner(target, info) else modes.S_ISUID | modes.S_ISGID
+        self._target.chmod(target, modes.S_IMODE(info.st_mode) & ~lost)
         self._target.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
 
     def _extended(self, source: str, target: str) -> None:
@@ -484,10 +486,13 @@ class Copier:
                     raise
                 self._tally.skip(f"lost attribute {name} of {source}: {os.strerror(error.errno)}")
 
-    def _owner(self, target: str, info: Status) -> None:
-        # As `cp -a`: only root gives files away.
-        with contextlib.suppress(PermissionError):
+    def _owner(self, target: str, info: Status) -> bool:
+        """Give `target` the owner and group of the source; return whether it has them."""
+        try:
             self._target.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
+        except PermissionError:  # as `cp -a`: only root gives files away
+            return False
+        return True
 
 
 def _opened(side: Side, path: str, mode: str) -> io.RawIOBase:

@@ -25,7 +25,15 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import Busy, ConfigError, InvalidArgument, NotFound, Unavailable
-from ..wire import Cluster, Metadata, parse_address, parse_addresses, parse_cluster, write_private
+from ..wire import (
+    Cluster,
+    Metadata,
+    parse_address,
+    parse_addresses,
+    parse_cluster,
+    read_private,
+    write_private,
+)
 from . import private_etcd
 from .metadata_options import PROCESSES, MetadataWanted
 
@@ -81,10 +89,16 @@ class DataDir:
         return self.root / "log" / f"{name}.log"
 
     def create(self) -> None:
-        """Make the directories, closed to other users."""
+        """Make the directories, closed to other users. Raises: InvalidArgument if they may not be made here."""
         if self.root.exists() and not self.root.is_dir():
             raise InvalidArgument("not a directory", path=str(self.root))
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = self.root.stat().st_uid
+        if owner != os.geteuid():
+            raise InvalidArgument(
+                f"the data directory belongs to uid {owner}, who could replace what is in it: run this as that user",
+                path=str(self.root),
+            )
         foreign = {entry.name for entry in self.root.iterdir()} - {"lost+found"}
         if foreign and not self.cluster.exists() and not {"secret", "run"} & foreign:
             raise InvalidArgument(
@@ -98,10 +112,11 @@ class DataDir:
     def read_shape(self) -> Shape:
         """Return the cluster's shape.
 
-        Raises: NotFound with advice when there is no cluster here; InvalidArgument when the file is damaged.
+        Raises: NotFound with advice when there is no cluster here; InvalidArgument when the file is damaged;
+        PermissionDenied if it is another user's.
         """
         try:
-            record = json.loads(self.cluster.read_text())
+            record = json.loads(read_private(self.cluster))
             nodes, replicas = int(record["storage_nodes"]), int(record["replicas"])
             has_stores = bool(record["has_stores"])
             cluster = parse_cluster(self.cluster, record)

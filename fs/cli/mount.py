@@ -1,16 +1,18 @@
 """`luciola mount` and `umount`."""
 
+import errno
 import logging
 import os
+import stat
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
 from ..config import FUSE_IO_URING, TRANSPORTS, ClusterConfig, load
-from ..errors import InvalidArgument
+from ..errors import InvalidArgument, PermissionDenied
 from ..logfile import rotate_output
 from .datadir import running_shape
 from .options import config_option, secret_option
@@ -100,7 +102,7 @@ def mount(
         # What is wrong with the place is said here, not in a log.
         path = fuse.check_mountpoint(mountpoint)
         arguments = [cluster, str(path), *_repeated(settings, config_file)]
-        with _log_file(settings).open("ab") as output:
+        with _opened_log(Path(cluster)) as output:
             fuse.start_in_background(arguments, output=output)
         return
     logging.basicConfig(
@@ -143,15 +145,37 @@ def _repeated(settings: "fuse.Settings", config_file: Path | None) -> list[str]:
     return options
 
 
-def _log_file(settings: "fuse.Settings") -> Path:  # type: ignore[name-defined]  # noqa: F821
-    """Return where a mount in the background says what happens."""
-    data = Path(settings.cluster)
-    directory = data / "log" if data.is_dir() else Path(tempfile.gettempdir()) / f"luciola-{os.geteuid()}"
+def _opened_log(data: Path) -> BinaryIO:
+    """Open the log of mounts in the background: of the data directory, or of this user for a cluster elsewhere.
+
+    Raises: PermissionDenied if the file, or this user's directory, could be another user's choice.
+    """
+    from .. import fuse
+
+    if data.is_dir():
+        directory = data / "log"
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        except FileNotFoundError as error:
+            raise InvalidArgument("no cluster in this directory", path=str(data)) from error
+    else:
+        directory = fuse.own_directory()
+    path = directory / "mounts.log"
+    # A FIFO would hold this process, and a symbolic link would lead elsewhere.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        directory.mkdir(mode=0o700, exist_ok=True)
-    except FileNotFoundError as error:
-        raise InvalidArgument("no cluster in this directory", path=str(data)) from error
-    return directory / "mounts.log"
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise PermissionDenied("the log must be a regular file", path=str(path)) from error
+    output = os.fdopen(descriptor, "ab")
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_uid not in (0, os.geteuid()):
+        output.close()
+        raise PermissionDenied("the log must be a regular file of this user", path=str(path))
+    os.set_blocking(descriptor, True)
+    return output
 
 
 def _report_ready(descriptor: int | None) -> None:

@@ -8,7 +8,7 @@ No byte of file data passes through here.
 """
 
 from .lifecycle import Settings, check_mountpoint, serve, start_in_background, stop
-from .records import Record, read_records, source_of
+from .records import Record, own_directory, read_records, source_of
 from .table import Mounted, clean_stale_mount, find_mount, is_mounted, stale_mounts
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "clean_stale_mount",
     "find_mount",
     "is_mounted",
+    "own_directory",
     "read_records",
     "serve",
     "source_of",

@@ -68,6 +68,14 @@ def directory_for(cluster: str) -> Path:
         directory = data / "run" / "mounts"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory
+    return own_directory()
+
+
+def own_directory() -> Path:
+    """Return this user's directory for what belongs to no data directory on this machine.
+
+    Raises: PermissionDenied if another user made it, or may write there.
+    """
     directory = Path(tempfile.gettempdir()) / f"luciola-{os.geteuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
     about = directory.lstat()
@@ -137,6 +145,7 @@ __all__ = [
     "Record",
     "directory_for",
     "find_record",
+    "own_directory",
     "read_records",
     "recorded",
     "source_of",

@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 
 from . import methods
 from .addresses import format_address, parse_address, parse_addresses
-from .atomic_write import write_private
+from .atomic_write import read_private, write_private
 from .cluster import Cluster, Metadata, load_cluster, parse_cluster, save_cluster
 from .credentials import (
     ADMIN,
@@ -100,6 +100,7 @@ __all__ = [
     "parse_address",
     "parse_addresses",
     "parse_cluster",
+    "read_private",
     "save_cluster",
     "verify",
     "write_private",

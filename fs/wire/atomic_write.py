@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from ..errors import PermissionDenied
+
 
 def write_private(path: Path, text: str) -> None:
     """Replace `path` by `text`, readable by its owner alone: a reader sees all of the old file or all of the new one.
@@ -23,4 +25,16 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
-__all__ = ["write_private"]
+def read_private(path: Path) -> str:
+    """Return the text of `path`, if it belongs to this user or to root: others could name files of their own in it.
+
+    Raises: PermissionDenied if it belongs to another user; OSError, UnicodeDecodeError.
+    """
+    with path.open(encoding="utf-8") as stream:
+        owner = os.fstat(stream.fileno()).st_uid
+        if owner not in (0, os.geteuid()):
+            raise PermissionDenied(f"belongs to uid {owner}, not to this user or to root", path=str(path))
+        return stream.read()
+
+
+__all__ = ["read_private", "write_private"]

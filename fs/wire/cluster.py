@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import ConfigError, Error, NotFound, PermissionDenied
 from .addresses import parse_addresses
-from .atomic_write import write_private
+from .atomic_write import read_private, write_private
 from .credentials import load_secret
 
 if TYPE_CHECKING:
@@ -84,9 +84,11 @@ def load_cluster(path: Path) -> Cluster:
     Raises: NotFound, PermissionDenied, ConfigError.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = json.loads(read_private(path))
     except FileNotFoundError as error:
         raise NotFound("no cluster file; is the cluster running?", path=str(path)) from error
+    except PermissionDenied:
+        raise
     except PermissionError as error:
         raise PermissionDenied("the cluster file may be read by its owner only", path=str(path)) from error
     except (OSError, ValueError) as error:

@@ -64,7 +64,13 @@ def _sets(request: SetAttrRequest) -> bool:
     """Return whether the request asks for a change."""
     owner = any(request.HasField(name) and getattr(request, name) != NO_ID for name in ("uid", "gid"))
     times = request.atime_now or request.mtime_now
-    return owner or times or request.clear_set_id or request.clear_layout or any(map(request.HasField, _OPTIONAL))
+    return (
+        owner
+        or times
+        or request.clear_set_id
+        or request.clear_layout
+        or any(map(request.HasField, _OPTIONAL))
+    )
 
 
 def _require_writer(context: OperationContext, inode: Inode, request: SetAttrRequest) -> None:

@@ -183,3 +183,24 @@ def test_target_that_exists_is_the_copy_itself_if_asked(tree: Path, tmp_path: Pa
     for exact, path in ((False, target / "tree"), (True, target)):
         jobs = _plan(sides, (str(tree),), str(target), recursive=True, exact=exact)
         assert [each for _, each in jobs] == [str(path)]
+
+
+class WithoutOwners(LocalFileSystem):
+    """A side on which this user may give nothing away."""
+
+    @staticmethod
+    def chown(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_set_id_bits_are_kept_with_the_owner_alone(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "tool").touch()
+    (source / "tool").chmod(0o6755)
+    source.chmod(0o3755)
+    copy(source, tmp_path / "another", side=WithoutOwners())
+    assert (tmp_path / "another" / "tool").stat().st_mode & 0o7777 == 0o755
+    assert (tmp_path / "another").stat().st_mode & 0o7777 == 0o1755
+    copy(source, tmp_path / "same")
+    assert (tmp_path / "same" / "tool").stat().st_mode & 0o7777 == 0o6755

@@ -15,7 +15,7 @@ import pytest
 
 from luciola.cli.datadir import DataDir, Shape, check_shape, choose_shape
 from luciola.cli.metadata_options import MetadataWanted
-from luciola.errors import Busy, InvalidArgument, NotFound
+from luciola.errors import Busy, InvalidArgument, NotFound, PermissionDenied
 from luciola.wire import load_cluster, write_private
 
 
@@ -272,3 +272,16 @@ def test_private_file_is_replaced_whole(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == [2]
     assert path.stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["record"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_data_of_another_user_are_refused(data: DataDir) -> None:
+    choose_shape(data, storage_nodes=None, replicas=None)
+    os.chown(data.cluster, 65534, 65534)
+    with pytest.raises(PermissionDenied, match="belongs to uid 65534"):
+        data.read_shape()
+    with pytest.raises(PermissionDenied, match="belongs to uid 65534"):
+        load_cluster(data.cluster)
+    os.chown(data.root, 65534, 65534)
+    with pytest.raises(InvalidArgument, match="belongs to uid 65534"):
+        data.create()
