@@ -20,6 +20,7 @@ import uvloop
 from .. import __version__
 from ..clock import Clock, SystemClock
 from ..config import ClusterConfig, load
+from ..descriptors import raise_limit
 from ..errors import ConfigError, CorruptData, Error, Unavailable
 from ..ids import EMBEDDED_EPOCH, STANDBY_EPOCH, new_incarnation
 from ..kv.checkpoint.catalog import Catalog
@@ -284,6 +285,7 @@ def main() -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
+    raise_limit()
     try:
         uvloop.run(serve(arguments))
     except CorruptData as error:

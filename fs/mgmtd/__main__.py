@@ -20,6 +20,7 @@ import uvloop
 from .. import __version__
 from ..clock import SystemClock
 from ..config import ClusterConfig, load
+from ..descriptors import raise_limit
 from ..errors import ConfigError, CorruptData, Error, NotFound
 from ..ids import NodeId, new_incarnation
 from ..kv.checkpoint.catalog import Catalog
@@ -72,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname).1s mgmtd %(message)s", stream=sys.stderr
     )
+    raise_limit()
     several = False
     try:
         cluster = load_cluster(options.cluster)

@@ -3,13 +3,13 @@
 import argparse
 import logging
 import os
-import resource
 import sys
 from pathlib import Path
 
 import uvloop
 
 from .. import config as configuration
+from ..descriptors import raise_limit
 from ..errors import ConfigError, Error
 from ..ids import NodeId
 from ..logfile import rotate_output
@@ -40,9 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         format=f"%(asctime)s %(levelname).1s storage-{options.node_id} %(message)s",
         stream=sys.stderr,
     )
-    # Every connection, block file and client's region is a descriptor; the usual soft limit is 1024.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    raise_limit()  # every connection, block file and client's region is a descriptor
     try:
         settings = Settings(
             node=options.node_id,

@@ -1,7 +1,9 @@
 """gRPC between services and for administrators: the same methods and handlers as the lane (methods.py).
 
 Every call carries `authorization: Bearer <token>`. A caller without a valid token, or whose role may not use
-the method, is refused before its request is read. Errors travel as a status and, whole, in a trailer.
+the method, is refused before its request is read; a call whose request does not arrive within 10 s is ended. So
+strangers hold no call. Compressed requests are refused: a short one may stand for any number of bytes. Errors travel
+as a status and, whole, in a trailer.
 """
 
 import asyncio
@@ -30,6 +32,12 @@ log = logging.getLogger(__name__)
 
 MESSAGE_BYTES_MAX: Final = 16 << 20  # a routing snapshot of a large cluster; a page of chunk records is 1 MiB
 CONCURRENT_MAX: Final = 1024  # calls served at once
+CONNECTION_CONCURRENT_MAX: Final = (
+    128  # of them from one connection: a service has a few streams and short calls
+)
+REQUEST_S: Final = 10.0  # for a request to arrive after its headers
+HANDSHAKE_S: Final = 5.0  # for a new connection to speak HTTP/2
+IDLE_S: Final = 600.0  # a connection without calls is closed; its client opens another when it needs one
 KEEPALIVE_MS: Final = 10_000
 # A server that is overloaded takes seconds to greet a client. One that has not greeted by then hangs: the call
 # fails, however long its deadline, and the next one makes a new connection.
@@ -37,6 +45,7 @@ CONNECT_S: Final = 10.0
 BEARER: Final = "Bearer "
 
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
+_Requests: TypeAlias = AsyncIterator[bytes]
 
 _COMMON: Final = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -51,6 +60,9 @@ _SERVER: Final = (
     ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a partner
     ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
     ("grpc.max_metadata_size", 8192),
+    ("grpc.compression_enabled_algorithms_bitset", 1),  # identity
+    ("grpc.max_concurrent_streams", CONNECTION_CONCURRENT_MAX),
+    ("grpc.max_connection_idle_ms", round(IDLE_S * 1000)),
 )
 _CHANNEL: Final = (
     *_COMMON,
@@ -69,15 +81,23 @@ def _channel_options(connect_s: float) -> tuple[tuple[str, int], ...]:
 class RpcServer:
     """Serves `bound` methods over gRPC to clients that show a token made with `secret`."""
 
-    def __init__(self, bound: Iterable[Bound], *, secret: bytes) -> None:
-        self._dispatcher = _Dispatcher(bound, secret)
+    def __init__(
+        self,
+        bound: Iterable[Bound],
+        *,
+        secret: bytes,
+        handshake_s: float = HANDSHAKE_S,
+        request_s: float = REQUEST_S,
+    ) -> None:
+        self._dispatcher = _Dispatcher(bound, secret, request_s)
+        self._options = (*_SERVER, ("grpc.server_handshake_timeout_ms", round(handshake_s * 1000)))
         self._server: grpc.aio.Server | None = None
         self.address = ""
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listens, and returns the address. Raises: Unavailable if it cannot."""
         assert self._server is None, "a server starts once"
-        server = grpc.aio.server(options=_SERVER, maximum_concurrent_rpcs=CONCURRENT_MAX)
+        server = grpc.aio.server(options=self._options, maximum_concurrent_rpcs=CONCURRENT_MAX)
         server.add_generic_rpc_handlers((self._dispatcher,))
         try:
             bound_port = server.add_insecure_port(format_address(host, port))
@@ -98,9 +118,10 @@ class RpcServer:
 class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic when it runs
     """Chooses what serves a call from its headers alone: the method's handler, or a refusal."""
 
-    def __init__(self, bound: Iterable[Bound], secret: bytes) -> None:
+    def __init__(self, bound: Iterable[Bound], secret: bytes, request_s: float) -> None:
         self._bound = {entry.method.path: entry for entry in bound}
         self._secret = secret
+        self._request_s = request_s
 
     def service(self, call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         entry = self._bound.get(call.method)
@@ -113,10 +134,11 @@ class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not gener
         except Error as error:
             if isinstance(error, Unauthenticated):
                 log.info("grpc: refused %s: %s", call.method, error)
-            return grpc.unary_unary_rpc_method_handler(_refusal(error))
+            return grpc.stream_unary_rpc_method_handler(_refusal(error))
+        # On the wire as unary requests. A handler of these would be called only when the request is in memory.
         if entry.method.streams:
-            return grpc.unary_stream_rpc_method_handler(_stream(entry, identity))
-        return grpc.unary_unary_rpc_method_handler(_unary(entry, identity))
+            return grpc.stream_stream_rpc_method_handler(_stream(entry, identity, self._request_s))
+        return grpc.stream_unary_rpc_method_handler(_unary(entry, identity, self._request_s))
 
     def _identify(self, call: grpc.HandlerCallDetails) -> Identity:
         for name, value in call.invocation_metadata or ():
@@ -128,18 +150,21 @@ class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not gener
         raise Unauthenticated("a token of this cluster is needed")
 
 
-def _refusal(error: Error) -> Callable[[bytes, _Context], Awaitable[NoReturn]]:
-    async def refuse(_: bytes, context: _Context) -> NoReturn:
+def _refusal(error: Error) -> Callable[[_Requests, _Context], Awaitable[NoReturn]]:
+    async def refuse(_: _Requests, context: _Context) -> NoReturn:
         await _abort(context, error)
 
     return refuse
 
 
-def _unary(entry: Bound, identity: Identity) -> Callable[[bytes, _Context], Awaitable[bytes]]:
+def _unary(
+    entry: Bound, identity: Identity, request_s: float
+) -> Callable[[_Requests, _Context], Awaitable[bytes]]:
     method = entry.method
 
-    async def serve(payload: bytes, context: _Context) -> bytes:
+    async def serve(requests: _Requests, context: _Context) -> bytes:
         try:
+            payload = await _received(requests, method, request_s)
             result = entry.handler(_parse(method, payload), identity)
             if inspect.isawaitable(result):
                 result = await result
@@ -151,11 +176,14 @@ def _unary(entry: Bound, identity: Identity) -> Callable[[bytes, _Context], Awai
     return serve
 
 
-def _stream(entry: Bound, identity: Identity) -> Callable[[bytes, _Context], AsyncIterator[bytes]]:
+def _stream(
+    entry: Bound, identity: Identity, request_s: float
+) -> Callable[[_Requests, _Context], AsyncIterator[bytes]]:
     method = entry.method
 
-    async def serve(payload: bytes, context: _Context) -> AsyncIterator[bytes]:
+    async def serve(requests: _Requests, context: _Context) -> AsyncIterator[bytes]:
         try:
+            payload = await _received(requests, method, request_s)
             items = entry.handler(_parse(method, payload), identity)
             assert isinstance(items, AsyncIterator), f"{method.path} is a stream"
             async for item in items:
@@ -165,6 +193,26 @@ def _stream(entry: Bound, identity: Identity) -> Callable[[bytes, _Context], Asy
             await _abort(context, error)
 
     return serve
+
+
+async def _received(requests: _Requests, method: Method[Request, Reply], timeout_s: float) -> bytes:
+    """Return the one request of a call. Raises: Timeout, InvalidArgument if there is none."""
+    # It is not cancelled at the time limit: gRPC still writes to what it has asked for, until the call has ended.
+    reading = asyncio.ensure_future(anext(requests, None))
+    reading.add_done_callback(_retrieve)
+    await asyncio.wait((reading,), timeout=timeout_s)
+    if not reading.done():
+        raise Timeout(f"{method.path}: no request within {timeout_s:g} s")
+    payload = reading.result()
+    if payload is None:
+        raise InvalidArgument(f"{method.path}: the request is missing")
+    return payload
+
+
+def _retrieve(reading: "asyncio.Future[bytes | None]") -> None:
+    """Take the error of a read that is not awaited any more."""
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _parse(method: Method[Request, Reply], payload: bytes) -> Request:

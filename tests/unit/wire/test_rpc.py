@@ -29,12 +29,12 @@ TOKEN = mint(SECRET, role=ADMIN, uid=42, gid=42, groups=())
 LOOKUP = LookupRequest(parent=7, name=b"\xff\x00name")
 
 
-def run(test):
+def run(test, **limits):
     """Runs `test(address, service, clients)` beside a server."""
 
     async def main() -> None:
         service = Service()
-        server = RpcServer(bound(service), secret=SECRET)
+        server = RpcServer(bound(service), secret=SECRET, **limits)
         address = await server.start()
         try:
             async with RpcClients(TOKEN) as clients:
@@ -209,6 +209,83 @@ def test_garbage_on_the_port_affects_no_other_connection():
         assert (await clients.call(address, methods.Meta.lookup, LOOKUP)).inode.id == 7
 
     run(test)
+
+
+async def never():
+    """A request that does not come."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+async def attempt(address, path, requests, *, metadata=()):
+    """One call that sends `requests` as they come; the status of its refusal."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await channel.stream_unary(path)(requests, metadata=metadata)
+        return caught.value.code()
+
+
+BEARER = (("authorization", "Bearer " + TOKEN.encode()),)
+EITHER = pytest.mark.parametrize("path", [methods.Meta.lookup.path, methods.Meta.scan_inodes.path])
+
+
+@EITHER
+def test_strangers_are_refused_before_their_request_comes(path):
+    async def test(address, *_):
+        assert await attempt(address, path, never()) == grpc.StatusCode.UNAUTHENTICATED
+
+    run(test, request_s=3600)
+
+
+@EITHER
+def test_a_request_that_does_not_come_is_not_waited_for(path):
+    async def test(address, service, clients):
+        assert await attempt(address, path, never(), metadata=BEARER) == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert service.calls == service.closed_streams == 0
+        assert (await clients.call(address, methods.Meta.lookup, LOOKUP)).inode.id == 7
+
+    run(test, request_s=1.0)
+
+
+@EITHER
+def test_a_call_without_a_request_is_an_invalid_argument(path):
+    async def nothing():
+        for payload in ():
+            yield payload
+
+    async def test(address, *_):
+        assert await attempt(address, path, nothing(), metadata=BEARER) == grpc.StatusCode.INVALID_ARGUMENT
+
+    run(test)
+
+
+@pytest.mark.parametrize("algorithm", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+@pytest.mark.parametrize("size", [8 << 20, 64 << 20])
+def test_a_compressed_request_is_not_inflated(algorithm, size):
+    async def zeros():
+        yield LookupRequest(name=bytes(size)).SerializeToString()
+
+    async def test(address, service, clients):
+        options = [("grpc.max_send_message_length", -1)]
+        async with grpc.aio.insecure_channel(address, options=options) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.stream_unary(methods.Meta.lookup.path)(
+                    zeros(), metadata=BEARER, compression=algorithm
+                )
+            assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED, "from its headers"
+        assert service.calls == 0
+        assert (await clients.call(address, methods.Meta.lookup, LOOKUP)).inode.id == 7
+
+    run(test)
+
+
+def test_a_connection_that_does_not_speak_is_closed():
+    async def test(address, *_):
+        reader, writer = await asyncio.open_connection(*address.split(":"))
+        await reader.read()  # until the server ends it
+        writer.close()
+
+    run(test, handshake_s=0.1)
 
 
 def test_call_times_out():
