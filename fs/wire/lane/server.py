@@ -41,6 +41,8 @@ HANDSHAKES_MAX: Final = 256  # connections that are not authenticated yet; the o
 IDLE_CLOSED: Final = 64  # at once, when there is no room: looking for them takes a millisecond
 IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
 HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
+BATCH_REPLIES: Final = 64  # written together; then other connections have their turn
+BATCH_BYTES: Final = 1 << 20  # the same, of longer replies
 assert HELD_BYTES_MAX > FRAME_BYTES_MAX, "a request of any size is served"
 assert max(HANDSHAKES_MAX, IDLE_CLOSED) < CONNECTIONS_MAX, (
     "some connections are past their handshake, and stay"
@@ -253,13 +255,14 @@ class _ServerConnection(asyncio.Protocol):
         return rest
 
     def _pump(self, data: bytes | bytearray) -> None:
-        """Serve every whole frame of what was kept and `data`."""
+        """Serve whole frames of what was kept and `data`: all of them, or until their replies are a batch."""
         if self._buffer:
             self._buffer += data
             data = self._buffer
         offset = 0
         end = len(data)
         replies: list[bytes] = []
+        reply_bytes = 0
         while end - offset >= 16:
             length, number, flags, request = HEADER.unpack_from(data, offset)
             if length > FRAME_BYTES_MAX or flags:
@@ -275,9 +278,16 @@ class _ServerConnection(asyncio.Protocol):
                 self._paused = True
                 self._transport.pause_reading()
                 break
+            if len(replies) >= 2 * BATCH_REPLIES or reply_bytes >= BATCH_BYTES:
+                self._transport.pause_reading()
+                self._loop.call_soon(self._resume)
+                break
             payload = data[offset + 16 : stop]
             offset = stop
+            count = len(replies)
             self._serve(number, request, bytes(payload), replies)
+            if len(replies) > count:
+                reply_bytes += len(replies[-1])
         if data is self._buffer:
             del self._buffer[:offset]
         elif offset < end:

@@ -179,3 +179,69 @@ def test_request_comes_back_whole(parent, name):
         assert (inode.id, inode.name) == (parent, name)
 
     talk(test)
+
+
+class Narrow(Pipe):
+    """A transport whose client reads when the test does."""
+
+    connection = None
+
+    def write(self, data):
+        super().write(data)
+        if self.connection is not None:
+            self.connection.pause_writing()
+
+    def read(self):
+        read = bytes(self.written)
+        self.written.clear()
+        self.connection.resume_writing()
+        return read
+
+
+def lookups(count, name):
+    payload = LookupRequest(parent=1, name=name).SerializeToString()
+    return b"".join(struct.pack("<IHHQ", len(payload), LOOKUP, 0, each) + payload for each in range(count))
+
+
+def test_replies_to_a_burst_are_held_one_batch_at_a_time():
+    async def main():
+        service = Service()
+        connection = lane_server._ServerConnection(lane_server.LaneServer(bound(service), secret=SECRET))
+        pipe = Narrow()
+        connection.connection_made(pipe)
+        open_(connection, pipe)
+        pipe.connection = connection
+        for count, name, most in ((1000, b"n", 64), (40, bytes(200_000), 6)):
+            service.calls = 0
+            connection.data_received(lookups(count, name))
+            await asyncio.sleep(0)
+            assert service.calls == most, "nothing more before the client reads"
+            found = []
+            while service.calls < count or pipe.written:
+                assert len(pipe.written) <= lane_server.BATCH_BYTES + 210_000
+                found += replies(pipe.read())
+            assert [request for _, _, request, _ in found] == list(range(count))
+            assert not connection._buffer
+        connection.connection_lost(None)
+
+    asyncio.run(main())
+
+
+def test_a_burst_leaves_other_connections_their_turn():
+    async def main():
+        service = Service()
+        connection = lane_server._ServerConnection(lane_server.LaneServer(bound(service), secret=SECRET))
+        pipe = Pipe()
+        connection.connection_made(pipe)
+        open_(connection, pipe)
+        connection.data_received(lookups(200, b"n"))
+        seen = []
+        while service.calls < 200:
+            seen.append(service.calls)
+            await asyncio.sleep(0)
+        assert seen == [64, 128, 192]
+        assert not pipe.paused
+        assert len(replies(pipe.written)) == 200
+        connection.connection_lost(None)
+
+    asyncio.run(main())
