@@ -265,9 +265,10 @@ class PackWriter:
 
     def close(self) -> None:
         """End without a promise."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
 
     def _next(self) -> None:
         if self._file >= 0:

@@ -1,5 +1,7 @@
 """The directory of backups: what counts as finished, what is removed, what is refused."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,53 @@ def test_pack_gives_only_bytes_that_were_written(repository: Repository) -> None
         for wrong in (place._replace(crc32c=1), place._replace(length=99), place._replace(pack=7)):
             with pytest.raises(CorruptData):
                 reader.read(wrong)
+
+
+class PausedAtTheFirstPack(Repository):
+    """Calls `pause` where a pack is about to be opened."""
+
+    def pack(self, number: int) -> Path:
+        self.pause()
+        return super().pack(number)
+
+    pause: Callable[[], None]
+
+
+class WatchedLock:
+    """A lock that says who asks for it."""
+
+    def __init__(self, asked: Callable[[], None]) -> None:
+        self._asked = asked
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._asked()
+        self._lock.acquire()
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.release()
+
+
+def test_pack_that_is_being_opened_is_closed(repository: Repository) -> None:
+    paused = PausedAtTheFirstPack(repository.root)
+    packs = PackWriter(paused, 1)
+    came = threading.Semaphore(0)  # `close` has asked for the lock, or has ended without
+    packs._lock = WatchedLock(lambda: threading.current_thread() is closing and came.release())
+
+    def close() -> None:
+        packs.close()
+        came.release()
+
+    closing = threading.Thread(target=close)
+
+    def pause() -> None:
+        closing.start()
+        came.acquire()
+
+    paused.pause = pause
+    packs.add(memoryview(b"some bytes"))
+    closing.join()
+    assert packs._file == -1
 
 
 def test_packs_are_of_bounded_size(repository: Repository) -> None:
