@@ -95,7 +95,7 @@ class RocksEngine(Engine):
         except Exception as error:  # rocksdict raises nothing more precise
             os.close(self._lock)
             message = f"cannot open the key-value store in {directory}: {error}"
-            if _free_bytes(directory) < RESERVE_BYTES:
+            if is_short_of_space(directory):
                 raise NoSpace(f"{message}; free some space: it is opened as soon as there is") from error
             raise CorruptData(message) from error
         super().__init__(version=self._db.latest_sequence_number(), commits_max=commits_max)
@@ -172,9 +172,7 @@ class RocksEngine(Engine):
             rocksdict.Checkpoint(self._db).create_checkpoint(str(directory))
         except Exception as error:  # rocksdict raises nothing more precise
             message = f"cannot make a checkpoint of the key-value store in {self.directory}: {error}"
-            raise (NoSpace if _free_bytes(self.directory) < RESERVE_BYTES else Unavailable)(
-                message
-            ) from error
+            raise (NoSpace if is_short_of_space(self.directory) else Unavailable)(message) from error
 
     @property
     def syncs(self) -> int:
@@ -215,15 +213,23 @@ class RocksEngine(Engine):
             batch.delete(key)
 
     def _check_space(self, *, may_use_reserve: bool) -> None:
-        if _free_bytes(self.directory) >= RESERVE_BYTES:
+        if not is_short_of_space(self.directory):
             self._unchecked_bytes = 0
         elif not may_use_reserve:
             raise NoSpace(f"less than {RESERVE_BYTES // MIB} MiB are free for metadata in {self.directory}")
 
 
-def _free_bytes(directory: Path) -> int:
-    space = os.statvfs(directory)
-    return space.f_bavail * space.f_frsize
+def is_short_of_space(directory: Path, size_bytes: int = 0) -> bool:
+    """Return whether `size_bytes` more would leave less than the reserve.
+
+    False where the system cannot say how much is free: what is written then finds out.
+    """
+    try:
+        space = os.statvfs(directory)
+    except OSError as error:
+        log.warning("free space is unknown: %s", error)
+        return False
+    return space.f_bavail * space.f_frsize < size_bytes + RESERVE_BYTES
 
 
 class ValueCache:
@@ -470,6 +476,7 @@ __all__ = [
     "WRITE_BUFFER_BYTES",
     "RocksEngine",
     "RocksView",
+    "is_short_of_space",
     "read_values",
     "store_options",
 ]

@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 from ...errors import Busy, CorruptData, Error, NoSpace, Unavailable
 from ..applied import IDENTITY_KEY, POSITION_KEY, decode_position
-from ..rocksdb import RESERVE_BYTES, RocksEngine, read_values
+from ..rocksdb import RocksEngine, is_short_of_space, read_values
 from .seal import SEAL_NAME, Seal, SealedFile, hash_file, read_seal, verify_files
 
 log = logging.getLogger(__name__)
@@ -236,8 +236,7 @@ def _translated(work: Callable[[Callable[[], None]], T], check: Callable[[], Non
 
 def require_space(directory: Path, size_bytes: int) -> None:
     """Raises: NoSpace if so many more bytes would leave less than the store's reserve."""
-    space = os.statvfs(directory)
-    if space.f_bavail * space.f_frsize < size_bytes + RESERVE_BYTES:
+    if is_short_of_space(directory, size_bytes):
         raise NoSpace(f"no room in {directory} for a checkpoint of {size_bytes} bytes")
 
 

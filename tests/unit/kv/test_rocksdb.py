@@ -175,6 +175,22 @@ def test_full_disk_is_reported_before_the_log_is_touched(tmp_path, monkeypatch):
     engine.close()
 
 
+def test_store_whose_free_space_is_unknown_is_written(tmp_path, caplog):
+    directory, away = tmp_path / "kv", tmp_path / "away"
+    engine = RocksEngine(directory, create=True)
+    directory.rename(away)  # statvfs finds nothing there; the store's files stay open
+    transaction = engine.begin()
+    transaction.put(b"a", b"1")
+    transaction.commit()
+    assert "free space is unknown" in caplog.text
+    assert engine.failure is None
+    away.rename(directory)
+    engine.close()
+    engine = RocksEngine(directory)
+    assert engine.begin().get(b"a") == b"1"
+    engine.close()
+
+
 @pytest.mark.root
 def test_store_on_a_full_disk_is_not_reported_as_damaged(tmp_path):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(tmp_path)], check=True)
