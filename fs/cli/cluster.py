@@ -37,6 +37,7 @@ from .metadata_status import (
     members_of,
     primary_manager,
 )
+from .metadata_switch import finish
 from .mgmtd_client import TAKE_OVER_S, ChainState, MgmtdClient, describe_chains, serving_meta
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
@@ -135,6 +136,7 @@ def up(
         data.create()
         with data.supervised(), LiveTable(enabled=ready_fd is None) as view:
             end_leftovers(data)  # which hold the ports that the shape names
+            finish(data)  # a migration that was interrupted
             shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
             if accept_metadata_loss:
                 stores.set_aside_broken_meta(data)

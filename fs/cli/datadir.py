@@ -6,6 +6,7 @@ DATA/                 0700
   mgmtd/ meta/ storage-N/   what each service keeps; mgmtd-N/ and meta-N/ of further ones
   etcd/ etcd-N/             certificate and members of a private etcd (`private_etcd`)
   log/NAME.log              what each service says
+  migration.json      0600  while a migration of the metadata puts its stores in their places (`metadata_switch`)
   run/lock                  held by the supervisor while it runs; its process id
   run/state.json            services as the supervisor sees them
   run/mounts/*.json         one per mount of this cluster on this machine
@@ -152,18 +153,7 @@ class DataDir:
 
     def write_shape(self, shape: Shape) -> None:
         """Write cluster.json: what every process reads (`wire.Cluster`), and what only `up` needs."""
-        cluster = asdict(shape.cluster)
-        if shape.cluster.metadata is None:
-            del cluster["metadata"]
-        record = cluster | {
-            "storage_nodes": shape.storage_nodes,
-            "replicas": shape.replicas,
-            "has_stores": shape.has_stores,
-            "metas": shape.metas,
-            "managers": shape.managers,
-            "etcd_peers": list(shape.etcd_peers),
-        }
-        write_private(self.cluster, json.dumps(record, indent=1) + "\n")
+        write_private(self.cluster, encode_shape(shape))
 
     @contextlib.contextmanager
     def supervised(self) -> Iterator[None]:
@@ -222,6 +212,22 @@ class DataDir:
         return False
 
 
+def encode_shape(shape: Shape) -> str:
+    """Return the content of cluster.json."""
+    cluster = asdict(shape.cluster)
+    if shape.cluster.metadata is None:
+        del cluster["metadata"]
+    record = cluster | {
+        "storage_nodes": shape.storage_nodes,
+        "replicas": shape.replicas,
+        "has_stores": shape.has_stores,
+        "metas": shape.metas,
+        "managers": shape.managers,
+        "etcd_peers": list(shape.etcd_peers),
+    }
+    return json.dumps(record, indent=1) + "\n"
+
+
 def _has_open(pid: int, path: Path) -> bool:
     """Return whether that process has that file open."""
     wanted = path.stat()
@@ -247,7 +253,7 @@ def choose_shape(
     check_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
     if data.cluster.exists():
         old = data.read_shape()
-        shape = _with_free_ports(_with_access(old, metadata))
+        shape = with_free_ports(_with_access(old, metadata))
     else:
         old = None
         records = data.storage_records()
@@ -308,6 +314,19 @@ def _with_metadata(root: Path, shape: Shape, wanted: MetadataWanted) -> Shape:
     return replace(shape, cluster=cluster, metas=metas, managers=managers, etcd_peers=tuple(peers))
 
 
+def migrated_shape(root: Path, shape: Shape, wanted: MetadataWanted) -> Shape:
+    """Return the same cluster with its metadata where they are wanted; its first manager listens where it did."""
+    lane, grpc = shape.cluster.mgmtd_lane.split(",")[0], shape.cluster.mgmtd_grpc.split(",")[0]
+    plain = replace(shape, cluster=replace(shape.cluster, metadata=None))
+    moved = _with_metadata(root, plain, wanted)
+    cluster = replace(
+        moved.cluster,
+        mgmtd_lane=",".join((lane, *moved.cluster.mgmtd_lane.split(",")[1:])),
+        mgmtd_grpc=",".join((grpc, *moved.cluster.mgmtd_grpc.split(",")[1:])),
+    )
+    return replace(moved, cluster=cluster)
+
+
 def _access(wanted: MetadataWanted, addresses: Sequence[str]) -> Metadata:
     """Return what the cluster file says of an etcd."""
     scheme = "https" if wanted.ca_file else "http"
@@ -328,8 +347,8 @@ def _with_access(shape: Shape, wanted: MetadataWanted) -> Shape:
     return replace(shape, cluster=replace(shape.cluster, metadata=_access(wanted, wanted.addresses)))
 
 
-def _with_free_ports(shape: Shape) -> Shape:
-    """Replace ports that are taken, except those by which members of etcd know each other."""
+def with_free_ports(shape: Shape) -> Shape:
+    """Replace ports that are taken, except those by which members of etcd know each other: Busy if one of these is."""
     for number, address in enumerate(shape.etcd_peers, 1):
         if not is_free(address):
             raise Busy(
@@ -366,8 +385,7 @@ def _check_metadata(shape: Shape, wanted: MetadataWanted) -> None:
         other = _kind(is_replicated=True, is_private=wanted.is_private)
         if now != other:
             raise InvalidArgument(
-                f"this cluster was created with {now}, which cannot be changed here to {other}: start another cluster "
-                "with --metadata, and move the files with `luciola backup` and `luciola restore`"
+                f"this cluster has {now}, not {other}: `luciola metadata migrate` moves them while it is stopped"
             )
     for option, count, known in (
         ("--metas", wanted.metas, shape.metas),
@@ -464,4 +482,15 @@ def _listens(address: str) -> bool:
         return False
 
 
-__all__ = ["DataDir", "Shape", "check_shape", "choose_shape", "free_ports", "is_free", "running_shape"]
+__all__ = [
+    "DataDir",
+    "Shape",
+    "check_shape",
+    "choose_shape",
+    "encode_shape",
+    "free_ports",
+    "is_free",
+    "migrated_shape",
+    "running_shape",
+    "with_free_ports",
+]

@@ -1,17 +1,21 @@
 """`luciola metadata`: replicated metadata, as an administrator sees them."""
 
 import asyncio
+import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import NotRequired, TypedDict, Unpack
 
 import click
 
-from ..errors import Error, InvalidArgument, Timeout, Unavailable
+from ..errors import Busy, Error, InvalidArgument, Timeout, Unavailable
 from ..units import format_bytes
 from ..wire import SERVICE, RpcClients, mint
 from ..wire.etcd import EtcdOptions
-from .datadir import DataDir, Shape
+from . import private_etcd
+from .datadir import DataDir, Shape, check_shape
+from .metadata_migrate import to_logs, to_stores
+from .metadata_options import EMBEDDED, AccessGiven, MetadataWanted, etcd_options, wanted_metadata
 from .metadata_room import make_room
 from .metadata_status import (
     PRIMARY,
@@ -24,11 +28,12 @@ from .metadata_status import (
     members_of,
     primary_manager,
 )
+from .metadata_switch import finish
 from .mgmtd_client import MgmtdClient, serving_meta
 from .options import data_option, json_option
 from .output import print_json, print_table
 from .replica_control import check_able, find_replica, lead, make_checkpoint
-from .supervisor import manager_nodes, meta_nodes
+from .supervisor import end_leftovers, manager_nodes, meta_nodes
 
 
 @click.group()
@@ -90,8 +95,8 @@ def _replicated(data_path: Path) -> tuple[Shape, EtcdOptions]:
     options = shape.cluster.metadata_options()
     if options is None:
         raise InvalidArgument(
-            "the metadata of this cluster are not replicated: mgmtd and meta have a store each; a new cluster can be "
-            "started with `luciola up --metadata etcd`"
+            "the metadata of this cluster are not replicated: mgmtd and meta have a store each; "
+            "`luciola metadata migrate` changes that"
         )
     return shape, options
 
@@ -232,6 +237,73 @@ def trim(data_path: Path) -> None:
             await _make_room(options)
 
     _with_replicas(data_path, work)
+
+
+@metadata.command()
+@data_option(required=True)
+@click.option(
+    "--to",
+    "target",
+    metavar="etcd | etcd://HOST:PORT,… | embedded",
+    required=True,
+    help="A private etcd, one that runs elsewhere, or one store each for mgmtd and meta.",
+)
+@etcd_options
+def migrate(data_path: Path, target: str, **given: Unpack[AccessGiven]) -> None:
+    """Move the metadata of a cluster that is stopped into logs in etcd, or out of them.
+
+    Programs pause from `luciola down` to `luciola up`. The old stores are kept, and renamed. A migration that is
+    interrupted has done nothing yet, or is finished by the next `luciola up`.
+
+    \b
+    Example:
+      luciola metadata migrate --to etcd --data /var/lib/luciola
+      luciola metadata migrate --to embedded --data /var/lib/luciola
+    """
+    data = DataDir(data_path.absolute())
+    data.read_shape()  # or there is no cluster
+    where = "" if target == EMBEDDED else target
+    wanted = wanted_metadata({**given, "metadata": where})
+    if not where and wanted != MetadataWanted():
+        raise InvalidArgument(
+            f"--to {EMBEDDED} has no other options: there is one process of mgmtd and of meta"
+        )
+    if data.is_supervised():
+        raise Busy(
+            f"the cluster runs: stop it first with `luciola down --data {shlex.quote(str(data.root))}`"
+        )
+    if wanted.is_private:
+        private_etcd.require_programs()
+    with data.supervised():
+        end_leftovers(data)
+        if finish(data):
+            click.echo("finished a migration that was interrupted")
+        shape = data.read_shape()
+        if _is_there(data, shape, wanted):
+            click.echo("the metadata are there already")
+            return
+        migrated = to_logs(data, shape, wanted) if where else to_stores(data, shape)
+        finish(data)
+    for kind, index in migrated.positions.items():
+        click.echo(f"{kind}: {'its log begins after' if where else 'its store has all up to'} record {index}")
+    click.echo(
+        f"the old stores are kept in {data.root}, as NAME{migrated.suffix}: remove them when the cluster works"
+    )
+    click.echo(f"to start it: luciola up --data {shlex.quote(str(data.root))}")
+
+
+def _is_there(data: DataDir, shape: Shape, wanted: MetadataWanted) -> bool:
+    """Return whether the metadata are where they are wanted. Raises: InvalidArgument if they are in another etcd."""
+    if not wanted.where or shape.cluster.metadata is None:
+        return not wanted.where and shape.cluster.metadata is None
+    known = {endpoint.partition("://")[2] for endpoint in shape.cluster.metadata.endpoints}
+    if wanted.is_private != bool(shape.etcd_peers) or (wanted.addresses and set(wanted.addresses) != known):
+        raise InvalidArgument(
+            f"from one etcd to another: migrate --to {EMBEDDED} first, and then to the other; "
+            "if it is the same etcd, which has moved, `luciola up --metadata` takes its new addresses"
+        )
+    check_shape(data, storage_nodes=None, replicas=None, metadata=wanted)
+    return True
 
 
 def _with_replicas(data_path: Path, work: Callable[[RpcClients, list[LogState]], Awaitable[None]]) -> None:

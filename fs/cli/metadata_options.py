@@ -12,6 +12,7 @@ from ..wire import parse_address
 from .options import Decorator, Parameters, Result
 
 PRIVATE: Final = "etcd"  # of --metadata: a private etcd, started beside the services
+EMBEDDED: Final = "embedded"  # of `metadata migrate --to`: no etcd
 SCHEME: Final = "etcd://"  # of --metadata: one that runs elsewhere
 PROCESSES_MAX: Final = 8  # of a kind: each one more is a copy of the store, and another reader of its log
 PROCESSES: Final = 2  # of a kind: one serves, one takes over
@@ -91,10 +92,16 @@ def metadata_options(command: Callable[Parameters, Result]) -> Callable[Paramete
     return command
 
 
-class Given(TypedDict):
-    """Values of the options."""
+def etcd_options(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Add the same options without `--metadata` itself, which the command calls otherwise."""
+    for option in reversed(_OPTIONS[1:]):
+        command = option(command)
+    return command
 
-    metadata: str | None
+
+class AccessGiven(TypedDict):
+    """Values of the options but `--metadata`."""
+
     metas: int | None
     managers: int | None
     metadata_ca: Path | None
@@ -102,6 +109,12 @@ class Given(TypedDict):
     metadata_key: Path | None
     metadata_user: str
     metadata_password: Path | None
+
+
+class Given(AccessGiven):
+    """Values of the options."""
+
+    metadata: str | None
 
 
 def wanted_metadata(given: Given) -> MetadataWanted:
@@ -155,11 +168,14 @@ _OPTIONS: Final[tuple[Decorator, ...]] = (
 
 
 __all__ = [
+    "EMBEDDED",
     "PRIVATE",
     "PROCESSES",
     "SCHEME",
+    "AccessGiven",
     "Given",
     "MetadataWanted",
+    "etcd_options",
     "metadata_options",
     "wanted_metadata",
 ]

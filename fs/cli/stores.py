@@ -105,10 +105,11 @@ def set_aside_broken_meta(data: DataDir) -> None:
             set_aside(store)
 
 
-def set_aside(store: Path) -> None:
-    """Rename a store, so that nothing of it is lost."""
-    if store.exists():
-        store.rename(store.with_name(f"{store.name}.aside-{time.time_ns()}"))
+def set_aside(store: Path) -> Path | None:
+    """Rename a store, if it is there, so that nothing of it is lost; return where it is then."""
+    if not store.exists():
+        return None
+    return store.rename(store.with_name(f"{store.name}.aside-{time.time_ns()}"))
 
 
 def _marks(data: DataDir) -> dict[int, Marks]:
@@ -127,4 +128,4 @@ def _marks(data: DataDir) -> dict[int, Marks]:
     return found
 
 
-__all__ = ["META_QUESTION", "rebuild_mgmtd", "rebuild_question", "set_aside_broken_meta"]
+__all__ = ["META_QUESTION", "rebuild_mgmtd", "rebuild_question", "set_aside", "set_aside_broken_meta"]

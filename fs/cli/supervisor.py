@@ -19,7 +19,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -95,6 +95,22 @@ class Supervisor:
             self.stopping.set()
             self._set_phase("stopping")
             await self._stop()
+            self._set_phase("stopped")
+
+    @contextlib.asynccontextmanager
+    async def etcd_alone(self) -> AsyncGenerator[None]:
+        """Run the private etcd, if there is one, inside the block, and no other service.
+
+        Raises: as `up` where an etcd does not answer.
+        """
+        try:
+            await self._start_etcd()
+            yield
+        finally:
+            self.stopping.set()
+            stops = (processes.stop(child, patience_s=private_etcd.STOP_S) for child in self.children)
+            await asyncio.gather(*stops)
+            await asyncio.gather(*self._watchers, return_exceptions=True)
             self._set_phase("stopped")
 
     async def _start(self) -> None:
@@ -414,6 +430,13 @@ def meta_nodes(shape: Shape) -> range:
     return range(META_NODE, META_NODE + shape.metas)
 
 
+def store_names(shape: Shape, kind: str) -> list[str]:
+    """Names of the directories in which the processes of mgmtd or meta have their stores."""
+    if kind == "meta":
+        return [_directory(kind, node, META_NODE) for node in meta_nodes(shape)]
+    return [_directory(kind, node, MANAGER_NODE) for node in manager_nodes(shape)]
+
+
 def _directory(kind: str, number: int, first: int) -> str:
     """Name of the directory, and of the log, of one of several processes of a kind."""
     return kind if number == first else f"{kind}-{number}"
@@ -512,4 +535,5 @@ __all__ = [
     "meta_nodes",
     "read_state",
     "storage_nodes",
+    "store_names",
 ]

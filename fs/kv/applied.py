@@ -12,6 +12,7 @@ says after which.
 Not done here: reading the log, and deciding who writes it (`replica`).
 """
 
+import secrets
 from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Final
@@ -122,10 +123,48 @@ class Applied:
         return position
 
     def _begin(self) -> None:
-        transaction = _StoreTransaction(self.engine)
-        transaction.put_own(IDENTITY_KEY, self.log_id)
-        transaction.put_own(POSITION_KEY, _stored(0, START))
-        transaction.commit()
+        _follow(self.engine, self.log_id, START)
+
+
+def adopt(engine: Engine, *, log_id: bytes) -> Position:
+    """Let a store that was written to without a log follow the log named `log_id`, and return from where on.
+
+    The log has to begin there (`EtcdLog.begin`): who has nothing takes a checkpoint. The index is above the version of
+    the store, and that of `release` above the index, so what says how far a store has come grows through both.
+    No other store gets the same position: the digest is random (A3). The caller syncs.
+    Raises: CorruptData if the store follows a log, or is empty.
+    """
+    reader = engine.begin()
+    identity, pairs = reader.snapshot_get(IDENTITY_KEY), reader.snapshot_range(b"\x00", KEY_END, limit=1)
+    reader.cancel()
+    if identity is not None or not pairs:
+        raise CorruptData("the key-value store follows a log already" if identity else "the store is empty")
+    position = Position(engine.version + 1, secrets.token_bytes(DIGEST_BYTES))
+    _follow(engine, log_id, position)
+    assert engine.version >= position.index, (
+        "each record adds one to the index, and at least one to the version"
+    )
+    return position
+
+
+def release(applied: Applied) -> None:
+    """Let the store follow no log any more. The caller syncs. Raises: CorruptData."""
+    engine = applied.engine
+    transaction = _StoreTransaction(engine)
+    transaction.put_own(IDENTITY_KEY, None)
+    transaction.put_own(POSITION_KEY, None)
+    transaction.commit()
+    if engine.version < applied.position.index:
+        raise CorruptData(
+            "the key-value store has fewer versions than its log has records: it would look older"
+        )
+
+
+def _follow(engine: Engine, log_id: bytes, position: Position) -> None:
+    transaction = _StoreTransaction(engine)
+    transaction.put_own(IDENTITY_KEY, log_id)
+    transaction.put_own(POSITION_KEY, _stored(0, position))
+    transaction.commit()
 
 
 class _StoreTransaction(Transaction):
@@ -137,8 +176,8 @@ class _StoreTransaction(Transaction):
         super().__init__(engine)
         self.may_use_reserve = True
 
-    def put_own(self, key: bytes, value: bytes) -> None:
-        """Set a key of the store's own."""
+    def put_own(self, key: bytes, value: bytes | None) -> None:
+        """Set a key of the store's own; None removes it."""
         assert key >= KEY_END, "others are written by `put`"
         self._writes[key] = value
 
@@ -154,4 +193,4 @@ def decode_position(stored: bytes) -> tuple[int, Position]:
     return epoch, Position(index, digest)
 
 
-__all__ = ["IDENTITY_KEY", "POSITION_KEY", "Applied", "Gap", "decode_position"]
+__all__ = ["IDENTITY_KEY", "POSITION_KEY", "Applied", "Gap", "adopt", "decode_position", "release"]

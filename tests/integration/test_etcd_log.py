@@ -9,8 +9,16 @@ import pytest
 from etcd_members import EtcdMembers, require_etcd
 from log_contract import LogContract
 from luciola.clock import boot_s
-from luciola.errors import InvalidArgument, MaybeCommitted, NoSpace, NotFound, Timeout, Unavailable
-from luciola.kv.log import START, Appender, Bounds, Contender, Deposed, Diverged, Record
+from luciola.errors import (
+    AlreadyExists,
+    InvalidArgument,
+    MaybeCommitted,
+    NoSpace,
+    NotFound,
+    Timeout,
+    Unavailable,
+)
+from luciola.kv.log import START, Appender, Bounds, Contender, Deposed, Diverged, Position, Record, Trimmed
 from luciola.kv.log.etcd import RENEWALS_KEPT, EtcdLog
 from luciola.wire.etcd import Compacted
 
@@ -108,6 +116,38 @@ def test_log_of_another_cluster_is_refused(etcd):
             with pytest.raises(InvalidArgument, match="cluster one"):
                 await EtcdLog.open(client, prefix=prefix, cluster="two", create=create)
         await (await EtcdLog.open(client, prefix=prefix, cluster="one", create=False)).close()
+
+    on_log(etcd, scenario)
+
+
+def test_log_is_begun_where_a_store_already_is(etcd):
+    first, second = Position(70, b"1" * 16), Position(80, b"2" * 16)
+
+    async def scenario(client, _log):
+        prefix = fresh_prefix()
+
+        async def begin(position, cluster="test"):
+            await EtcdLog.begin(client, prefix=prefix, cluster=cluster, position=position)
+
+        await eventually(lambda: begin(first))
+        await eventually(lambda: begin(second))  # nothing was kept in the first one
+        await eventually(lambda: begin(second))
+        with pytest.raises(InvalidArgument, match="is of cluster test"):
+            await eventually(lambda: begin(second, "other"))
+        async with open_log(client, prefix) as log:
+            assert await eventually(log.bounds) == Bounds(81, second)
+            with pytest.raises(Trimmed):
+                await eventually(lambda: log.read(START))
+            with pytest.raises(Diverged):
+                await eventually(lambda: log.read(Position(80, first.digest)))
+            async with leading(log) as (_, appender):
+                assert (await appender.append(b"1")).index == 81
+            with pytest.raises(AlreadyExists, match="up to record 81"):
+                await eventually(lambda: begin(first))
+            await eventually(lambda: log.trim(82))
+            await eventually(lambda: log.announce("100", b"x"))
+            with pytest.raises(AlreadyExists):
+                await eventually(lambda: begin(first))
 
     on_log(etcd, scenario)
 

@@ -115,6 +115,9 @@ PLAN: Final[dict[str, dict[str, Suite]]] = {
     "promoted-unflushed": {
         "recovery": Python(("tests/unit/storage/test_recovery.py",)),
     },
+    "named-before-it-is-there": {
+        "switch": Python(("tests/unit/cli/test_metadata_switch.py",)),
+    },
     "first-that-returns": {
         "table": Python(("tests/unit/mgmtd/test_transitions.py",)),
         "manager": Python(("tests/unit/mgmtd/test_model.py",)),

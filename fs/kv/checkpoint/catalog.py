@@ -271,6 +271,7 @@ def _remove_leftovers(part: Path) -> None:
 
 __all__ = [
     "PART",
+    "RAW",
     "TABLE",
     "Catalog",
     "Checkpoint",

@@ -21,7 +21,16 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final, NewType
 
-from ...errors import CorruptData, Error, InvalidArgument, MaybeCommitted, NoSpace, NotFound, Unavailable
+from ...errors import (
+    AlreadyExists,
+    CorruptData,
+    Error,
+    InvalidArgument,
+    MaybeCommitted,
+    NoSpace,
+    NotFound,
+    Unavailable,
+)
 from ...wire.etcd import Compacted, EtcdClient, changed_at, created_at, delete, has_value, put, read
 from ...wire.pb import etcd_pb2 as pb
 from ..engine import prefix_end
@@ -90,6 +99,33 @@ class EtcdLog(OrderedLog):
         """Remove the log below `prefix`, if there is one: who leads or follows it is refused from then on."""
         assert prefix.endswith("/"), "keys of other logs do not begin with it"
         await client.delete(prefix.encode(), prefix_end(prefix.encode()))
+
+    @staticmethod
+    async def begin(client: EtcdClient, *, prefix: str, cluster: str, position: Position) -> None:
+        """Make a log whose first record will follow `position`. May be repeated.
+
+        A log in which nothing was ever kept is what an attempt left that was given up; it is begun again.
+        Raises: AlreadyExists if a log is there that was used; InvalidArgument; MaybeCommitted.
+        """
+        log = EtcdLog(client, prefix)
+        found = await log._identify(cluster.encode(), create=False)
+        if found is None:
+            reply = await client.transact(
+                [created_at(log._identity, 0)],
+                [put(log._identity, cluster.encode()), put(log._last, position.encode())],
+            )
+        elif found != cluster.encode():
+            raise InvalidArgument(f"the log at {prefix!r} is of cluster {found.decode(errors='replace')}")
+        else:
+            bounds = await log.bounds()
+            if bounds.first <= bounds.last.index or await log.announced() or await log.claim() is not None:
+                raise AlreadyExists(f"etcd has a log at {prefix!r}, up to record {bounds.last.index}")
+            reply = await client.transact(
+                [has_value(log._last, bounds.last.encode()), created_at(log._claim, 0)],
+                [put(log._last, position.encode())],
+            )
+        if not reply.succeeded:
+            raise Unavailable(f"another process changes the log at {prefix!r}")
 
     async def _identify(self, cluster: bytes, *, create: bool) -> bytes | None:
         """Return whose log it is, and make it if there is none and that is wanted."""

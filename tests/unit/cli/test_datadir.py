@@ -206,9 +206,9 @@ def test_etcd_elsewhere_is_recorded_and_may_move(data: DataDir) -> None:
         (
             PRIVATE,
             ELSEWHERE,
-            "with a private etcd, which cannot be changed here to an etcd that runs elsewhere",
+            "has a private etcd, not an etcd that runs elsewhere: `luciola metadata migrate` moves them",
         ),
-        (ELSEWHERE, PRIVATE, "with an etcd that runs elsewhere, which cannot be changed"),
+        (ELSEWHERE, PRIVATE, "has an etcd that runs elsewhere, not a private etcd"),
         (PRIVATE, MetadataWanted(metas=3), "with --metas 2"),
         (PRIVATE, MetadataWanted(managers=3), "with --managers 2"),
         (MetadataWanted(), MetadataWanted(metas=2), "with --metas 1"),

@@ -11,7 +11,7 @@ import pytest
 from luciola.errors import CorruptData, NoSpace
 from luciola.kv import Engine, MemoryEngine
 from luciola.kv import rocksdb as rocksdb_module
-from luciola.kv.applied import POSITION_KEY, Applied, Gap
+from luciola.kv.applied import POSITION_KEY, Applied, Gap, adopt, release
 from luciola.kv.conflicts import KeyRange
 from luciola.kv.log import START, Diverged, Record
 from luciola.kv.record import Operation
@@ -49,6 +49,62 @@ def test_position_is_part_of_the_store(engine):
         applied.apply(each)
     again = Applied(engine, log_id=LOG)
     assert (again.position, again.epoch) == (applied.position, 7)
+
+
+def pairs(engine: Engine) -> list[tuple[bytes, bytes]]:
+    """What the store holds but its own keys."""
+    return list(engine.begin().get_range(b"", b"\xff"))
+
+
+def written(engine: Engine, count: int = 3) -> None:
+    for number in range(count):
+        transaction = engine.begin()
+        transaction.put(b"key", b"%d" % number)
+        transaction.commit()
+
+
+def test_store_without_a_log_is_adopted_at_a_position_of_its_own(engine):
+    written(engine)
+    before, version = pairs(engine), engine.version
+    position = adopt(engine, log_id=LOG)
+    assert position.index > version, "a store that looks older than before is refused"
+    assert pairs(engine) == before
+    applied = Applied(engine, log_id=LOG)
+    assert applied.position == position
+    for each in chain(3, after=position):
+        assert applied.apply(each)
+    with pytest.raises(CorruptData, match="follows a log already"):
+        adopt(engine, log_id=LOG)
+
+
+def test_two_adoptions_of_equal_stores_are_different_histories():
+    first, second = MemoryEngine(), MemoryEngine()
+    written(first)
+    written(second)
+    assert adopt(first, log_id=LOG).digest != adopt(second, log_id=LOG).digest
+
+
+def test_empty_store_is_not_adopted(engine):
+    with pytest.raises(CorruptData, match="empty"):
+        adopt(engine, log_id=LOG)
+
+
+def test_store_that_was_released_is_newer_than_its_log_and_can_be_adopted_again(tmp_path):
+    engine = RocksEngine(tmp_path / "kv", create=True)
+    try:
+        applied = applied_to(engine)
+        for each in chain(20):
+            applied.apply(each)
+        before = pairs(engine)
+        release(applied)
+        assert pairs(engine) == before
+        assert engine.version >= applied.position.index, "a store that looks older than before is refused"
+        with pytest.raises(CorruptData, match="follows no log"):
+            Applied(engine, log_id=LOG, create=True)
+        again = adopt(engine, log_id=LOG)
+        assert again.index > applied.position.index
+    finally:
+        engine.close()
 
 
 def test_record_is_carried_out_once_however_often_it_arrives(engine):
