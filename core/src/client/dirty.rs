@@ -6,7 +6,7 @@
 //! - D3 `bytes` is the memory the pieces hold, not the bytes that were written: that is what is bounded.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::chunk_slice::chunk_slices;
 use crate::buffer::{BufferPool, Placement};
@@ -294,6 +294,11 @@ impl Dirty {
             }
         }
         (change, complete)
+    }
+
+    /// Return the chunks of a range that are dirty.
+    pub fn chunks_in(&self, indices: RangeInclusive<u32>) -> impl Iterator<Item = (u32, &DirtyChunk)> {
+        self.chunks.range(indices).map(|(&index, chunk)| (index, chunk))
     }
 
     /// Takes a chunk out, to be written back.

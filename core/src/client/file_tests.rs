@@ -1798,7 +1798,7 @@ fn direct_write_leaves_its_callers_memory_only_for_the_chains() {
         let (dirty, seen) = (cluster.shared.dirty_limit.used(), get(&file, 6, 11));
         cluster.chunks.hold_writes(false);
         assert_eq!(dirty, 0, "nothing of it is dirty");
-        assert_eq!(seen, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1], "reads see what is in flight (W2)");
+        assert_eq!(seen, [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1], "buffered reads see what is in flight (W2)");
         assert_eq!(writer.join().unwrap().unwrap(), 7);
     });
 }

@@ -12,6 +12,7 @@
 //! It does not find, in so many seeds, a client that ignores older answers altogether, nor a close that does not wait
 //! for bytes that have just outgrown the inode: `file_tests` has the first.
 
+mod direct_reads;
 mod model;
 mod worker;
 mod world;

@@ -188,10 +188,21 @@ impl Machine {
         self.write_back.end(self.layout.chunk_bytes).max(inline)
     }
 
+    /// Return the end of what the chains have acknowledged here.
+    fn acknowledged_end(&self) -> u64 {
+        let unverified = self.unverified_size.map_or(0, |hint| hint.length);
+        self.acknowledged.max(unverified)
+    }
+
     /// Return the end of what was written here: acknowledged by the chains, or waiting.
     pub(super) fn written_end(&self) -> u64 {
-        let unverified = self.unverified_size.map_or(0, |hint| hint.length);
-        self.acknowledged.max(unverified).max(self.waiting_end())
+        self.acknowledged_end().max(self.waiting_end())
+    }
+
+    /// Return where the file ends without what waits: as the metadata service reported, or as chains have acknowledged
+    /// here.
+    pub(super) fn stored_end(&self) -> u64 {
+        self.inode.length.max(self.acknowledged_end())
     }
 
     /// Return where the file ends: as the metadata service reported, as chains have acknowledged here, and with what

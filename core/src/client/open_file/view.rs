@@ -21,6 +21,8 @@ pub(super) enum ReadPlan {
     Done(usize),
     /// Ask the chains, and lay the pieces over what they have.
     Chains { read: Read, waiting: Vec<(usize, Placement)>, count: usize },
+    /// Send the metadata service what was written to the inode's bytes, and read what it has then.
+    SyncFirst,
 }
 
 impl Machine {
@@ -68,12 +70,53 @@ impl Machine {
 
     /// Return how old the inode may be for a read up to `end`.
     pub(super) fn freshness(&self, end: u64, mode: IoMode, attribute_timeout: Duration) -> Duration {
-        let beyond = end > self.length;
+        let beyond = end > self.length_for(mode);
         match mode {
             IoMode::Direct if beyond || self.bytes.inline().is_some() => Duration::ZERO,
             _ if beyond => attribute_timeout,
             _ => REFRESH,
         }
+    }
+
+    /// Return the length that a read goes by. A direct one shows no bytes that wait here, and no zeros before them.
+    fn length_for(&self, mode: IoMode) -> u64 {
+        match mode {
+            IoMode::Direct if !self.write_back.is_empty() => self.length.min(self.stored_end()),
+            IoMode::Direct | IoMode::Buffered => self.length,
+        }
+    }
+
+    /// Whether a direct read of `length` bytes has to wait for what was written here up to number `write`: the chains
+    /// have not acknowledged all of it, and others would read older bytes after this reader.
+    pub(super) fn delays_direct_read(&self, offset: u64, length: usize, write: u64) -> bool {
+        if self.write_back.is_empty() {
+            return false;
+        }
+        if self.bytes.inline().is_some() {
+            return self.write_back.waits_until(write);
+        }
+        let end = offset.saturating_add(length as u64);
+        // Bytes beyond the end of the file make those before them readable.
+        let end = if end > self.stored_end() { u64::MAX } else { end };
+        self.write_back.waits_in(offset..end, write, self.layout.chunk_bytes)
+    }
+
+    /// Read a range directly, of which nothing delays the read.
+    pub(super) fn read_direct(&self, offset: u64, into: &Placement) -> ReadPlan {
+        if self.is_edited() {
+            return ReadPlan::SyncFirst;
+        }
+        let length = self.length_for(IoMode::Direct);
+        if offset >= length {
+            return ReadPlan::Done(0);
+        }
+        let count = (length - offset).min(into.len() as u64) as usize;
+        let into = into.slice(0..count);
+        if let Some(inline) = self.bytes.inline() {
+            copy_inline(&inline.bytes, offset as usize, &into);
+            return ReadPlan::Done(count);
+        }
+        ReadPlan::Chains { read: self.chunk_read(offset, into), waiting: Vec::new(), count }
     }
 
     /// Read what is known here of a range.
@@ -104,7 +147,8 @@ impl Machine {
     /// Return the read of a chunked file where nothing of its chunks is dirty or in flight; `None`: use `read`.
     pub(super) fn plan_read(&self, offset: u64, into: &Placement, now: Instant) -> Option<Read> {
         let end = offset.saturating_add(into.len() as u64);
-        if self.bytes.inline().is_some() || end > self.length || !self.is_younger_than(REFRESH, now) {
+        let length = self.length_for(IoMode::Direct);
+        if self.bytes.inline().is_some() || end > length || !self.is_younger_than(REFRESH, now) {
             return None;
         }
         let chunk_bytes = self.layout.chunk_bytes;
@@ -112,6 +156,16 @@ impl Machine {
         let is_idle = slices.all(|slice| self.write_back.is_idle(slice.index));
         is_idle.then(|| self.chunk_read(offset, into.clone()))
     }
+}
+
+/// Read a range of a small file that the metadata service has described. Return the count of bytes.
+pub(super) fn read_inline(inode: &pb::Inode, offset: u64, into: &Placement) -> usize {
+    assert!(inode.is_inline, "its bytes are in its inode");
+    let count = inode.length.saturating_sub(offset).min(into.len() as u64) as usize;
+    if count > 0 {
+        copy_inline(&inode.inline_data, offset as usize, &into.slice(0..count));
+    }
+    count
 }
 
 fn copy_inline(bytes: &[u8], offset: usize, into: &Placement) {

@@ -1,6 +1,7 @@
 //! Dirty chunks, those in flight, and how they get to the chains.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::bug::Bug;
@@ -73,6 +74,23 @@ impl WriteBack {
     pub(super) fn waits_until(&self, write: u64) -> bool {
         self.dirty.chunks().any(|(_, chunk)| chunk.since <= write)
             || self.in_flight.values().any(|chunk| chunk.since <= write)
+    }
+
+    /// Whether bytes of a range that were written up to number `write` are not acknowledged yet.
+    pub(super) fn waits_in(&self, range: Range<u64>, write: u64, chunk_bytes: u32) -> bool {
+        let end = range.end.min(self.end(chunk_bytes));
+        if range.start >= end {
+            return false;
+        }
+        let chunk_bytes = u64::from(chunk_bytes);
+        let index = |at: u64| u32::try_from(at / chunk_bytes).expect("a chunk has the byte");
+        let indices = index(range.start)..=index(end - 1);
+        let in_flight = self.in_flight.range(indices.clone()).map(|(index, chunk)| (*index, chunk.as_ref()));
+        in_flight.chain(self.dirty.chunks_in(indices)).any(|(index, chunk)| {
+            let start = u64::from(index) * chunk_bytes;
+            let part = range.start.saturating_sub(start) as u32..(end - start).min(chunk_bytes) as u32;
+            chunk.since <= write && chunk.pieces_in(part).next().is_some()
+        })
     }
 
     /// Return what waits of a range that is about to be read: pieces to lay over what the chains have. `None`: all of it,

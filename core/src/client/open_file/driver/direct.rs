@@ -2,8 +2,8 @@
 //!
 //! - W1 A chunk is written here only while nothing of it is dirty or in flight, so that its updates stay in order (I2).
 //!   All other writes are left to `write`, which merges them with what is dirty.
-//! - W2 Until chains have answered, the caller's memory is in flight like any other: reads see it; fsync, close and
-//!   truncation wait for it.
+//! - W2 Until chains have answered, the caller's memory is in flight like any other: buffered reads see it; direct reads of
+//!   it, fsync, close and truncation wait for it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

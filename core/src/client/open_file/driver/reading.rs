@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::super::mode::IoMode;
-use super::super::view::ReadPlan;
+use super::super::transitions::write_back::Want;
+use super::super::view::{ReadPlan, read_inline};
 use super::OpenInode;
 use crate::buffer::Placement;
 use crate::client::data::Read;
@@ -32,9 +33,13 @@ impl OpenInode {
         mode: IoMode,
     ) -> Result<usize> {
         self.refresh_for(identity, offset.saturating_add(into.len() as u64), mode)?;
-        let plan = self.machine.lock().read(offset, into);
+        let plan = match mode {
+            IoMode::Buffered => self.machine.lock().read(offset, into),
+            IoMode::Direct => self.plan_direct(offset, into),
+        };
         let (read, waiting, count) = match plan {
             ReadPlan::Done(count) => return Ok(count),
+            ReadPlan::SyncFirst => return self.read_synced(identity, offset, into),
             ReadPlan::Chains { read, waiting, count } => (read, waiting, count),
         };
         assert!(count <= into.len() && read.into.len() == count, "a read fills what it was given");
@@ -43,6 +48,33 @@ impl OpenInode {
             bytes.copy_into(&read.into.slice(at..at + bytes.len()));
         }
         Ok(count)
+    }
+
+    /// Plan a direct read, after the chains have acknowledged what it would show of what was written here before.
+    fn plan_direct(self: &Arc<Self>, offset: u64, into: &Placement) -> ReadPlan {
+        let mut machine = self.machine.lock();
+        let until = machine.writes;
+        while machine.delays_direct_read(offset, into.len(), until) {
+            // This thread writes back too: for one chunk no other is woken.
+            self.step(&mut machine, Want { until, others: 1 });
+            if !self.write_back_batch(&mut machine) {
+                self.changed.wait(&mut machine);
+            }
+        }
+        machine.read_direct(offset, into)
+    }
+
+    /// Read what the metadata service has of a small file, after it was sent what was written here before. Errors: those of
+    /// that sync too.
+    fn read_synced(self: &Arc<Self>, identity: &Identity, offset: u64, into: &Placement) -> Result<usize> {
+        self.sync_metadata()?;
+        let inode = self.ask(identity)?;
+        self.apply_server_inode(&inode);
+        if inode.is_inline && !inode.bytes_withheld {
+            return Ok(read_inline(&inode, offset, into));
+        }
+        // It has left its inode.
+        self.read_unfenced(identity, offset, into, IoMode::Direct)
     }
 
     /// As `read`, into memory that its owner can do without: if a node hangs with it, the bytes are elsewhere.

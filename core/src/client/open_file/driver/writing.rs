@@ -118,7 +118,7 @@ impl OpenInode {
     }
 
     /// Write back what is wanted, as many chunks as make a good batch. False: there was nothing to do.
-    fn write_back_batch(self: &Arc<Self>, machine: &mut MutexGuard<'_, Machine>) -> bool {
+    pub(super) fn write_back_batch(self: &Arc<Self>, machine: &mut MutexGuard<'_, Machine>) -> bool {
         match self.step(machine, TakeTask { is_fenced: self.shared.fence.is_raised() }) {
             WriteBackTask::Nothing => return false,
             WriteBackTask::WaitAtFence => {
