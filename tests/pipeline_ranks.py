@@ -12,7 +12,6 @@ import os
 import pickle
 import select
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
+
+from luciola.cli.datadir import free_ports
 
 CASE_S = 250.0
 """After so long the ranks of a case are killed, and their results are missing, unless another limit is given."""
@@ -116,9 +117,7 @@ def serve(module: str) -> NoReturn:
 
 
 def _run(case: Any, size: int, limit_s: float, arguments: dict[str, Any]) -> list[Answer]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports(1)
     children = [_fork(case, rank, size, port, arguments) for rank in range(size)]
     texts: dict[int, bytes] = dict.fromkeys((fd for _, fd in children), b"")
     open_fds = set(texts)

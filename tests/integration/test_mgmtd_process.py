@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from lane_client import LaneClient
+from luciola.cli.datadir import free_ports
 from luciola.errors import Error, PermissionDenied, Unauthenticated
 from luciola.wire import (
     ADMIN,
@@ -33,16 +33,11 @@ from luciola.wire.pb import mgmtd_pb2 as pb
 START_S = 100.0
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def cluster(tmp_path: Path) -> Cluster:
     create_secret(tmp_path / "secret")
-    made = Cluster("test", f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", str(tmp_path / "secret"))
+    lane, grpc = (f"127.0.0.1:{port}" for port in free_ports(2))
+    made = Cluster("test", lane, grpc, str(tmp_path / "secret"))
     save_cluster(tmp_path / "cluster.json", made)
     return made
 

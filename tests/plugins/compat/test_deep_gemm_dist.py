@@ -1,19 +1,16 @@
 """Helpers of programs of several ranks: two processes with gloo."""
 
-import socket
-
 import pytest
 import torch
 
+from luciola.cli.datadir import free_ports
 from luciola.plugins.compat.deep_gemm.utils import dist
 from luciola.plugins.kernels.errors import BadCall
 from pipeline_ranks import Ranks
 
 
 def test_two_ranks_join_print_and_gather(ranks: Ranks):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     answers = ranks.of("deep_gemm_ranks").run("join_print_and_gather", 2, port=port)
     assert [each.error for each in answers] == ["", ""], answers
     assert all("must be equal" in refused for refused, _ in (each.value for each in answers))

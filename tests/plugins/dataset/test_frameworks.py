@@ -1,7 +1,6 @@
 """The frameworks themselves, on small models: every sample once an epoch, on one rank and two, also after a stop."""
 
 import itertools
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from luciola.cli.datadir import free_ports
 from luciola.plugins.dataset import Loader, MapDataset, open_records
 from number_records import epoch_of, first_numbers, write_numbers
 from pipeline_ranks import Ranks
@@ -32,9 +32,7 @@ def framework_ranks() -> Iterator[Ranks]:
 def test_losses_with_and_without_a_stop(framework_ranks: Ranks, tmp_path: Path, ranks: int) -> None:
     """Equal bit by bit, for 0, 1, 2 and 4 workers; the loader is older than the process group."""
     write_numbers(tmp_path, 60)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     result = str(tmp_path / "result")
     answers = framework_ranks.run("train_all", ranks, directory=str(tmp_path), result=result, port=port)
     assert [(each.error, each.message, each.status) for each in answers] == [("", "", 0)] * ranks

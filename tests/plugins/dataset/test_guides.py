@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from click.testing import CliRunner
 
 from cluster import LocalCluster
 from luciola.cli import cli
+from luciola.cli.datadir import free_ports
 from luciola.client import close_locations, open_location
 from luciola.wire.cluster import FILE_NAME, load_cluster
 
@@ -83,7 +83,7 @@ def command(line: str) -> str:
         case "sbatch":
             environment = {**os.environ, "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_PROCID": "0"}
             environment.pop("LUCIOLA_DATA")  # machines of jobs are no servers
-            script = Path(arguments[0]).read_text().replace("29500", str(free_port()))
+            script = Path(arguments[0]).read_text().replace("29500", str(free_ports(1)[0]))
             return run("bash", "-c", SLURM + script, *arguments, environment=environment)
     raise AssertionError(f"no program of the guides: {line}")
 
@@ -92,12 +92,6 @@ def run(*words: str, environment: dict[str, str] | None = None) -> str:
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr[-3000:]}"
     return done.stdout
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def test_photos_with_labels_to_accuracy(home: Path) -> None:
