@@ -289,7 +289,9 @@ class Execution:
         user, writers = request.user, self._writers
         if isinstance(reply, StoredReply):  # nearly always this is what its caller gets
             is_written = writers.count and writers.have_other(reply.inodes, request.client)
-            if not is_written and not (user.uid and reply.has_data):
+            # Who may list a directory may know the names and links in it.
+            is_whole = not user.uid or (reply.kind is pb.ListReply and not reply.has_data)
+            if is_whole and not is_written:
                 return reply
             reply = cast("Reply", reply.message())
         assert isinstance(reply, Message), f"{verb.method.path} replies with a message or a StoredReply"
@@ -317,8 +319,17 @@ class Execution:
         return reply
 
     def _withhold(self, request: Request[Message], reply: object) -> None:
-        """S4: take out the bytes of small files that the caller may not read. Listings bring none."""
+        """Take out what is not for the caller.
+
+        S4: the bytes of small files that it may not read. The name and parent of every inode, because the caller may
+        have guessed its number; RealPath checks who may. The target of a link unless the caller gave its path.
+        """
+        by_number = _is_by_number(request.message)
         for inode in inodes_of(reply):
+            inode.ClearField("name")
+            inode.ClearField("parent")
+            if by_number:
+                inode.ClearField("symlink_target")
             is_readable = not inode.inline_data or may(request.user, inode, MAY_READ)
             if not is_readable and not self._has_open(request.client, inode.id):
                 inode.ClearField("inline_data")
@@ -356,6 +367,19 @@ class Execution:
         task = asyncio.ensure_future(fetch())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+def _is_by_number(message: Message) -> bool:
+    """Return whether the request names an inode without a path."""
+    match message:
+        case pb.StatRequest() | pb.OpenRequest() | pb.SetAttrRequest():
+            return not message.path.path
+        case pb.LinkRequest():
+            return not message.source.path
+        case pb.SyncRequest() | pb.CloseRequest():
+            return True
+        case _:
+            return False
 
 
 def _find_record(txn: Transaction, request: Request[Message]) -> schema.Record | None:

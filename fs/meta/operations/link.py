@@ -3,9 +3,9 @@
 from typing import Final
 
 from ...errors import InvalidArgument, NotFound, PermissionDenied
-from ...wire.pb.meta_pb2 import DIRECTORY, LinkRequest
+from ...wire.pb.meta_pb2 import DIRECTORY, SYMLINK, LinkRequest
 from ..context import OperationContext
-from ..permissions import READ, WRITE, require
+from ..permissions import READ, WRITE, require, require_owner
 from ..replies import AnyInodeReply
 from ..resolve import locate
 from ..schema import Entry
@@ -30,6 +30,8 @@ def link(context: OperationContext, request: LinkRequest) -> AnyInodeReply:
     if source.directory is None and context.user.uid != inode.uid:
         # By number the caller has not shown a name of it. As Linux with protected_hardlinks: what one may change.
         require(context.user, inode, READ | WRITE)
+        if inode.type == SYMLINK:  # whose bits allow everything
+            require_owner(context.user, inode)
     if inode.type == DIRECTORY:
         raise PermissionDenied("directories have one name", errno=1, inode=inode.id)
     if not inode.link_count:

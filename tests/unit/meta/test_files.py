@@ -221,6 +221,28 @@ class TestByNumber:
         assert world.read(world.stat(b"", at=inode.id)) == b"a secret"
         assert world.open(b"", at=inode.id, user=ALICE).inode.id == inode.id
 
+    def test_place_of_a_hidden_inode_is_not_sent_to_callers_who_give_its_number(self, world):
+        directory, _ = self.hidden(world, 0o600)
+        inner = world.mkdir(b"inner", at=directory.id, permissions=0o777, user=ALICE)
+        link = world.symlink(b"link", b"a target", at=directory.id, user=ALICE)
+        file = world.create(b"open", at=directory.id, permissions=0o666, user=ALICE).inode
+        assert world.stat(at=inner.id).name == b"inner"
+        assert world.stat(at=file.id).parent == directory.id
+        assert world.stat(b"link", at=directory.id, follow=False, user=ALICE).symlink_target == b"a target"
+        bob = {"user": BOB, "client": 2}
+        for number in (directory.id, inner.id, link.id, file.id):
+            seen = [world.stat(at=number, **bob), world.set_attr(at=number, **bob)]
+            if number in (inner.id, file.id):
+                seen.append(world.open(at=number, **bob).inode)
+                seen.append(world.call("sync", pb.SyncRequest(inode=number), **bob).inode)
+            for inode in seen:
+                assert inode.id == number
+                assert (inode.name, inode.parent, inode.symlink_target) == (b"", 0, b"")
+        # A name of its own would show the target.
+        own = pb.LinkRequest(source=pb.Path(at=link.id), target=pb.Path(at=1, path=b"mine"))
+        with refused(PermissionDenied, 1):
+            world.call("link", own, **bob)
+
     def test_names_of_directories_are_sent_to_callers_who_may_search_them(self, world):
         directory, _ = self.hidden(world, 0o600)
         inner = world.mkdir(b"inner", at=directory.id, permissions=0o777, user=ALICE)
@@ -668,7 +690,7 @@ class TestLength:
     def test_fsync_without_a_report_needs_no_permission_and_stores_nothing(self, world):
         inode, _ = world.chunked(b"f", b"abc", permissions=0o444)
         before = len(world.keys(b"R"))
-        assert world.sync(inode.id, durable=True, user=ALICE) == world.stat(b"f")
+        assert world.sync(inode.id, durable=True, user=ALICE) == world.stat(b"f", user=ALICE)
         assert len(world.keys(b"R")) == before
         for report in ({"length": 9}, {"mtime_ns": 9}, {"exact": True}):
             with refused(PermissionDenied):
