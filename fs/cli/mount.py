@@ -161,21 +161,23 @@ def _opened_log(data: Path) -> BinaryIO:
     else:
         directory = fuse.own_directory()
     path = directory / "mounts.log"
-    # A FIFO would hold this process, and a symbolic link would lead elsewhere.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        descriptor = os.open(path, flags, 0o600)
+        output = open(path, "ab", opener=_open_own)  # noqa: SIM115 (pathlib has no opener; the caller closes)
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
         raise PermissionDenied("the log must be a regular file", path=str(path)) from error
-    output = os.fdopen(descriptor, "ab")
-    about = os.fstat(descriptor)
+    about = os.fstat(output.fileno())
     if not stat.S_ISREG(about.st_mode) or about.st_uid not in (0, os.geteuid()):
         output.close()
         raise PermissionDenied("the log must be a regular file of this user", path=str(path))
-    os.set_blocking(descriptor, True)
+    os.set_blocking(output.fileno(), True)
     return output
+
+
+def _open_own(path: str, flags: int) -> int:
+    # A FIFO would hold this process, and a symbolic link would lead elsewhere.
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
 
 
 def _report_ready(descriptor: int | None) -> None:

@@ -23,6 +23,7 @@ def test_the_log_is_made_and_appended_to(directory: Path) -> None:
     for text in (b"one\n", b"two\n"):
         with _opened_log(ELSEWHERE) as output:
             assert os.get_blocking(output.fileno())
+            assert output.name == str(directory / "mounts.log"), "errors of the mount are read there"
             output.write(text)
     log = directory / "mounts.log"
     assert log.read_bytes() == b"one\ntwo\n"
