@@ -8,10 +8,19 @@ from pathlib import Path
 
 import pytest
 
+from etcd_members import require_etcd
 from nemesis.faults import WEIGHTS, Plan
 
 TESTS = Path(__file__).parents[1]
 SECONDS = 30
+REPLICATED_SECONDS = 15  # rounds of seed 222 that hit a manager, a metadata service, and members of etcd
+HURTS_METADATA = (
+    "kill",
+    "pause",
+    "isolate",
+    "one way",
+    "power",
+)  # with seeds that choose mgmtd, meta and etcd
 NEEDS = [
     pytest.mark.mount,
     pytest.mark.root,
@@ -21,8 +30,8 @@ NEEDS = [
 ]
 
 
-def run(*options: str) -> None:
-    command = [sys.executable, "-m", "nemesis.run", "--seconds", str(SECONDS), *options]
+def run(*options: str, seconds: int = SECONDS) -> None:
+    command = [sys.executable, "-m", "nemesis.run", "--seconds", str(seconds), *options]
     search = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": search}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -38,6 +47,12 @@ def test_histories_under_two_faults_at_a_time_are_valid(seed: int) -> None:
 @pytest.mark.parametrize("seed", [pytest.param(5, marks=NEEDS)])
 def test_what_was_synced_survives_losses_of_power_of_everything(seed: int) -> None:
     run("--seed", str(seed), "--faults", "blackout")
+
+
+@pytest.mark.parametrize("seed", [pytest.param(seed, marks=NEEDS) for seed in (222,)])
+def test_histories_over_replicated_metadata_are_valid(seed: int) -> None:
+    require_etcd()
+    run("--seed", str(seed), "--metadata", "etcd", "--faults", *HURTS_METADATA, seconds=REPLICATED_SECONDS)
 
 
 def test_plan_depends_on_the_seed_alone() -> None:
