@@ -1,7 +1,5 @@
 """`luciola chain`: which replicas form which chain, and what an administrator may change about it."""
 
-from pathlib import Path
-
 import click
 
 from ..errors import NotFound
@@ -33,12 +31,10 @@ def chain() -> None:
 @cluster_options
 @json_option
 def list_chains(
+    cluster: ClusterTarget,
     chains: tuple[int, ...],
     *,
     incomplete: bool,
-    data_path: Path | None,
-    manager: str | None,
-    secret_file: Path | None,
     as_json: bool,
 ) -> None:
     """Show chains with their version, and the state of every replica, head first.
@@ -49,7 +45,7 @@ def list_chains(
     Example:
       luciola chain list --incomplete --data /var/lib/luciola
     """
-    found = describe_chains(ClusterTarget(data_path, manager, secret_file).ask(MgmtdClient.routing))
+    found = describe_chains(cluster.ask(MgmtdClient.routing))
     if chains:
         found = _chosen(found, chains)
     if incomplete:
@@ -82,14 +78,12 @@ def list_chains(
 @yes_option
 @json_option
 def rotate(
+    cluster: ClusterTarget,
     chains: tuple[int, ...],
     *,
     last_serving: bool,
     target: int | None,
     preferred: bool,
-    data_path: Path | None,
-    manager: str | None,
-    secret_file: Path | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -103,7 +97,6 @@ def rotate(
         raise click.UsageError("say which rotation: either --preferred or --last-serving")
     if target is not None and (preferred or len(set(chains)) > 1):
         raise click.UsageError("--target goes with --last-serving and one chain")
-    cluster = ClusterTarget(data_path, manager, secret_file)
     routing = cluster.ask(MgmtdClient.routing)
     before = _chosen(describe_chains(routing), chains)
     given_up: dict[int, int] = {}
@@ -141,12 +134,10 @@ def rotate(
 @cluster_options
 @json_option
 def add(
+    cluster: ClusterTarget,
     number: int,
     node: int,
     *,
-    data_path: Path | None,
-    manager: str | None,
-    secret_file: Path | None,
     as_json: bool,
 ) -> None:
     """Give a chain one more replica, on a storage node that has none of it.
@@ -157,7 +148,6 @@ def add(
     Example:
       luciola chain add 100001 204 --data /var/lib/luciola
     """
-    cluster = ClusterTarget(data_path, manager, secret_file)
     changed = cluster.ask(lambda ask: ask.update_chain(number, Action.ADD, node=node))
     _show([describe_chain(changed)], as_json=as_json)
 
@@ -169,12 +159,10 @@ def add(
 @yes_option
 @json_option
 def remove(
+    cluster: ClusterTarget,
     number: int,
     target: int,
     *,
-    data_path: Path | None,
-    manager: str | None,
-    secret_file: Path | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -186,7 +174,6 @@ def remove(
     Example:
       luciola chain remove 100001 6400065 --data /var/lib/luciola
     """
-    cluster = ClusterTarget(data_path, manager, secret_file)
     (before,) = _chosen(describe_chains(cluster.ask(MgmtdClient.routing)), (number,))
     if target not in {each["target"] for each in before["targets"]}:
         raise NotFound(f"chain {number} has no replica {target}")

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final, NoReturn, Protocol
 
 import click
@@ -40,7 +39,7 @@ from ..tempname import temp_beside
 from ..units import KIB, MIB, format_bytes
 from .options import json_option
 from .output import print_json, shown
-from .target import PREFIX, cluster_options, cluster_path, open_cluster
+from .target import PREFIX, FilesTarget, cluster_options, cluster_path
 
 COPY_BYTES: Final = 4 * MIB  # four chunks in flight at the default chunk size
 ZEROS: Final = bytes(64 * KIB)  # a block of zeros that becomes a hole: the smallest chunk
@@ -154,10 +153,8 @@ class Tally:
 @click.argument("sources", nargs=-1, required=True)
 @click.argument("target")
 def cp(
+    cluster: FilesTarget,
     *,
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
     recursive: bool,
     update: bool,
     exact: bool,
@@ -186,7 +183,7 @@ def cp(
         )
     if exact and len(sources) > 1:
         raise click.UsageError("--no-target-directory takes one source")
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         sides: dict[bool, Side] = {True: fs, False: LocalFileSystem()}
         jobs = _plan(sides, sources, target, recursive=recursive, exact=exact)
         tally = Tally()

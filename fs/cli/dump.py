@@ -26,7 +26,7 @@ BUFFER_BYTES: Final = 1 << 20
 @click.command()
 @cluster_options
 @click.argument("target", metavar="FILE")
-def dump(data_path: Path | None, manager: str | None, secret_file: Path | None, target: str) -> None:
+def dump(cluster: ClusterTarget, target: str) -> None:
     """Write the namespace to FILE ("-": standard output): names, attributes, layouts and the bytes of small files.
 
     The dump is of one moment, and is taken while the cluster is used. It has one JSON object a line, and is compressed
@@ -37,7 +37,7 @@ def dump(data_path: Path | None, manager: str | None, secret_file: Path | None, 
       luciola dump --data /var/lib/luciola names.jsonl.gz
       luciola dump --data /var/lib/luciola - | jq 'select(.record == "entry") | .name'
     """
-    trailer = ClusterTarget(data_path, manager, secret_file).ask(lambda connected: _write(connected, target))
+    trailer = cluster.ask(lambda connected: _write(connected, target))
     counts = f"{trailer.inodes} inodes, {trailer.attributes} attributes, {trailer.entries} entries"
     click.echo(f"dumped {counts}", err=True)
 

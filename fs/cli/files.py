@@ -1,7 +1,8 @@
 """Commands on files of the cluster: ls, cat, rm, stat, mkdir, du. `copy.py` has cp.
 
-Which cluster is said by --data DIR (a cluster on this machine) or by --address HOST:PORT and --secret-file FILE, or by
-the environment variables LUCIOLA_DATA, LUCIOLA_ADDRESS and LUCIOLA_SECRET_FILE.
+Which cluster is said by --data DIR (a cluster on this machine) or by --address HOST:PORT and --token-file FILE or
+--secret-file FILE, or by the environment variables LUCIOLA_DATA, LUCIOLA_ADDRESS, LUCIOLA_TOKEN_FILE and
+LUCIOLA_SECRET_FILE.
 """
 
 import datetime as dt
@@ -9,7 +10,6 @@ import os
 import shutil
 import stat as modes
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NotRequired, TypedDict
 
 import click
@@ -18,7 +18,7 @@ from ..errors import InvalidArgument
 from ..units import MIB, format_bytes
 from .options import json_option
 from .output import print_json, print_table, shown
-from .target import cluster_options, cluster_path, open_cluster
+from .target import FilesTarget, cluster_options, cluster_path
 
 if TYPE_CHECKING:
     from ..client import FileSystem
@@ -41,9 +41,7 @@ KINDS: Final = {
 @click.option("-l", "--long", is_flag=True, help="With mode, links, owner, size and time.")
 @click.argument("paths", nargs=-1)
 def ls(
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
+    cluster: FilesTarget,
     as_json: bool,
     long: bool,
     paths: tuple[str, ...],
@@ -54,7 +52,7 @@ def ls(
     Example:
       luciola ls --data /var/lib/luciola -l /datasets
     """
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         paths = paths or ("/",)
         if not (long or as_json):
             names = [_list_names(fs, cluster_path(text)) for text in paths]
@@ -154,16 +152,14 @@ def _time(unix_ns: int) -> str:
 @click.command()
 @cluster_options
 @click.argument("paths", nargs=-1, required=True)
-def cat(
-    data_path: Path | None, address: str | None, secret_file: Path | None, paths: tuple[str, ...]
-) -> None:
+def cat(cluster: FilesTarget, paths: tuple[str, ...]) -> None:
     """Write files to standard output.
 
     \b
     Example:
       luciola cat --data /var/lib/luciola /logs/train.log
     """
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         for text in paths:
             with fs.open(cluster_path(text), "rb") as source:
                 shutil.copyfileobj(source, sys.stdout.buffer, CAT_BYTES)
@@ -176,9 +172,7 @@ def cat(
 @click.option("-f", "--force", is_flag=True, help="Say nothing of paths that do not exist.")
 @click.argument("paths", nargs=-1, required=True)
 def rm(
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
+    cluster: FilesTarget,
     recursive: bool,
     force: bool,
     paths: tuple[str, ...],
@@ -189,7 +183,7 @@ def rm(
     Example:
       luciola rm --data /var/lib/luciola -r /scratch/old
     """
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         for text in paths:
             path = cluster_path(text)
             try:
@@ -212,9 +206,7 @@ def rm(
 @json_option
 @click.argument("paths", nargs=-1, required=True)
 def stat(
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
+    cluster: FilesTarget,
     as_json: bool,
     paths: tuple[str, ...],
 ) -> None:
@@ -224,7 +216,7 @@ def stat(
     Example:
       luciola stat --data /var/lib/luciola /datasets/train.bin
     """
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         named = [cluster_path(text) for text in paths]
         entries = [_describe(fs, path, path, fs.lstat(path)) for path in named]
     if as_json:
@@ -244,9 +236,7 @@ def stat(
 )
 @click.argument("paths", nargs=-1, required=True)
 def mkdir(
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
+    cluster: FilesTarget,
     parents: bool,
     mode: str | None,
     paths: tuple[str, ...],
@@ -258,7 +248,7 @@ def mkdir(
       luciola mkdir --data /var/lib/luciola -p /datasets/images
     """
     permissions = None if mode is None else _permissions(mode)
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         for text in paths:
             make_directory(fs, cluster_path(text), permissions, parents=parents)
 
@@ -300,9 +290,7 @@ def make_directory(fs: "FileSystem", path: str, permissions: int | None, *, pare
 @click.option("-s", "--summary", is_flag=True, help="Only the totals of the paths named.")
 @click.argument("paths", nargs=-1)
 def du(
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
+    cluster: FilesTarget,
     as_json: bool,
     summary: bool,
     paths: tuple[str, ...],
@@ -313,7 +301,7 @@ def du(
     Example:
       luciola du --data /var/lib/luciola -s /datasets
     """
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         totals: list[Usage] = []
         for text in paths or ("/",):
             found: list[Usage] = []

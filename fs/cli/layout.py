@@ -1,7 +1,6 @@
 """`luciola layout`: how the bytes of new files are spread."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import click
@@ -9,7 +8,7 @@ import click
 from ..units import format_bytes, parse_bytes
 from .options import json_option
 from .output import print_json, print_table, shown
-from .target import cluster_options, cluster_path, open_cluster
+from .target import FilesTarget, cluster_options, cluster_path
 
 if TYPE_CHECKING:
     from ..client import FileSystem
@@ -41,9 +40,7 @@ def layout() -> None:
 @json_option
 @click.argument("paths", nargs=-1, required=True)
 def show(
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
+    cluster: FilesTarget,
     as_json: bool,
     paths: tuple[str, ...],
 ) -> None:
@@ -55,7 +52,7 @@ def show(
     Example:
       luciola layout show --data /var/lib/luciola /datasets /datasets/train.bin
     """
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         layouts = [_describe(fs, cluster_path(text)) for text in paths]
     if as_json:
         print_json(layouts)
@@ -89,9 +86,7 @@ def show(
 )
 @click.argument("directories", nargs=-1, required=True)
 def set_(
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
+    cluster: FilesTarget,
     table: int | None,
     chunk_bytes: int | None,
     stripe: int | None,
@@ -111,7 +106,7 @@ def set_(
     wanted = Layout(table=table, chunk_bytes=chunk_bytes, stripe=stripe, inline_bytes=inline_bytes)
     if wanted == Layout():
         raise click.UsageError("say what to set: --table, --chunk-bytes, --stripe or --inline-bytes")
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         for text in directories:
             fs.set_layout(cluster_path(text), wanted)
 
@@ -119,16 +114,14 @@ def set_(
 @layout.command()
 @cluster_options
 @click.argument("directories", nargs=-1, required=True)
-def clear(
-    data_path: Path | None, address: str | None, secret_file: Path | None, directories: tuple[str, ...]
-) -> None:
+def clear(cluster: FilesTarget, directories: tuple[str, ...]) -> None:
     """Let directories give new files what the configuration says again.
 
     \b
     Example:
       luciola layout clear --data /var/lib/luciola /datasets
     """
-    with open_cluster(data_path, address, secret_file) as fs:
+    with cluster.open() as fs:
         for text in directories:
             fs.set_layout(cluster_path(text), None)
 

@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import BinaryIO, Final, NotRequired, TypedDict, cast
 
 import click
@@ -139,10 +138,8 @@ class Report:
 @json_option
 @click.argument("source", metavar="FILE", required=False)
 def load(
+    cluster: ClusterTarget,
     *,
-    data_path: Path | None,
-    manager: str | None,
-    secret_file: Path | None,
     names_only: bool,
     discard: bool,
     as_json: bool,
@@ -159,7 +156,6 @@ def load(
       luciola load --data /srv/copy --names-only names.jsonl.gz
       luciola load --data /var/lib/luciola --discard
     """
-    cluster = ClusterTarget(data_path, manager, secret_file)
     if discard:
         if source or names_only:
             raise click.UsageError("--discard loads nothing: give it alone")

@@ -10,7 +10,7 @@ import click
 
 from ..errors import Busy, Error, InvalidArgument, Timeout, Unavailable
 from ..units import format_bytes
-from ..wire import SERVICE, RpcClients, mint
+from ..wire import SERVICE, Minter, RpcClients
 from ..wire.etcd import EtcdOptions
 from . import private_etcd
 from .datadir import DataDir, Shape, check_shape
@@ -311,7 +311,7 @@ def _with_replicas(data_path: Path, work: Callable[[RpcClients, list[LogState]],
 
     async def run() -> None:
         logs = await logs_of(options, shape.cluster)
-        async with RpcClients(mint(shape.cluster.secret(), role=SERVICE)) as clients:
+        async with RpcClients(Minter(shape.cluster.secret(), role=SERVICE)) as clients:
             await work(clients, logs)
 
     asyncio.run(run())

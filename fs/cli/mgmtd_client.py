@@ -7,7 +7,7 @@ from typing import Final, TypedDict
 
 from ..errors import Error, NotFound, Timeout, Unavailable
 from ..ids import ROOT_INODE, STANDBY_EPOCH
-from ..wire import SERVICE, Cluster, RpcClients, methods, mint, parse_addresses
+from ..wire import SERVICE, Cluster, Minter, RpcClients, Token, methods, parse_addresses
 from ..wire.methods import Method, Reply, Request
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
@@ -39,9 +39,10 @@ class MgmtdClient:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, cluster: Cluster) -> AsyncIterator["MgmtdClient"]:
-        """A connection to the cluster, as a member of it."""
-        async with RpcClients(mint(cluster.secret(), role=SERVICE)) as clients:
+    async def connect(cls, cluster: Cluster, token: Token | None = None) -> AsyncIterator["MgmtdClient"]:
+        """A connection to the cluster with `token`, or as a member of it."""
+        shown = Minter(cluster.secret(), role=SERVICE) if token is None else token
+        async with RpcClients(shown) as clients:
             yield cls(cluster.mgmtd_grpc, clients)
 
     async def routing(self, *, patience_s: float = TAKE_OVER_S) -> pb.Routing:

@@ -15,7 +15,7 @@ from ..config import FUSE_IO_URING, TRANSPORTS, ClusterConfig, load
 from ..errors import InvalidArgument, PermissionDenied
 from ..logfile import rotate_output
 from .datadir import running_shape
-from .options import config_option, secret_option
+from .options import Credential, config_option, secret_option, token_option
 
 
 @click.command()
@@ -37,6 +37,7 @@ from .options import config_option, secret_option
     help="Whether other users of this machine may use the mount, as the modes of files permit.  "
     "[default: yes for root, no for others]",
 )
+@token_option(where="of role trusted to serve all users of this machine")
 @secret_option(where="a cluster at an address")
 @click.option(
     "--transport",
@@ -62,6 +63,7 @@ def mount(
     read_only: bool,
     allow_other: bool | None,
     secret_file: Path | None,
+    token_file: Path | None,
     transport: str | None,
     fuse_io_uring: str | None,
     config_file: Path | None,
@@ -90,10 +92,12 @@ def mount(
         cluster = str(Path(cluster).resolve())
         if not foreground:
             running_shape(Path(cluster))
+    credential = Credential.given(secret_file, token_file)
     settings = fuse.Settings(
         cluster=cluster,
         mountpoint=mountpoint,
-        secret_file=secret_file,
+        secret_file=credential.secret_file,
+        token_file=credential.token_file,
         read_only=read_only,
         mount=replace(options, allow_other=allow_other),
         client=config.client if transport is None else replace(config.client, transport=transport),
@@ -138,6 +142,8 @@ def _repeated(settings: "fuse.Settings", config_file: Path | None) -> list[str]:
         options.append("--read-only")
     if settings.secret_file is not None:
         options += ["--secret-file", str(settings.secret_file.absolute())]
+    if settings.token_file is not None:
+        options += ["--token-file", str(settings.token_file.absolute())]
     options += ["--transport", settings.client.transport]
     options += ["--fuse-io-uring", settings.mount.fuse_io_uring]
     if config_file is not None:

@@ -1,7 +1,6 @@
 """`luciola node`: which processes the cluster knows, and which of them take part."""
 
 from collections import Counter, defaultdict
-from pathlib import Path
 from typing import TypedDict
 
 import click
@@ -30,9 +29,7 @@ def node() -> None:
 @node.command("list")
 @cluster_options
 @json_option
-def list_nodes(
-    *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
-) -> None:
+def list_nodes(cluster: ClusterTarget, *, as_json: bool) -> None:
     """Show every node with its status, how many replicas of chains a storage node has, and the space of its disk.
 
     \b
@@ -44,7 +41,7 @@ def list_nodes(
         routing = await ask.routing()
         return routing, await ask.spaces(routing)
 
-    routing, spaces = ClusterTarget(data_path, manager, secret_file).ask(state_of)
+    routing, spaces = cluster.ask(state_of)
     counts = count_replicas(routing)
     found = [
         describe_node(each, counts[each.id], spaces.get(each.id))
@@ -76,9 +73,7 @@ def list_nodes(
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
 @cluster_options
 @json_option
-def counters(
-    number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
-) -> None:
+def counters(cluster: ClusterTarget, number: int, *, as_json: bool) -> None:
     """Show what a storage node has counted since it started: requests, recovery, scrubbing, RDMA.
 
     What each counter means is in docs/operations.md, "Counters of a storage node".
@@ -87,7 +82,7 @@ def counters(
     Example:
       luciola node counters 201 --data /var/lib/luciola
     """
-    found = ClusterTarget(data_path, manager, secret_file).ask(lambda ask: ask.counters(number))
+    found = cluster.ask(lambda ask: ask.counters(number))
     if as_json:
         print_json(found)
     else:
@@ -100,11 +95,9 @@ def counters(
 @yes_option
 @json_option
 def disable(
+    cluster: ClusterTarget,
     number: int,
     *,
-    data_path: Path | None,
-    manager: str | None,
-    secret_file: Path | None,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -117,7 +110,6 @@ def disable(
     Example:
       luciola node disable 202 --data /var/lib/luciola
     """
-    cluster = ClusterTarget(data_path, manager, secret_file)
     try:
         _set(cluster, number, disabled=True, as_json=as_json)
     except InvalidArgument as error:
@@ -134,32 +126,27 @@ def disable(
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
 @cluster_options
 @json_option
-def enable(
-    number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, as_json: bool
-) -> None:
+def enable(cluster: ClusterTarget, number: int, *, as_json: bool) -> None:
     """Let a disabled node take part again: its replicas are brought up to date and serve.
 
     \b
     Example:
       luciola node enable 202 --data /var/lib/luciola
     """
-    _set(ClusterTarget(data_path, manager, secret_file), number, disabled=False, as_json=as_json)
+    _set(cluster, number, disabled=False, as_json=as_json)
 
 
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
 @cluster_options
 @yes_option
-def forget(
-    number: int, *, data_path: Path | None, manager: str | None, secret_file: Path | None, yes: bool
-) -> None:
+def forget(cluster: ClusterTarget, number: int, *, yes: bool) -> None:
     """Forget a node that is gone for good and has no replicas (`luciola chain remove`).
 
     \b
     Example:
       luciola node forget 204 --data /var/lib/luciola
     """
-    cluster = ClusterTarget(data_path, manager, secret_file)
     confirm(f"Forget node {number}?", yes=yes)
     cluster.ask(lambda ask: ask.forget_node(number))
     click.echo(f"node {number} is forgotten")

@@ -1,6 +1,7 @@
 """Options that several commands have, and which of them counts where only one may be given."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, ParamSpec, Protocol, TypeVar
 
@@ -60,6 +61,61 @@ def secret_option(*, where: str) -> Decorator:
     )
 
 
+def token_option(*, where: str) -> Decorator:
+    """--token-file: instead of the cluster's secret, `where`."""
+    return click.option(
+        "--token-file",
+        type=click.Path(path_type=Path, dir_okay=False),
+        envvar="LUCIOLA_TOKEN_FILE",
+        show_envvar=True,
+        help=f"File with a token (`luciola token create`), {where}; the secret is not needed then.",
+    )
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What a command shows to a cluster. Neither: the secret that its data directory has."""
+
+    secret_file: Path | None = None
+    token_file: Path | None = None
+
+    @classmethod
+    def given(cls, secret_file: Path | None, token_file: Path | None) -> "Credential":
+        """The one on the command line, or else the environment's, the token first.
+
+        Raises: click.UsageError if both are on the command line.
+        """
+        named = prevailing(secret_file=secret_file, token_file=token_file)
+        if len(named) == 2:
+            context = click.get_current_context()
+            if context.get_parameter_source("token_file") is ParameterSource.COMMANDLINE:
+                raise click.UsageError("give either --token-file or --secret-file")
+            return cls(token_file=token_file)
+        return cls(secret_file) if named == ["secret_file"] else cls(token_file=token_file)
+
+    @classmethod
+    def pop(cls, named: dict[str, object]) -> "Credential":
+        """Take `given` from the values of a command's options."""
+        return cls.given(pop_path(named, "secret_file"), pop_path(named, "token_file"))
+
+
+NO_CREDENTIAL: Final = Credential()
+
+
+def pop_path(named: dict[str, object], name: str) -> Path | None:
+    """Take a path from the values of a command's options."""
+    value = named.pop(name)
+    assert value is None or isinstance(value, Path), f"{name} is a path"
+    return value
+
+
+def pop_text(named: dict[str, object], name: str) -> str | None:
+    """Take a text from the values of a command's options."""
+    value = named.pop(name)
+    assert value is None or isinstance(value, str), f"{name} is text"
+    return value
+
+
 def prevailing(**given: object) -> list[str]:
     """Return which options of those count that exclude one another: one on the command line before the environment's.
 
@@ -72,12 +128,17 @@ def prevailing(**given: object) -> list[str]:
 
 
 __all__ = [
+    "NO_CREDENTIAL",
+    "Credential",
     "address_option",
     "config_option",
     "data_option",
     "json_option",
     "manager_option",
+    "pop_path",
+    "pop_text",
     "prevailing",
     "secret_option",
+    "token_option",
     "yes_option",
 ]

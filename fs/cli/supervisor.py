@@ -268,6 +268,7 @@ class Supervisor:
 
     async def _start_mount(self, mountpoint: Path) -> None:
         arguments = ["--foreground", "--rotate-log", str(self.data.root), str(mountpoint)]
+        arguments += ["--secret-file", str(self.data.secret)]  # whatever the environment says
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]
         command = python("-m", "luciola", "mount", *arguments)

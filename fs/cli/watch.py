@@ -3,14 +3,13 @@
 import json
 import os
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from .options import json_option, manager_option
 from .output import UNDECODED, shown
-from .target import cluster_options, cluster_path, open_cluster
+from .target import FilesTarget, cluster_options, cluster_path
 
 if TYPE_CHECKING:
     from ..client import Change
@@ -25,9 +24,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="End after N changes.")
 @click.argument("directory", metavar="PATH")
 def watch(
-    data_path: Path | None,
-    address: str | None,
-    secret_file: Path | None,
+    cluster: FilesTarget,
     manager: str | None,
     as_json: bool,
     after: str | None,
@@ -47,7 +44,7 @@ def watch(
       luciola watch --data /var/lib/luciola --json /datasets | jq -r 'select(.kind == "create") | .path'
     """
     with (
-        open_cluster(data_path, address, secret_file) as fs,
+        cluster.open() as fs,
         fs.watch(
             cluster_path(directory), after=after, recursive=not no_recursive, manager=manager
         ) as watching,

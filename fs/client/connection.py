@@ -21,7 +21,7 @@ import luciola_core
 from ..config import ClientConfig, checked, load, rdma_options
 from ..errors import Error, InvalidArgument, NotFound, Timeout, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
-from ..wire.credentials import CLIENT, TRUSTED, Token, load_secret, mint
+from ..wire.credentials import CLIENT, TRUSTED, Token, load_secret, load_token, mint, require_current
 
 if TYPE_CHECKING:
     from .file_system import FileSystem
@@ -35,9 +35,13 @@ class Parameters:
     secret_file: str | None
     token: str | None = field(repr=False)
     config: ClientConfig
+    token_file: str | None = None  # read whenever a process connects
 
     def resolve(self) -> tuple[str, Token]:
-        """Address and token. Raises: NotFound, InvalidArgument, PermissionDenied, ConfigError."""
+        """Address and token.
+
+        Raises: NotFound, InvalidArgument, PermissionDenied, ConfigError; Unauthenticated for a token that has expired.
+        """
         if is_address(self.address):
             return self.address, self._token(self.secret_file)
         data = Path(self.address)
@@ -50,11 +54,13 @@ class Parameters:
 
     def _token(self, secret_file: str | None) -> Token:
         if self.token is not None:
-            return Token.parse(self.token)
+            return require_current(Token.parse(self.token))
+        if self.token_file is not None:
+            return require_current(load_token(Path(self.token_file)), path=self.token_file)
         if secret_file is None:
             raise InvalidArgument(
-                f"connecting to {self.address} needs secret_file=PATH (the cluster's secret, DATA/secret) "
-                "or token=TEXT (from `luciola token`)"
+                f"connecting to {self.address} needs token_file=PATH (from `luciola token create`), token=TEXT, or "
+                "secret_file=PATH (the cluster's secret, DATA/secret)"
             )
         # A holder of the secret may mint any token; root without trust would be squashed to `nobody` (65534).
         role = TRUSTED if os.geteuid() == 0 else CLIENT
@@ -177,17 +183,20 @@ def connect(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
     config: ClientConfig | str | os.PathLike[str] | None = None,
 ) -> "FileSystem":
     """Return the file system of a cluster.
 
     `address_or_data_dir`: the data directory of a cluster on this machine (`luciola up --data DIR`), whose secret is
-    used; or "host:port" of its manager, with the file that holds its secret, or a token made from it.
+    used; or "host:port" of its manager, with `token_file`, a file that holds a token and that you alone may read, with
+    the `token` itself, or with the file of its secret. Of several, the token is used, then the token's file.
     `config`: a ClientConfig, or a configuration file, whose [client] table is used.
 
     Raises: NotFound if there is no such cluster here; InvalidArgument without a secret or token;
-    Unauthenticated if they are wrong; Unavailable if no service answers within `deadline_ms` or 20 s;
-    PermissionDenied if the secret is not yours; ConfigError for a setting out of bounds.
+    Unauthenticated if they are wrong or have expired; Unavailable if no service answers within `deadline_ms` or 20 s;
+    PermissionDenied if the secret is not yours; ConfigError for a setting out of bounds, and for a secret or token in a
+    file that others may read.
     """
     from .file_system import FileSystem
 
@@ -198,8 +207,10 @@ def connect(
         config = checked(config, where="client")
     else:
         config = ClientConfig() if config is None else load(Path(config)).client
-    secret = None if secret_file is None else str(Path(secret_file).absolute())
-    parameters = Parameters(text, secret, token, config)
+    secret, of_token = (
+        None if each is None else str(Path(each).absolute()) for each in (secret_file, token_file)
+    )
+    parameters = Parameters(text, secret, token, config, of_token)
     file_system = FileSystem(Connection(parameters))
     file_system.flush()  # connects: errors belong here, not to the first use
     return file_system

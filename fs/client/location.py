@@ -6,8 +6,9 @@
     luciola:///DATA_DIR!/path           the cluster of that data directory on this machine, with its secret
     lu:/path                            the cluster that LUCIOLA_DATA or LUCIOLA_ADDRESS names
 
-Credentials come from LUCIOLA_TOKEN (`luciola token`) or LUCIOLA_SECRET_FILE, the token first; `secret_file=` and
-`token=` of a call come before both. A data directory needs neither for those who may read its secret.
+Credentials come from LUCIOLA_TOKEN, LUCIOLA_TOKEN_FILE (`luciola token create`) or LUCIOLA_SECRET_FILE, the first that
+is set; `token=`, `token_file=` and `secret_file=` of a call come before them. A data directory needs none of them for
+those who may read its secret.
 
 Nothing is escaped: what follows the cluster is the path, byte by byte ('%', '?' and '#' are letters of it). A local
 file whose name looks like one of the forms is written with "./" before it.
@@ -51,6 +52,7 @@ class Location:
     address: str | None = None
     secret_file: str | None = None
     token: str | None = field(default=None, repr=False)
+    token_file: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -61,13 +63,17 @@ class Location:
         return replace(self, path=posixpath.join(self.path, *names))
 
     def with_credentials(
-        self, *, secret_file: str | os.PathLike[str] | None = None, token: str | None = None
+        self,
+        *,
+        secret_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> "Location":
         """Return the same place, opened with these credentials instead of the environment's, if any are given."""
-        if secret_file is None and token is None:
+        if secret_file is token is token_file is None:
             return self
-        secret = None if secret_file is None else os.fspath(secret_file)
-        return replace(self, secret_file=secret, token=token)
+        secret, of_token = (None if each is None else os.fspath(each) for each in (secret_file, token_file))
+        return replace(self, secret_file=secret, token=token, token_file=of_token)
 
     def __str__(self) -> str:
         if self.address is None:
@@ -124,9 +130,11 @@ def _parse_url(text: str, environment: Mapping[str, str]) -> Location:
     return Location("/" + path, address, *environment_credentials(environment))
 
 
-def environment_credentials(environment: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Secret file and token."""
-    return environment.get("LUCIOLA_SECRET_FILE") or None, environment.get("LUCIOLA_TOKEN") or None
+def environment_credentials(environment: Mapping[str, str]) -> tuple[str | None, str | None, str | None]:
+    """Secret file, token and the token's file."""
+    names = ("LUCIOLA_SECRET_FILE", "LUCIOLA_TOKEN", "LUCIOLA_TOKEN_FILE")
+    secret_file, token, token_file = (environment.get(name) or None for name in names)
+    return secret_file, token, token_file
 
 
 def _parse_short(text: str, environment: Mapping[str, str]) -> Location:
@@ -142,13 +150,13 @@ def _parse_short(text: str, environment: Mapping[str, str]) -> Location:
         count = "no cluster is" if data is None else "two clusters are"
         raise InvalidArgument(
             f"{count} named: set either LUCIOLA_DATA (data directory), or LUCIOLA_ADDRESS (HOST:PORT) and "
-            "LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE; or write luciola://HOST:PORT/path or luciola:///DATA_DIR!/path",
+            "LUCIOLA_TOKEN_FILE, LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE; or write luciola://HOST:PORT/path or luciola:///DATA_DIR!/path",
             path=text,
         )
-    secret_file, token = environment_credentials(environment)
+    secret_file, token, token_file = environment_credentials(environment)
     if data is not None:
-        return Location(path, os.path.abspath(data), token=token)
-    return Location(path, address, secret_file, token)
+        return Location(path, os.path.abspath(data), token=token, token_file=token_file)
+    return Location(path, address, secret_file, token, token_file)
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,7 @@ class _Key:
     address: str
     secret_file: str | None
     token: str | None = field(repr=False)
+    token_file: str | None
     config: ClientConfig | None
     manager: str  # where it listens: a cluster that came back elsewhere is another one
 
@@ -188,29 +197,34 @@ def open_location(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
     config: ClientConfig | None = None,
 ) -> tuple[AnyFileSystem, str]:
     """Return the file system that a location is on, and the path there.
 
     The file system is shared by all callers in this process that name the same cluster: leave it open
-    (`close_locations` ends all of them). `secret_file` and `token` come before the environment's; of both, the token
-    is used.
+    (`close_locations` ends all of them). `secret_file`, `token` and `token_file` come before the environment's; of
+    several, the token is used, then the token's file.
 
     Raises: InvalidArgument for a text that names nothing; as `connect` raises.
     """
     if not isinstance(location, Location):
         location = parse_location(location, os.environ)
-    location = location.with_credentials(secret_file=secret_file, token=token)
+    location = location.with_credentials(secret_file=secret_file, token=token, token_file=token_file)
     if location.address is None:
         return _local, location.path
     manager = _manager(location.address)
-    key = _Key(location.address, location.secret_file, location.token, config, manager)
+    key = _Key(location.address, location.secret_file, location.token, location.token_file, config, manager)
     shared = _shared.setdefault(key, _Shared())
     with shared.lock:
         found = shared.file_system
         if found is None or found.connection.is_closed:
             found = connect(
-                location.address, secret_file=location.secret_file, token=location.token, config=config
+                location.address,
+                secret_file=location.secret_file,
+                token=location.token,
+                token_file=location.token_file,
+                config=config,
             )
             shared.file_system = found
     return found, location.path

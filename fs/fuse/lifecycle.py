@@ -30,8 +30,8 @@ from ..errors import (
     Timeout,
     Unavailable,
 )
-from ..wire import Token, load_cluster, load_secret, mint
-from ..wire.credentials import TRUSTED
+from ..wire import Token, load_cluster, load_secret, load_token, mint
+from ..wire.credentials import TRUSTED, require_current
 from . import records, table
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Settings:
     cluster: str  # data directory of a cluster on this machine, or HOST:PORT of its mgmtd
     mountpoint: Path
     secret_file: Path | None = None
+    token_file: Path | None = None  # comes before the secret
     read_only: bool = False
     mount: MountConfig = field(default_factory=MountConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
@@ -166,19 +167,22 @@ def _native(settings: Settings, address: str, token: Token) -> luciola_core.Clie
 
 
 def _door(settings: Settings) -> tuple[str, Token]:
-    """Return where the cluster is, and a token of a mount: it speaks for every user, so it needs the secret itself."""
-    data = Path(settings.cluster)
+    """Return where the cluster is, and the token of the mount: the one given, or one that speaks for every user."""
+    data, secret_file = Path(settings.cluster), settings.secret_file
     if data.is_dir():
         cluster = load_cluster(data / "cluster.json")
-        secret = load_secret(settings.secret_file) if settings.secret_file else cluster.secret()
-        return cluster.mgmtd_lane, mint(secret, role=TRUSTED)
-    if "/" in settings.cluster or ":" not in settings.cluster:
+        address, secret_file = cluster.mgmtd_lane, secret_file or Path(cluster.secret_file)
+    elif "/" in settings.cluster or ":" not in settings.cluster:
         raise NotFound(
             "neither a data directory on this machine nor an address HOST:PORT", path=settings.cluster
         )
-    if settings.secret_file is None:
-        raise InvalidArgument("a cluster at an address needs --secret-file")
-    return settings.cluster, mint(load_secret(settings.secret_file), role=TRUSTED)
+    else:
+        address = settings.cluster
+    if settings.token_file is not None:
+        return address, require_current(load_token(settings.token_file), path=str(settings.token_file))
+    if secret_file is None:
+        raise InvalidArgument("a cluster at an address needs --token-file or --secret-file")
+    return address, mint(load_secret(secret_file), role=TRUSTED)
 
 
 @contextlib.contextmanager

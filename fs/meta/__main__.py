@@ -31,7 +31,7 @@ from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..tasks import first_end
-from ..wire import SERVICE, LaneServer, RpcClients, RpcServer, load_cluster, methods, mint
+from ..wire import SERVICE, LaneServer, Minter, RpcClients, RpcServer, load_cluster, methods
 from ..wire import Cluster as ClusterFile
 from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import NODE_META
@@ -72,7 +72,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     run = serve_alone if cluster_file.metadata is None else serve_in_turn
-    async with RpcClients(mint(cluster_file.secret(), role=SERVICE)) as clients:
+    async with RpcClients(Minter(cluster_file.secret(), role=SERVICE)) as clients:
         await run(arguments, config, cluster_file, clients, stop)
     log.info("meta %d has stopped", arguments.node_id)
 

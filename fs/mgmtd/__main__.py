@@ -35,11 +35,11 @@ from ..wire import (
     SERVICE,
     Cluster,
     LaneServer,
+    Minter,
     RpcClients,
     RpcServer,
     load_cluster,
     methods,
-    mint,
     parse_address,
     parse_addresses,
 )
@@ -161,7 +161,7 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
     terms = Terms(settings, replicas.engine, clock=SystemClock(), create=create)
     given = methods.bind(methods.Replicas, replicas)
     async with (
-        RpcClients(mint(cluster.secret(), role=SERVICE)) as clients,
+        RpcClients(Minter(cluster.secret(), role=SERVICE)) as clients,
         listening(cluster, settings.node, terms.current, given),
     ):
         options = cluster.metadata_options()

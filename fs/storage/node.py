@@ -19,7 +19,7 @@ from ..clock import SystemClock
 from ..config import ClusterConfig, rdma_options
 from ..errors import Error
 from ..ids import NodeId, new_incarnation
-from ..wire import SERVICE, Cluster, RpcClients, RpcServer, follow_routing, format_address, methods, mint
+from ..wire import SERVICE, Cluster, Minter, RpcClients, RpcServer, follow_routing, format_address, methods
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
 from . import slow_ops
 from .directory import Directory, boot_id
@@ -82,7 +82,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             **rdma_options(config),
         )
     )
-    clients = RpcClients(mint(secret, role=SERVICE))
+    clients = RpcClients(Minter(secret, role=SERVICE))
     about = _about(settings, engine, directory)
     options = Options(settings.cluster.mgmtd_grpc, settings.config.mgmtd.lease_drift_percent)
     membership = Membership(engine, directory, clients, about, options)

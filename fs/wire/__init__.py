@@ -27,7 +27,7 @@ A service is an object with one function per method (methods.py), served by both
         secret = cluster.secret()
         lane, rpc = LaneServer(bound, secret=secret), RpcServer(bound, secret=secret)
         lane_address, grpc_address = await lane.start(), await rpc.start()      # loopback, a free port
-        async with RpcClients(mint(secret, role=SERVICE)) as clients:
+        async with RpcClients(Minter(secret, role=SERVICE)) as clients:
             reply = await clients.call(cluster.mgmtd_grpc, methods.Mgmtd.heartbeat, HeartbeatRequest(...))
             async for routing in clients.stream(cluster.mgmtd_grpc, methods.Mgmtd.stream_routing, ...): ...
         await lane.stop()
@@ -52,9 +52,11 @@ from .credentials import (
     SERVICE,
     TRUSTED,
     Identity,
+    Minter,
     Token,
     create_secret,
     load_secret,
+    load_token,
     mint,
     verify,
 )
@@ -85,6 +87,7 @@ __all__ = [
     "Identity",
     "LaneServer",
     "Metadata",
+    "Minter",
     "RoutingTable",
     "RpcClient",
     "RpcClients",
@@ -95,6 +98,7 @@ __all__ = [
     "format_address",
     "load_cluster",
     "load_secret",
+    "load_token",
     "methods",
     "mint",
     "parse_address",

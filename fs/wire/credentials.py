@@ -8,12 +8,14 @@ A holder of the secret can mint any token; a holder of a token can be who it nam
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
+import math
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -21,12 +23,16 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from ..errors import AlreadyExists, ConfigError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
+from .atomic_write import write_private
 from .pb.common_pb2 import Caller, Claims
+from .private_file import read_private_file
 
 SECRET_BYTES: Final = 32
 KEY_BYTES: Final = hashlib.sha256().digest_size
 CLAIMS_BYTES_MAX: Final = 1024  # claims_len of the handshake; about 200 groups
 NONCE_BYTES: Final = 16
+SERVICE_TOKEN_S: Final = 600.0  # a service's token is of use for so long to who captures it
+RENEW_S: Final = 60.0  # a service makes another after this: clocks of hosts may differ by nine minutes
 
 CLIENT: Final = Claims.CLIENT
 TRUSTED: Final = Claims.TRUSTED
@@ -58,24 +64,9 @@ def load_secret(path: Path) -> bytes:
     to another user, or if it is not 64 hex digits.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        text = read_private_file(path, what="the cluster secret")
     except FileNotFoundError as error:
         raise NotFound("no cluster secret here; `luciola up` creates one", path=str(path)) from error
-    except PermissionError as error:
-        raise PermissionDenied("the cluster secret may be read by its owner only", path=str(path)) from error
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be opened as a secret file: {error.strerror}") from error
-    try:
-        about = os.fstat(descriptor)
-        if not stat.S_ISREG(about.st_mode):
-            raise ConfigError(f"{path}: is not a regular file")
-        if about.st_mode & 0o077:
-            raise ConfigError(f"{path}: others may read or write the cluster secret; run `chmod 600 {path}`")
-        if about.st_uid not in (0, os.geteuid()):
-            raise ConfigError(f"{path}: belongs to uid {about.st_uid}, not to this user or to root")
-        text = os.read(descriptor, 4096).decode("ascii", "replace").strip()
-    finally:
-        os.close(descriptor)
     try:
         secret = bytes.fromhex(text)
     except ValueError:
@@ -97,6 +88,15 @@ class Token(NamedTuple):
     def encode(self) -> str:
         """Return the text form, for headers and environment variables."""
         return f"{_base64(self.claims)}.{_base64(self.key)}"
+
+    def described(self) -> Claims:
+        """Return the claims, which are proved only by the key. Raises: Unauthenticated if they cannot be read."""
+        return _parse_claims(self.claims)
+
+    @property
+    def id(self) -> str:
+        """The name of this token among all, in hex digits. Raises: Unauthenticated as `described`."""
+        return self.described().nonce.hex()
 
     @classmethod
     def parse(cls, text: str) -> "Token":
@@ -121,18 +121,20 @@ def mint(  # noqa: PLR0913 (the fields of Claims)
     gid: int | None = None,
     groups: Iterable[int] | None = None,
     lifetime_s: float | None = None,
+    now_unix_s: float | None = None,
 ) -> Token:
     """Return a token for this process's user, or for the one named. `lifetime_s` None: it never expires.
 
     Raises: InvalidArgument for more groups than fit.
     """
     own = uid is None
+    now = time.time() if now_unix_s is None else now_unix_s
     claims = Claims(
         role=role,
         uid=os.geteuid() if uid is None else uid,
         gid=(os.getegid() if own else 65534) if gid is None else gid,
         groups=(os.getgroups() if own else ()) if groups is None else groups,
-        expires_unix_s=0 if lifetime_s is None else max(1, int(time.time() + lifetime_s)),
+        expires_unix_s=0 if lifetime_s is None else max(1, int(now + lifetime_s)),
         nonce=os.urandom(NONCE_BYTES),
     ).SerializeToString(deterministic=True)
     if len(claims) > CLAIMS_BYTES_MAX:
@@ -144,6 +146,85 @@ def derive_key(secret: bytes, claims: bytes) -> bytes:
     """Return the key that belongs to serialized `claims`."""
     assert len(secret) == SECRET_BYTES, "a secret is 32 bytes"
     return hmac.digest(secret, claims, "sha256")
+
+
+class Minter:
+    """Tokens of a holder of the secret that expire after SERVICE_TOKEN_S, renewed as they are used.
+
+    For what sends its token to peers that do not prove themselves first.
+    """
+
+    def __init__(
+        self, secret: bytes, *, role: Claims.Role, now_unix_s: Callable[[], float] = time.time
+    ) -> None:
+        self._secret = secret
+        self._role = role
+        self._now_unix_s = now_unix_s
+        self._minted_unix_s = -math.inf
+        self._token: Token | None = None
+
+    def __call__(self) -> Token:
+        """Return a token that was minted less than RENEW_S ago. One from the future means that the clock was set."""
+        now = self._now_unix_s()
+        if self._token is None or not 0 <= now - self._minted_unix_s < RENEW_S:
+            self._token = mint(self._secret, role=self._role, lifetime_s=SERVICE_TOKEN_S, now_unix_s=now)
+            self._minted_unix_s = now
+        return self._token
+
+
+def save_token(path: Path, token: Token) -> None:
+    """Write `token` to `path`, which only this user may read then. A token that is there is replaced.
+
+    Raises: InvalidArgument if something else than a regular file has that name, a symbolic link included; OSError.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            raise InvalidArgument("exists, and is not a regular file; name another", path=str(path))
+    try:
+        write_private(path, token.encode() + "\n")
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None  # the caller knows no temporary name
+        raise
+
+
+def load_token(path: Path) -> Token:
+    """Return the token in `path`, whatever it is worth (`require_current`).
+
+    Raises: NotFound; PermissionDenied, ConfigError as `read_private_file`; Unauthenticated if it is not a token.
+    """
+    try:
+        text = read_private_file(path, what="the token")
+    except FileNotFoundError as error:
+        raise NotFound(
+            "no token here; `luciola token create --out FILE` makes one", path=str(path)
+        ) from error
+    try:
+        return Token.parse(text)
+    except Unauthenticated as error:
+        raise Unauthenticated(error.message, path=str(path)) from error
+
+
+def require_current(token: Token, *, path: str | None = None) -> Token:
+    """Return `token`, which `path` holds if it is from a file, unless it has expired by this machine's clock.
+
+    The server has the last word; this says more than its refusal. Raises: Unauthenticated.
+    """
+    expires_unix_s = token.described().expires_unix_s
+    if expires_unix_s and time.time() >= expires_unix_s:
+        raise Unauthenticated(
+            f"the token {token.id} expired at {format_unix_s(expires_unix_s)}; "
+            "make another with `luciola token create`",
+            path=path,
+        )
+    return token
+
+
+def format_unix_s(unix_s: int) -> str:
+    """Return a time as people read it, in UTC."""
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s))
+    except (OverflowError, ValueError):  # a year that the platform does not know
+        return f"{unix_s} s after 1970"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +271,18 @@ def verify(secret: bytes, token: Token, *, now_unix_s: float | None = None) -> I
 
 def read_claims(claims: bytes, *, now_unix_s: float | None = None) -> Identity:
     """Return the identity in `claims`, whose key was proved. Raises: Unauthenticated if they have expired."""
-    try:
-        message = Claims.FromString(claims)
-    except DecodeError as error:
-        raise Unauthenticated("the token's claims cannot be read") from error
+    message = _parse_claims(claims)
     now = time.time() if now_unix_s is None else now_unix_s
     if message.expires_unix_s and now >= message.expires_unix_s:
         raise Unauthenticated("the token has expired")
     return Identity(message.role, message.uid, message.gid, tuple(message.groups), message.expires_unix_s)
+
+
+def _parse_claims(claims: bytes) -> Claims:
+    try:
+        return Claims.FromString(claims)
+    except DecodeError as error:
+        raise Unauthenticated("the token's claims cannot be read") from error
 
 
 def proof(key: bytes, *, side: bytes, kind: int, nonce_server: bytes, nonce_client: bytes) -> bytes:
@@ -225,12 +310,17 @@ __all__ = [
     "SERVICE",
     "TRUSTED",
     "Identity",
+    "Minter",
     "Token",
     "create_secret",
     "derive_key",
+    "format_unix_s",
     "load_secret",
+    "load_token",
     "mint",
     "proof",
     "read_claims",
+    "require_current",
+    "save_token",
     "verify",
 ]

@@ -44,6 +44,7 @@ KEEPALIVE_MS: Final = 10_000
 CONNECT_S: Final = 10.0
 BEARER: Final = "Bearer "
 
+TokenSource: TypeAlias = Token | Callable[[], Token]  # asked for each call
 _Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
 _Requests: TypeAlias = AsyncIterator[bytes]
 
@@ -248,8 +249,9 @@ def _error(error: "grpc.RpcError | grpc.aio.AioRpcError", address: str, timeout_
     return wire_errors.from_status(error.code(), error.details(), address=address)
 
 
-def _headers(token: Token) -> tuple[tuple[str, str], ...]:
-    return (("authorization", BEARER + token.encode()),)
+def _headers(token: TokenSource) -> tuple[tuple[str, str], ...]:
+    shown = token if isinstance(token, Token) else token()
+    return (("authorization", BEARER + shown.encode()),)
 
 
 def _check(method: Method[Request, Reply], request: Request) -> None:
@@ -257,10 +259,13 @@ def _check(method: Method[Request, Reply], request: Request) -> None:
 
 
 class RpcClients:
-    """Channels to any number of services, one per address, opened when first used. For asyncio."""
+    """Channels to any number of services, one per address, opened when first used. For asyncio.
 
-    def __init__(self, token: Token, *, connect_s: float = CONNECT_S) -> None:
-        self._headers = _headers(token)
+    Every service that is called sees the token: who holds the secret gives a `Minter` of tokens that soon expire.
+    """
+
+    def __init__(self, token: TokenSource, *, connect_s: float = CONNECT_S) -> None:
+        self._token = token
         self._options = _channel_options(connect_s)
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._services: dict[str, Endpoints] = {}
@@ -303,7 +308,7 @@ class RpcClients:
             response_deserializer=method.reply.FromString,
         )
         try:
-            reply: Reply = await invoke(request, timeout=timeout_s, metadata=self._headers)
+            reply: Reply = await invoke(request, timeout=timeout_s, metadata=_headers(self._token))
         except grpc.aio.AioRpcError as error:
             raise _error(error, address, timeout_s) from error
         return reply
@@ -326,7 +331,7 @@ class RpcClients:
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
         )
-        call = invoke(request, timeout=timeout_s, metadata=self._headers)
+        call = invoke(request, timeout=timeout_s, metadata=_headers(self._token))
         leave = endpoints.on_move(call.cancel)  # a process that hangs does not end its streams
         try:
             async for reply in call:
@@ -379,10 +384,10 @@ class RpcClients:
 class RpcClient(Closing):
     """A blocking client of one service, for commands and tests."""
 
-    def __init__(self, address: str, token: Token) -> None:
+    def __init__(self, address: str, token: TokenSource) -> None:
         parse_address(address)
         self.address: Final = address
-        self._headers = _headers(token)
+        self._token = token
         self._channel = grpc.insecure_channel(address, options=_channel_options(CONNECT_S))
 
     def call(
@@ -397,7 +402,7 @@ class RpcClient(Closing):
             response_deserializer=method.reply.FromString,
         )
         try:
-            reply: Reply = invoke(request, timeout=timeout_s, metadata=self._headers)
+            reply: Reply = invoke(request, timeout=timeout_s, metadata=_headers(self._token))
         except grpc.RpcError as error:
             raise _error(error, self.address, timeout_s) from error
         return reply
@@ -413,7 +418,7 @@ class RpcClient(Closing):
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
         )
-        call = invoke(request, timeout=timeout_s, metadata=self._headers)
+        call = invoke(request, timeout=timeout_s, metadata=_headers(self._token))
         try:
             yield from call
         except grpc.RpcError as error:
@@ -426,4 +431,4 @@ class RpcClient(Closing):
         self._channel.close()
 
 
-__all__ = ["MESSAGE_BYTES_MAX", "RpcClient", "RpcClients", "RpcServer"]
+__all__ = ["MESSAGE_BYTES_MAX", "RpcClient", "RpcClients", "RpcServer", "TokenSource"]

@@ -25,7 +25,7 @@ def checkpoint() -> None:
     """Checkpoints of training jobs: list, show, verify, prune.
 
     LOCATION is a directory of checkpoints, or a checkpoint: a plain path, lu:/path (the cluster that LUCIOLA_DATA
-    names, or LUCIOLA_ADDRESS with LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or
+    names, or LUCIOLA_ADDRESS with LUCIOLA_TOKEN_FILE or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or
     luciola:///DATA_DIR!/path.
 
     \b

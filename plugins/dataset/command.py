@@ -36,7 +36,7 @@ def dataset() -> None:
     """Data sets for training: pack, info, index, verify, bench.
 
     LOCATIONS are files or directories: plain paths, lu:/path (the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS
-    with LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path. Formats are
+    with LUCIOLA_TOKEN_FILE or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path. Formats are
     FFRecord (*.ffr), Megatron's tokens (*.bin, *.idx), tar shards named as WebDataset does (*.tar), JSON lines
     (*.jsonl), Parquet (*.parquet) and Arrow (*.arrow, *.feather, *.ipc).
 

@@ -20,7 +20,7 @@ def flashmla() -> None:
     """KV cache pages in files, and attention kernels.
 
     LOCATION is a plain path, lu:/path (the cluster that LUCIOLA_DATA names, or LUCIOLA_ADDRESS with
-    LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
+    LUCIOLA_TOKEN_FILE or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or luciola:///DATA_DIR!/path.
 
     \b
     Example:

@@ -22,7 +22,7 @@ def weights() -> None:
     """Checkpoints in safetensors format: list, verify, add checksums.
 
     LOCATION is a file, an index of shards or a directory with one of the two: a plain path, lu:/path (the cluster that
-    LUCIOLA_DATA names, or LUCIOLA_ADDRESS with LUCIOLA_TOKEN or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or
+    LUCIOLA_DATA names, or LUCIOLA_ADDRESS with LUCIOLA_TOKEN_FILE or LUCIOLA_SECRET_FILE), luciola://HOST:PORT/path or
     luciola:///DATA_DIR!/path.
 
     \b

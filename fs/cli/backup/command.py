@@ -17,7 +17,7 @@ from ..datadir import Shape, running_shape
 from ..mgmtd_client import MgmtdClient
 from ..options import data_option, json_option
 from ..output import print_json, print_table
-from ..target import PREFIX, cluster_path, open_cluster
+from ..target import PREFIX, FilesTarget, cluster_path
 from .repository import Manifest, PackReader, Repository, describe, opened
 from .run import MOMENT, Backup, Options
 from .source import Source
@@ -288,7 +288,7 @@ def _restore_path(
             Copier(files, target, tally, advance).copy(path, target_path)  # type: ignore[arg-type]
 
     if into.startswith(PREFIX):
-        with open_cluster(data_path, None, None) as fs:
+        with FilesTarget(data_path).open() as fs:
             copy(fs, cluster_path(into))
     else:
         copy(LocalFileSystem(), into)

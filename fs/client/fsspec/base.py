@@ -19,10 +19,8 @@ class _Resolved(type(AsyncFileSystem)):  # type: ignore[misc]
 
     def __call__(cls, cluster: str | os.PathLike[str] | None = None, **options: object) -> object:
         complete = apply_config(cls, {**options, **({} if cluster is None else {"cluster": cluster})})
-        resolved = resolved_cluster(
-            complete.pop("cluster", None), complete.pop("secret_file", None), complete.pop("token", None)
-        )
-        names = ("cluster", "secret_file", "token")
+        names = ("cluster", "secret_file", "token", "token_file")
+        resolved = resolved_cluster(*(complete.pop(name, None) for name in names))
         complete |= {name: value for name, value in zip(names, resolved, strict=True) if value is not None}
         return super().__call__(**complete)
 
@@ -40,6 +38,7 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
         *,
         secret_file: str | None = None,
         token: str | None = None,
+        token_file: str | None = None,
         config: ClientConfig | Mapping[str, object] | None = None,
         auto_mkdir: bool = True,
         use_listings_cache: bool = False,
@@ -50,6 +49,7 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
         self.auto_mkdir = auto_mkdir
         self._secret_file = secret_file
         self._token = token
+        self._token_file = token_file
         if isinstance(config, Mapping):
             config = from_table(ClientConfig, dict(config), where="client")
         self._config = config
@@ -63,7 +63,7 @@ class Cluster(AsyncFileSystem, metaclass=_Resolved):  # type: ignore[misc]
         """The cluster's own interface. Connects if need be; the connection is that of `open_location`."""
         files = self._files
         if files is None or files.connection.is_closed:
-            location = location_of(self.cluster, self._secret_file, self._token)
+            location = location_of(self.cluster, self._secret_file, self._token, self._token_file)
             opened, _ = open_location(location, config=self._config)
             assert isinstance(opened, FileSystem), "the location names a cluster"
             files = self._files = opened

@@ -18,7 +18,8 @@ class LuciolaFileSystem(Contents):
 
     cluster: its data directory on this machine, or HOST:PORT of its manager; by default what LUCIOLA_DATA or
         LUCIOLA_ADDRESS names. A URL may name it instead: luciola:///DATA_DIR!/path, luciola://HOST:PORT/path.
-    secret_file, token, config: as for `luciola.connect`; `config` may be a mapping of the [client] table.
+    secret_file, token, token_file, config: as for `luciola.connect`; `config` may be a mapping of the [client] table.
+        A `token` is shown where options are (repr, JSON, task graphs); a `token_file` is read where it is used.
     auto_mkdir: whether writing a file makes the directories above it that are missing.
     use_listings_cache: whether `ls` may answer from earlier listings, for `listings_expiry_time` seconds.
     """

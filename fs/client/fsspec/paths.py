@@ -101,8 +101,11 @@ def resolved_cluster(
     cluster: str | os.PathLike[str] | None,
     secret_file: str | os.PathLike[str] | None,
     token: str | None = None,
-) -> tuple[str, str | None, str | None]:
-    """Return a cluster, its secret file and token for `connect`, independent of later changes of the environment.
+    token_file: str | os.PathLike[str] | None = None,
+) -> tuple[str, str | None, str | None, str | None]:
+    """Return a cluster, its secret file, token and the token's file for `connect`.
+
+    They are independent of later changes of the environment.
 
     The environment's token is left out, and what it comes before: see `location_of`.
     Raises: InvalidArgument if neither the caller nor the environment names a cluster.
@@ -119,29 +122,31 @@ def resolved_cluster(
         is_address = "/" not in cluster and re.search(r":[0-9]+$", cluster)
         cluster = cluster if is_address else os.path.abspath(cluster)
         location = Location("/", cluster, *(environment_credentials(os.environ) if is_address else ()))
-    if secret_file is not None:
-        secret_file = os.path.abspath(os.fspath(secret_file))
     assert location.address is not None, "a cluster is never local"
-    if secret_file is token is location.token is None:
-        return location.address, location.secret_file, None
-    return location.address, secret_file, token
+    if secret_file is token is token_file is location.token is None:
+        secret_file, token_file = location.secret_file, location.token_file
+    secret, of_token = (None if each is None else os.path.abspath(each) for each in (secret_file, token_file))
+    return location.address, secret, token, of_token
 
 
-def location_of(cluster: str, secret_file: str | None, token: str | None) -> Location:
+def location_of(
+    cluster: str, secret_file: str | None, token: str | None, token_file: str | None = None
+) -> Location:
     """Return what to connect to: with the credentials of the environment where the options have none.
 
     A data directory is opened with the environment's token where the environment names it too, as lu: is.
     """
-    location = Location("/", cluster, secret_file, token)
-    if secret_file is not None or token is not None:
+    location = Location("/", cluster, secret_file, token, token_file)
+    if any(each is not None for each in (secret_file, token, token_file)):
         return location
     of_environment = environment_credentials(os.environ)
     if not cluster.startswith("/"):
         return Location("/", cluster, *of_environment)
     data = os.environ.get("LUCIOLA_DATA")
-    return (
-        replace(location, token=of_environment[1]) if data and os.path.abspath(data) == cluster else location
-    )
+    if not data or os.path.abspath(data) != cluster:
+        return location
+    _, token, token_file = of_environment
+    return replace(location, token=token, token_file=token_file)
 
 
 def kind(stat: Stat) -> str:

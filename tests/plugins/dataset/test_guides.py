@@ -72,7 +72,7 @@ def follow(guide: str, names: dict[str, Any]) -> str:
 
 
 def command(line: str) -> str:
-    program, *arguments = shlex.split(line)
+    program, *arguments = map(os.path.expanduser, shlex.split(line))
     match program:
         case "luciola":
             done = CliRunner().invoke(cli, arguments)
@@ -103,7 +103,6 @@ def test_text_to_perplexity_and_slurm(home: Path, shared_cluster: LocalCluster) 
     assert "2 processes begin behind step 0\n" in printed
     assert "1 processes begin behind step 20\n" in printed
     (home / "luciola-address").write_text(load_cluster(shared_cluster.data / FILE_NAME).mgmtd_lane)
-    (home / "luciola-token").write_text(command("luciola token --days 7"))
     printed = follow("slurm.md", {})
     assert "2 processes begin behind step 0\n" in printed
     assert "2 processes begin behind step 20\n" in printed

@@ -6,7 +6,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from luciola.cli.options import address_option, data_option, prevailing
+from luciola.cli.options import (
+    Credential,
+    address_option,
+    data_option,
+    prevailing,
+    secret_option,
+    token_option,
+)
 
 
 @click.command()
@@ -39,3 +46,38 @@ def test_help_names_the_environment() -> None:
     text = CliRunner().invoke(named, ["--help"]).output
     assert "LUCIOLA_DATA" in text
     assert "LUCIOLA_ADDRESS" in text
+
+
+@click.command()
+@secret_option(where="a test")
+@token_option(where="for a test")
+def credential(**given: Any) -> None:
+    shown = Credential.pop(given)
+    click.echo(f"{shown.secret_file} {shown.token_file}")
+
+
+SECRET, TOKEN = {"LUCIOLA_SECRET_FILE": "/s"}, {"LUCIOLA_TOKEN_FILE": "/t"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "outcome"),
+    [
+        ("", {}, "None None"),
+        ("", SECRET, "/s None"),
+        ("", TOKEN, "None /t"),
+        ("", SECRET | TOKEN, "None /t"),
+        ("--secret-file /own", TOKEN, "/own None"),
+        ("--token-file /own", SECRET | TOKEN, "None /own"),
+    ],
+)
+def test_a_token_counts_before_a_secret_and_the_command_line_before_both(
+    arguments: str, environment: dict[str, str], outcome: str
+) -> None:
+    done = CliRunner().invoke(credential, arguments.split(), env=environment)
+    assert (done.exit_code, done.output.strip()) == (0, outcome)
+
+
+def test_token_and_secret_on_the_command_line_exclude_each_other() -> None:
+    done = CliRunner().invoke(credential, ["--secret-file", "/s", "--token-file", "/t"])
+    assert done.exit_code == 2
+    assert "either --token-file or --secret-file" in done.output

@@ -1,6 +1,7 @@
 """What a connection needs to know, without a cluster."""
 
 import os
+import pickle
 import signal
 import socket
 import threading
@@ -14,7 +15,7 @@ from luciola.client.connection import Parameters
 from luciola.config import ClientConfig
 from luciola.errors import ConfigError, InvalidArgument, NotFound, Unauthenticated, Unavailable
 from luciola.wire.cluster import FILE_NAME, Cluster, save_cluster
-from luciola.wire.credentials import CLIENT, TRUSTED, create_secret, mint, read_claims
+from luciola.wire.credentials import CLIENT, TRUSTED, create_secret, mint, read_claims, save_token
 
 QUICK = ClientConfig(deadline_ms=300)
 
@@ -46,6 +47,30 @@ def test_a_token_is_used_as_it_is(data):
         assert parameters(address, token=token.encode()).resolve()[1] == token
     with pytest.raises(Unauthenticated):
         parameters(data, token="nonsense").resolve()
+
+
+def test_a_token_file_is_used_and_no_secret_is_needed(data, tmp_path):
+    token = mint(bytes(32), role=CLIENT, uid=7)
+    path = tmp_path / "job.token"
+    save_token(path, token)
+    (data / "secret").unlink()
+    for address in (data, "10.0.0.1:4711"):
+        found = parameters(address, token_file=str(path))
+        assert found.resolve()[1] == token
+        assert token.encode() not in f"{found!r}"
+        assert token.encode().encode() not in pickle.dumps(found)
+    path.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        parameters(data, token_file=str(path)).resolve()
+
+
+def test_a_token_that_has_expired_is_said_before_anything_is_connected(data, tmp_path):
+    token = mint(bytes(32), lifetime_s=-1)
+    save_token(tmp_path / "job.token", token)
+    with pytest.raises(Unauthenticated, match=r"expired at .*luciola token create.*job\.token"):
+        luciola.connect("127.0.0.1:1", token_file=tmp_path / "job.token", config=QUICK)
+    with pytest.raises(Unauthenticated, match="expired at"):
+        luciola.connect("127.0.0.1:1", token=token.encode(), config=QUICK)
 
 
 def test_what_is_missing_is_said(data, tmp_path):

@@ -13,11 +13,18 @@ from luciola.client import Location
 from luciola.client.fsspec import LuciolaFileSystem
 from luciola.client.fsspec.paths import location_of, resolved_cluster, split_url
 from luciola.errors import ConfigError, InvalidArgument
+from luciola.wire.credentials import mint, save_token
 
 
 @pytest.fixture(autouse=True)
 def without_environment(monkeypatch) -> None:
-    for name in ("LUCIOLA_DATA", "LUCIOLA_ADDRESS", "LUCIOLA_SECRET_FILE", "LUCIOLA_TOKEN"):
+    for name in (
+        "LUCIOLA_DATA",
+        "LUCIOLA_ADDRESS",
+        "LUCIOLA_SECRET_FILE",
+        "LUCIOLA_TOKEN",
+        "LUCIOLA_TOKEN_FILE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -59,16 +66,19 @@ def test_the_environment_names_a_cluster_where_nothing_else_does(monkeypatch) ->
     with pytest.raises(InvalidArgument, match=r"LUCIOLA_DATA.*cluster=DATA_DIR"):
         resolved_cluster(None, None)
     monkeypatch.setenv("LUCIOLA_DATA", "relative")
-    assert resolved_cluster(None, None) == (os.path.abspath("relative"), None, None)
+    assert resolved_cluster(None, None) == (os.path.abspath("relative"), None, None, None)
     monkeypatch.setenv("LUCIOLA_SECRET_FILE", "/secret")
-    assert resolved_cluster("/data", None) == ("/data", None, None)
-    assert resolved_cluster("host:80", None) == ("host:80", "/secret", None)
-    assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"), None)
+    assert resolved_cluster("/data", None) == ("/data", None, None, None)
+    assert resolved_cluster("host:80", None) == ("host:80", "/secret", None, None)
+    assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"), None, None)
+    monkeypatch.setenv("LUCIOLA_TOKEN_FILE", "/token")
+    assert resolved_cluster("host:80", None) == ("host:80", "/secret", None, "/token")
+    assert resolved_cluster("host:80", None, None, "own") == ("host:80", None, None, os.path.abspath("own"))
     monkeypatch.setenv("LUCIOLA_TOKEN", "claims.key")
-    assert resolved_cluster("host:80", None) == ("host:80", None, None)
-    assert resolved_cluster("host:80", None, "own.token") == ("host:80", None, "own.token")
-    assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"), None)
-    assert resolved_cluster("/data", None) == ("/data", None, None)
+    assert resolved_cluster("host:80", None) == ("host:80", None, None, None)
+    assert resolved_cluster("host:80", None, "own.token") == ("host:80", None, "own.token", None)
+    assert resolved_cluster("host:80", "own") == ("host:80", os.path.abspath("own"), None, None)
+    assert resolved_cluster("/data", None) == ("/data", None, None, None)
     monkeypatch.setenv("LUCIOLA_ADDRESS", "host:81")
     with pytest.raises(InvalidArgument, match="two clusters"):
         resolved_cluster(None, None)
@@ -88,6 +98,16 @@ def test_token_of_the_environment_is_used_and_is_in_no_storage_option(monkeypatc
     assert location_of("/data", None, None) == Location("/", "/data")
     monkeypatch.setenv("LUCIOLA_DATA", "/data")
     assert location_of("/data", None, None) == Location("/", "/data", token="claims.key")
+
+
+def test_token_file_is_an_option_and_what_it_holds_is_not(tmp_path) -> None:
+    token = mint(bytes(32))
+    save_token(tmp_path / "job.token", token)
+    fs = LuciolaFileSystem("host:80", token_file=tmp_path / "job.token")
+    assert fs.storage_options == {"cluster": "host:80", "token_file": str(tmp_path / "job.token")}
+    for shown in (fs.to_json(), repr(fs), str(vars(fs)), str(pickle.dumps(fs))):
+        assert token.encode() not in shown
+    assert location_of("host:80", None, None, "/t") == Location("/", "host:80", token_file="/t")
 
 
 def test_instances_are_shared_by_what_they_are(monkeypatch) -> None:

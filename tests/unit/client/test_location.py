@@ -27,6 +27,7 @@ from luciola.wire.credentials import CLIENT, mint
 
 SECRET = {"LUCIOLA_SECRET_FILE": "/etc/secret"}
 TOKEN = {"LUCIOLA_TOKEN": "claims.key"}
+TOKEN_FILE = {"LUCIOLA_TOKEN_FILE": "/etc/token"}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,8 @@ TOKEN = {"LUCIOLA_TOKEN": "claims.key"}
         ("lu:/m", {"LUCIOLA_ADDRESS": "h:1"} | SECRET, Location("/m", "h:1", "/etc/secret")),
         ("lu:/m", {"LUCIOLA_ADDRESS": "h:1", "LUCIOLA_DATA": ""}, Location("/m", "h:1")),
         ("lu:/m", {"LUCIOLA_ADDRESS": "h:1"} | TOKEN, Location("/m", "h:1", None, "claims.key")),
+        ("lu:/m", {"LUCIOLA_ADDRESS": "h:1"} | TOKEN_FILE, Location("/m", "h:1", token_file="/etc/token")),
+        ("lu:/m", {"LUCIOLA_DATA": "/d"} | TOKEN_FILE, Location("/m", "/d", token_file="/etc/token")),
         ("lu:/m", {"LUCIOLA_DATA": "/d"} | TOKEN, Location("/m", "/d", None, "claims.key")),
         ("luciola://h:1/m", TOKEN, Location("/m", "h:1", None, "claims.key")),
         ("luciola:///d!/m", TOKEN, Location("/m", "/d")),
@@ -123,6 +126,7 @@ def test_credentials_of_a_call_come_before_those_of_the_environment():
     assert location.with_credentials() is location
     assert location.with_credentials(secret_file="own") == Location("/m", "h:1", "own")
     assert location.with_credentials(token="a.b") == Location("/m", "h:1", None, "a.b")
+    assert location.with_credentials(token_file="own") == Location("/m", "h:1", token_file="own")
     assert location.join("x").token == "claims.key"
 
 
@@ -153,7 +157,7 @@ def test_a_cluster_that_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(NotFound, match="is the cluster running"):
         open_location(f"luciola://{tmp_path}!/x")
     monkeypatch.delenv("LUCIOLA_SECRET_FILE", raising=False)
-    with pytest.raises(InvalidArgument, match="needs secret_file"):
+    with pytest.raises(InvalidArgument, match="needs token_file"):
         open_location("luciola://127.0.0.1:1/x")
 
 

@@ -12,7 +12,7 @@ from luciola.errors import (
     Unauthenticated,
 )
 from luciola.wire import credentials
-from luciola.wire.credentials import ADMIN, CLIENT, SERVICE, TRUSTED, Identity, Token, mint, verify
+from luciola.wire.credentials import ADMIN, CLIENT, SERVICE, TRUSTED, Identity, Minter, Token, mint, verify
 from luciola.wire.pb.common_pb2 import Caller, Claims
 
 SECRET = bytes(range(32))
@@ -124,12 +124,74 @@ def test_every_tampered_bit_of_the_claims_is_noticed():
             verify(SECRET, Token(bytes(claims), token.key))
 
 
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o666])
+def test_token_file_that_others_may_touch_is_refused(tmp_path, mode):
+    path = tmp_path / "token"
+    credentials.save_token(path, mint(SECRET))
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=f"others may read or write the token; run `chmod 600 {path}`"):
+        credentials.load_token(path)
+
+
+def test_token_file_of_another_user_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "token"
+    credentials.save_token(path, mint(SECRET))
+    owner = path.stat().st_uid
+    stranger = owner + 1 if owner else 1000
+    if owner:
+        monkeypatch.setattr(os, "geteuid", lambda: stranger)
+        expected = f"belongs to uid {owner}.*chown {stranger}"
+    else:
+        os.chown(path, stranger, -1)
+        expected = f"belongs to uid {stranger}.*chown 0"
+    with pytest.raises(ConfigError, match=expected):
+        credentials.load_token(path)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "a.b", "é.é"])
+def test_token_file_of_another_form_is_refused_and_not_repeated(tmp_path, text):
+    path = tmp_path / "token"
+    path.write_text(text)
+    path.chmod(0o600)
+    with pytest.raises(Unauthenticated, match="not a token") as caught:
+        credentials.load_token(path)
+    assert caught.value.filename == str(path)
+
+
 def test_token_expires_at_its_second():
     token = mint(SECRET, lifetime_s=60)
     end = Claims.FromString(token.claims).expires_unix_s
     assert verify(SECRET, token, now_unix_s=end - 1)
     with pytest.raises(Unauthenticated, match="expired"):
         verify(SECRET, token, now_unix_s=end)
+
+
+def test_expired_token_says_which_and_when():
+    token = mint(SECRET, lifetime_s=60, now_unix_s=1_000_000)
+    assert credentials.require_current(mint(SECRET)).id != token.id
+    expected = f"the token {token.id} expired at 1970-01-12 13:47:40 UTC; make another .*: '/job.token'"
+    with pytest.raises(Unauthenticated, match=expected):
+        credentials.require_current(token, path="/job.token")
+
+
+def test_services_tokens_are_renewed_long_before_they_expire():
+    now = [1000.0]
+    minter = Minter(SECRET, role=SERVICE, now_unix_s=lambda: now[0])
+    first = minter()
+    now[0] += credentials.RENEW_S - 1
+    assert minter() is first
+    now[0] += 1
+    second = minter()
+    assert second.id != first.id
+    assert verify(SECRET, first, now_unix_s=now[0]).role == SERVICE, "calls on their way are served"
+    end = 1000 + credentials.SERVICE_TOKEN_S
+    assert verify(SECRET, first, now_unix_s=end - 1)
+    with pytest.raises(Unauthenticated, match="expired"):
+        verify(SECRET, first, now_unix_s=end)
+    now[0] -= 500  # the clock was set back: a token from the future would live for longer
+    third = minter()
+    assert third.described().expires_unix_s == now[0] + credentials.SERVICE_TOKEN_S
+    assert "key" not in repr(minter)
 
 
 def test_groups_that_do_not_fit_a_token_are_refused():

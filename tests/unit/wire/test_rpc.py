@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import gc
 import socket
+import time
 import weakref
 
 import grpc
@@ -19,7 +20,7 @@ from luciola.errors import (
     Unsupported,
 )
 from luciola.wire import RpcClient, RpcClients, RpcServer, methods
-from luciola.wire.credentials import ADMIN, CLIENT, Token, mint
+from luciola.wire.credentials import ADMIN, CLIENT, SERVICE, SERVICE_TOKEN_S, Minter, Token, mint, verify
 from luciola.wire.pb.common_pb2 import Empty
 from luciola.wire.pb.meta_pb2 import ListRequest, LookupRequest, RmdirRequest, ScanRequest, StatRequest
 
@@ -50,6 +51,42 @@ def test_request_and_reply_travel_whole():
     async def test(address, _, clients):
         inode = (await clients.call(address, methods.Meta.lookup, LOOKUP)).inode
         assert (inode.id, inode.name, inode.uid) == (7, b"\xff\x00name", 42)
+
+    run(test)
+
+
+class Listener(grpc.GenericRpcHandler):
+    """A stranger on a service's port: it records the credentials of callers, and refuses them."""
+
+    def __init__(self) -> None:
+        self.recorded = []
+
+    def service(self, call):
+        self.recorded += [value for name, value in call.invocation_metadata if name == "authorization"]
+
+
+def test_token_that_a_service_shows_to_a_listener_soon_expires():
+    async def test(address, *_):
+        listener = Listener()
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((listener,))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        now = [time.time()]
+        async with RpcClients(Minter(SECRET, role=SERVICE, now_unix_s=lambda: now[0])) as services:
+            with pytest.raises(Unsupported):
+                await services.call(f"127.0.0.1:{port}", methods.Meta.lookup, LOOKUP)
+            await server.stop(0)
+            captured = Token.parse(listener.recorded[0].removeprefix("Bearer "))
+            assert verify(SECRET, captured).role == SERVICE
+            with pytest.raises(Unauthenticated, match="expired"):
+                verify(SECRET, captured, now_unix_s=now[0] + SERVICE_TOKEN_S)
+            # A token of long ago is refused; the service renews its own.
+            now[0] -= 2 * SERVICE_TOKEN_S
+            with pytest.raises(Unauthenticated, match="expired"):
+                await services.call(address, methods.Meta.lookup, LOOKUP)
+            now[0] += 2 * SERVICE_TOKEN_S
+            assert await services.call(address, methods.Meta.lookup, LOOKUP)
 
     run(test)
 
