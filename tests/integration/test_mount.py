@@ -137,7 +137,7 @@ def test_mounting_where_something_is_mounted_says_so(shared_cluster, data):
     [
         ("/no/such/directory", "neither a data directory"),
         ("nonsense", "neither a data directory"),
-        ("127.0.0.1:1", "needs --secret-file"),
+        ("127.0.0.1:1", "needs --token-file or --secret-file"),
     ],
 )
 def test_clusters_that_do_not_exist(place, cluster, said):

@@ -39,7 +39,7 @@ def run(*options: str, seconds: int = SECONDS) -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("seed", [pytest.param(seed, marks=NEEDS) for seed in (43, 99)])
+@pytest.mark.parametrize("seed", [pytest.param(43, marks=NEEDS)])
 def test_histories_under_two_faults_at_a_time_are_valid(seed: int) -> None:
     run("--seed", str(seed))
 
