@@ -52,8 +52,6 @@ class MetaConfig:
     cache_bytes: int = (
         64 * MIB
     )  # of the store kept in memory: names and inodes in use, and what finds the others
-    # A change of a file waits so long for a client that answered opens of it by itself and is silent now; 0: none does.
-    delegation_lease_ms: int = 0
     idempotence_ms: int = 1_800_000  # silence of a client that is gone, after which its answers are deleted
 
 
@@ -189,10 +187,6 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MetaConfig, "list_limit"): (1, 8192),  # as a page may have at most
     (MetaConfig, "path_depth_max"): (1, 2048),  # parts of a path of PATH_MAX bytes
     (MetaConfig, "cache_bytes"): (4 * MIB, 1024 * GIB),
-    (MetaConfig, "delegation_lease_ms"): (
-        0,
-        20_000,
-    ),  # a poll waits for a third of it, and its client 10 s for that
     (MetaConfig, "idempotence_ms"): (10 * MINUTE_MS, 30 * DAY_MS),  # not shorter than clients retry
     (MetadataConfig, "checkpoint_records"): (1, 100_000),
     (MetadataConfig, "checkpoint_bytes"): (1 * MIB, 4 * GIB),  # etcd is not made for more than 8 GiB

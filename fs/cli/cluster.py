@@ -19,7 +19,6 @@ from ..fuse import Record, read_records, source_of, stale_mounts
 from ..logfile import rotate_output
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
-from ..wire.pb.meta_pb2 import MetaStatus
 from ..wire.pb.storage_pb2 import SpaceReply
 from . import private_etcd, processes, stores
 from .administration import confirm
@@ -254,21 +253,13 @@ def status(data_path: Path, as_json: bool) -> None:
         services = [_checked_member(service, shape, members) for service in services]
         troubles = describe_members(members)
         try:
-            routing, spaces, loading, counted = asyncio.run(
-                _state_of(shape, patience_s=TAKE_OVER_S if manager else 0)
-            )
+            routing, spaces, loading = asyncio.run(_state_of(shape, patience_s=TAKE_OVER_S if manager else 0))
             meta = None if (serving := serving_meta(routing)) is None else str(serving.id)
             report["chains"] = describe_chains(routing)
             services = [_reported(service, routing) for service in services]
             report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
             report["loading"] = bool(loading)
             report["notes"] += [loading] if loading else []
-            if counted is not None:
-                report["delegations"] = {
-                    "files": counted.delegations,
-                    "recalls": counted.recalls,
-                    "recalls_expired": counted.recalls_expired,
-                }
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
         except (Unavailable, Timeout) as error:
             report["error"] = str(error)
@@ -302,7 +293,6 @@ class Report(TypedDict):
     full: list[int]
     loading: bool
     healthy: bool
-    delegations: NotRequired[dict[str, int]]
     error: NotRequired[str]
 
 
@@ -311,14 +301,10 @@ Primaries: TypeAlias = tuple[str | None, str | None]  # ids of mgmtd and meta
 
 async def _state_of(
     shape: Shape, *, patience_s: float
-) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str, MetaStatus | None]:
+) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
     async with MgmtdClient.connect(shape.cluster) as manager:
         routing = await manager.routing(patience_s=patience_s)
-        spaces = await manager.spaces(routing)
-        loading, counted = await asyncio.gather(
-            manager.load_in_progress(routing), manager.meta_status(routing)
-        )
-        return routing, spaces, loading, counted
+        return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
 
 
 async def _metadata_of(shape: Shape) -> tuple[Primaries, list[MemberState], list[LogState]]:
@@ -449,12 +435,6 @@ def _print_status(report: Report) -> None:
     serving = sum(chain["state"] == "serving" for chain in report["chains"])
     if report["chains"]:
         click.echo(f"chains: {serving} of {len(report['chains'])} complete")
-    counted = report.get("delegations", {})
-    if any(counted.values()):
-        click.echo(
-            f"delegations: clients answer opens of {counted['files']} files; {counted['recalls']} recalled, "
-            f"of which {counted['recalls_expired']} by the end of a lease"
-        )
     for note in report["notes"]:
         click.echo(note)
     if "error" in report:

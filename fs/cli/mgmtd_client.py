@@ -11,7 +11,7 @@ from ..wire import SERVICE, Cluster, Minter, RpcClients, Token, methods, parse_a
 from ..wire.methods import Method, Reply, Request
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
-from ..wire.pb.meta_pb2 import MetaStatus, Path, StatRequest
+from ..wire.pb.meta_pb2 import Path, StatRequest
 from ..wire.pb.storage_pb2 import ChunkRecord, ListChunksRequest, SpaceReply
 
 REPORTED = {  # what a node says of its replica
@@ -180,14 +180,6 @@ class MgmtdClient:
         except Error as error:  # what else may be wrong with it is said of its process
             return error.message if "loading" in error.fields else ""
         return ""
-
-    async def meta_status(self, routing: pb.Routing) -> MetaStatus | None:
-        """Return what the metadata service counts; None if it does not answer at once."""
-        try:
-            address = address_of(routing, pb.NODE_META)
-            return await self.clients.call(address, methods.Meta.status, Empty(), timeout_s=SPACE_S)
-        except Error:  # its process says the rest
-            return None
 
     async def silent_pids(self) -> set[int]:
         """Return the processes whose lease has expired without a heartbeat."""

@@ -37,7 +37,7 @@ from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import NODE_META
 from . import schema
 from .admission import admit_store, mark_of
-from .background import collect, expire_delegations, resume_truncations
+from .background import collect, resume_truncations
 from .bootstrap import build
 from .cluster import Addresses, Cluster, RoutingTable, describe
 from .committed_replies import committed
@@ -137,18 +137,14 @@ async def serve_alone(
                 release=__version__,
                 epoch=EMBEDDED_EPOCH,
             )
-            try:
-                await first_end(
-                    stop.wait(),
-                    cluster.watch(partial(follow, placer)),
-                    cluster.beat(node, mark),
-                    collect(collector, dependencies, clock),
-                    resume_truncations(dependencies, clock),
-                    expire_delegations(dependencies, clock),
-                    guard_store(engine, clock),
-                )
-            finally:  # the lane waits for answers before it stops
-                dependencies.recalls.close()
+            await first_end(
+                stop.wait(),
+                cluster.watch(partial(follow, placer)),
+                cluster.beat(node, mark),
+                collect(collector, dependencies, clock),
+                resume_truncations(dependencies, clock),
+                guard_store(engine, clock),
+            )
         await engine.sync()
         await cluster.leave(node, mark())
     finally:

@@ -44,16 +44,4 @@ async def resume_truncations(dependencies: Dependencies, clock: Clock) -> None:
         await clock.sleep(dependencies.config.gc_interval_ms / 1000)
 
 
-async def expire_delegations(dependencies: Dependencies, clock: Clock) -> None:
-    """Forget clients that are silent for longer than their delegations hold. Return never."""
-    while True:
-        try:
-            await dependencies.recalls.expire()
-        except Error as error:
-            log.warning("ending leases of delegations failed: %s; it is tried again", error)
-        except Exception:  # the top of a task: a defect here must not take the namespace down
-            log.exception("ending leases of delegations failed")
-        await clock.sleep(max(1.0, dependencies.delegations.lease_s))
-
-
-__all__ = ["collect", "collect_once", "expire_delegations", "resume_truncations"]
+__all__ = ["collect", "collect_once", "resume_truncations"]

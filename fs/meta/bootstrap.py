@@ -13,7 +13,6 @@ from . import schema
 from .allocator import CONTENTS, INODES, Allocator
 from .collector import Collector, Membership
 from .context import DIRECTORY_LINKS, SharedState
-from .delegations import Delegations
 from .dependencies import Dependencies
 from .dump import Dumps
 from .inode_counter import InodeCounter
@@ -21,7 +20,6 @@ from .layout import Placer
 from .lengths import Lengths
 from .load import Load
 from .quarantine import Quarantine
-from .recalls import Recalls
 from .removal_clock import RemovalClock, skip_changes
 from .requests import Requests
 from .schema import Superblock
@@ -139,18 +137,12 @@ async def build(  # noqa: PLR0913, the seams of the service
         inode_counter=inode_counter,
     )
     load.resume()
+    shared = SharedState(config, placer, inodes, contents, removal_clock, truncations)
     truncations.load()
     writers.load(engine)
     requests.load(engine, now_s=clock.monotonic())
     await inodes.refill()
     await contents.refill()
-    incarnation = new_incarnation()
-    delegations = Delegations(lease_s=config.delegation_lease_ms / 1000)
-    recalls = Recalls(delegations, engine, clock, incarnation=incarnation)
-    recalls.load(below=inodes.upcoming)
-    shared = SharedState(
-        config, placer, inodes, contents, removal_clock, truncations, notes_changes=delegations.is_possible
-    )
     dependencies = Dependencies(
         engine=engine,
         clock=clock,
@@ -161,14 +153,12 @@ async def build(  # noqa: PLR0913, the seams of the service
         truncations=truncations,
         writers=writers,
         holds=holds,
-        delegations=delegations,
-        recalls=recalls,
         requests=requests,
         inode_counter=inode_counter,
         quarantine=quarantine,
         dumps=Dumps(engine, clock, lengths),
         load=load,
-        incarnation=incarnation,
+        incarnation=new_incarnation(),
     )
     collector = Collector(
         engine,
@@ -178,8 +168,6 @@ async def build(  # noqa: PLR0913, the seams of the service
         quarantine=quarantine,
         writers=writers,
         holds=holds,
-        delegations=delegations,
-        recalls=recalls,
         requests=requests,
         inode_counter=inode_counter,
         removal_clock=removal_clock,

@@ -15,7 +15,6 @@ C6  A content that was reserved as a spare is taken from those who might still u
 C7  The work for one removed inode does not depend on how many were removed before: every record and every entry of a
     removed directory is read once (`RemovalQueue`). The collector works in slices of `SLICE_S` and rests as long as it
     has worked, so a request waits for at most one slice.
-C8  Nothing changes of an inode while a client may answer opens of it by itself (delegations.py).
 """
 
 import asyncio
@@ -35,10 +34,8 @@ from ..kv import Engine, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
 from .context import NS_PER_MS
-from .delegations import Delegations
 from .inode_counter import InodeCounter
 from .quarantine import Quarantine
-from .recalls import Recalls
 from .removal_clock import RemovalClock
 from .removal_queue import RETRY_S, RemovalQueue
 from .requests import Requests
@@ -73,7 +70,6 @@ class Step(enum.Enum):
     OPEN = 0  # a client has it open
     MORE = 1  # a directory that has entries left
     DONE = 2  # its record is gone
-    RECALLED = 3  # a directory: a client has to return the delegation of its next entry
 
 
 @dataclass(slots=True)
@@ -109,8 +105,6 @@ class Collector:
         quarantine: Quarantine,
         writers: Writers,
         holds: Holds,
-        delegations: Delegations,
-        recalls: Recalls,
         requests: Requests,
         inode_counter: InodeCounter,
         removal_clock: RemovalClock,
@@ -124,8 +118,6 @@ class Collector:
         self._quarantine = quarantine
         self._writers = writers
         self._holds = holds
-        self._delegations = delegations
-        self._recalls = recalls
         self._requests = requests
         self._inode_counter = inode_counter
         self._removal_clock = removal_clock
@@ -172,13 +164,11 @@ class Collector:
                 break
             removal = await self._remove_inodes(batch)
             for key, step in zip(batch, removal.steps, strict=False):
-                done += step in (Step.DONE, Step.MORE)
+                done += step is not Step.OPEN
                 if step is Step.DONE:
                     self._orphans.done(key)
                 elif step is Step.MORE:
                     due.append(key)
-                elif step is Step.RECALLED:  # clients answer within milliseconds: in the next round
-                    self._orphans.put_off(key, self._clock.monotonic())
             due.extendleft(reversed(batch[len(removal.steps) :]))
             await self._pace()
         for key in due:
@@ -195,16 +185,7 @@ class Collector:
         return batch
 
     def _is_open(self, inode: int) -> bool:
-        return inode in self._holds or inode in self._writers or bool(self._recall([inode]))
-
-    def _recall(self, inodes: Iterable[int]) -> Collection[int]:
-        """Return those of which a client may still answer opens by itself; these clients are sent recalls."""
-        if not self._delegations.is_active:
-            return ()
-        now_s = self._clock.monotonic()
-        delegated = {inode for inode in inodes if self._delegations.blocks(inode, now_s)}
-        self._recalls.send_recalls(delegated)
-        return delegated
+        return inode in self._holds or inode in self._writers
 
     async def _remove_inodes(self, batch: Sequence[bytes]) -> Removal:
         """Remove inodes, as many of the batch as fit one slice, in one transaction."""
@@ -239,33 +220,28 @@ class Collector:
         value = txn.get(schema.inode_key(number))
         inode = None if value is None else schema.decode_inode(value)
         if inode is not None and not inode.link_count:
-            if inode.type == DIRECTORY:
-                step = self._empty(removal, inode)
-                if step is not Step.DONE:
-                    return step
+            if inode.type == DIRECTORY and self._empty(removal, inode):
+                return Step.MORE
             if not self._erase(removal, inode):
                 return Step.OPEN
         txn.delete(key)
         return Step.DONE
 
-    def _empty(self, removal: Removal, directory: Inode) -> Step:
-        """Take the next entries out of a removed directory, where no new ones come in. DONE: there are none."""
+    def _empty(self, removal: Removal, directory: Inode) -> bool:
+        """Take the next entries out of a removed directory, where no new ones come in. False: there are none."""
         txn = removal.txn
         after = self._emptied.get(directory.id, b"")
         pairs = txn.get_range(*schema.entry_range(directory.id, after=after), limit=ENTRIES)
         until_s = self._clock.monotonic() + SLICE_S
-        delegated = self._recall(schema.decode_entry(value).inode for _, value in pairs)
         for key, value in pairs:
             entry = schema.decode_entry(value)
-            if entry.inode in delegated:  # C8
-                return Step.RECALLED
             txn.delete(key)
             txn.delete(schema.cookie_key(directory.id, entry.cookie))
             _, removal.emptied[directory.id] = schema.split_one(key)
             self._unlink(removal, entry.inode)
             if self._clock.monotonic() > until_s:
                 break
-        return Step.MORE if pairs else Step.DONE
+        return bool(pairs)
 
     def _unlink(self, removal: Removal, number: int) -> None:
         """Take a link off an inode, and erase one without any unless it is open or is a directory."""

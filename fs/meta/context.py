@@ -51,7 +51,6 @@ class SharedState:
     contents: Allocator
     removal_clock: RemovalClock
     truncating: Container[int] = ()  # inodes with a truncation in progress
-    notes_changes: bool = False  # for delegations
 
 
 @dataclass(slots=True)
@@ -70,7 +69,6 @@ class Request(Generic[Body_co]):
     checked: set[int] = field(default_factory=set)  # directories below which the user may remove everything
     uncertain: set[int] = field(default_factory=set)  # inodes whose sessions a commit may have changed
     uncertain_inodes: int = 0  # new inodes of a commit whose outcome was unknown
-    recalled: set[int] = field(default_factory=set)  # inodes of which nothing is delegated until it is done
 
 
 class OperationContext:
@@ -78,7 +76,6 @@ class OperationContext:
 
     __slots__ = (
         "abandoned",
-        "changed",
         "closed",
         "last_directory",
         "new_inodes",
@@ -112,7 +109,6 @@ class OperationContext:
         self.opened: list[tuple[int, int]] = []  # (inode, session)
         self.closed: list[tuple[int, int]] = []
         self.abandoned: list[tuple[int, int]] = []
-        self.changed: list[int] = []  # files that are stored, or opened for writing, if that is to be noted
         self.new_inodes = 0
         self.pending_truncate: RetryAfterTruncate | None = (
             None  # must be carried out before this attempt commits
@@ -241,8 +237,6 @@ class OperationContext:
         assert inode.is_inline or not inode.inline_data, "L5: a file in chunks has no inline bytes"
         assert inode.id, "an inode has an id"
         self.older.discard(inode.id)
-        if self.shared.notes_changes and inode.type != DIRECTORY:  # which are not delegated
-            self.changed.append(inode.id)
         self.txn.put(schema.inode_key(inode.id), schema.encode_inode(inode))
 
     def change(self, inode: Inode) -> None:
@@ -294,8 +288,6 @@ class OperationContext:
         self.txn.put(schema.session_key(inode, session), value)
         assert (inode, session) not in self.opened, "an attempt opens a file once"
         self.opened.append((inode, session))
-        if self.shared.notes_changes:
-            self.changed.append(inode)
         return session
 
     def reserve_content(self, inode: Inode) -> Spare:

@@ -6,13 +6,11 @@ from ..clock import Clock
 from ..config import MetaConfig
 from ..kv import Engine
 from .context import SharedState
-from .delegations import Delegations
 from .dump import Dumps
 from .inode_counter import InodeCounter
 from .lengths import Lengths
 from .load import Load
 from .quarantine import Quarantine
-from .recalls import Recalls
 from .requests import Requests
 from .sessions import Holds, Writers
 from .storage import StorageControl
@@ -32,8 +30,6 @@ class Dependencies:
     truncations: Truncations
     writers: Writers
     holds: Holds
-    delegations: Delegations
-    recalls: Recalls
     requests: Requests
     inode_counter: InodeCounter
     quarantine: Quarantine

@@ -8,15 +8,13 @@ S1  A request with a sequence number leaves a record in the transaction that car
 S2  `Writers` is what the store holds: it changes after a commit, and is read again after a commit whose outcome was
     unknown.
 S3  A reply is sent after the commit; with `durability = "sync"`, or `durable` in the request, when it is on disk.
-S4  No inode changes, nor is opened for writing, while a client may answer opens of it by itself: the request has its
-    delegations returned first, and then nothing of it is delegated until the request is done (delegations.py).
-S5  A small file's bytes, which are stored in its inode, are sent only to a caller who may read it, or has it open.
+S4  A small file's bytes, which are stored in its inode, are sent only to a caller who may read it, or has it open.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import Message
@@ -40,7 +38,6 @@ from .requests import ClientRequests
 from .retry import (
     RetryAfterCheck,
     RetryAfterMeasure,
-    RetryAfterRecall,
     RetryAfterRefill,
     RetryAfterTruncate,
     RetryAfterWait,
@@ -70,7 +67,6 @@ class Execution:
         self._shared = dependencies.shared
         self._writers = dependencies.writers
         self._requests = dependencies.requests
-        self._delegations = dependencies.delegations
         self._inode_counter = dependencies.inode_counter
         self._require_open = dependencies.load.require_open
         self._durable = dependencies.config.durability == "sync"
@@ -149,16 +145,12 @@ class Execution:
         reply = verb.operation(context, request.message)
         if context.pending_truncate is not None:
             raise context.pending_truncate
-        if self._delegations.is_active:
-            self._require_returned(context)
         dropped = _record(txn, verb, request, reply) if request.is_recorded else ()
         try:
             txn.commit()
         except MaybeCommitted:
             request.uncertain.update(inode for inode, _ in (*context.opened, *context.closed))
             request.uncertain_inodes = context.new_inodes
-            # The next attempt may find that this one was carried out.
-            self._close_grants(request, context.changed)
             raise
         try:
             self._committed(context, dropped)
@@ -166,17 +158,6 @@ class Execution:
             self._engine.fail(error)
             raise
         return reply
-
-    def _require_returned(self, context: OperationContext) -> None:
-        """Raises: RetryAfterRecall while a client may answer opens of what is to be changed (S4)."""
-        now_s = self._clock.monotonic()
-        blocked = {
-            inode
-            for inode in context.changed
-            if inode not in self._writers and self._delegations.blocks(inode, now_s)
-        }
-        if blocked:
-            raise RetryAfterRecall(blocked)
 
     def _committed(self, context: OperationContext, dropped: Sequence[int]) -> None:
         """What is in memory follows what was stored (S2)."""
@@ -226,8 +207,6 @@ class Execution:
         finally:
             for inode in request.uncertain:
                 self._writers.reload(self._engine, inode)
-            for inode in request.recalled:
-                self._delegations.reopen(inode)
         if self._durable:
             await self._engine.sync()
         longer = self._lengthened(verb, request, reply)
@@ -266,7 +245,6 @@ class Execution:
         reason: RetryAfterTruncate,
     ) -> tuple[Exception | None, Sent[Reply] | None]:
         """Remove chunks, then try while no other request may touch the file; why it failed, or the reply."""
-        await self._recall(request, [reason.inode])
         async with self._dependencies.truncations.truncate(reason.inode, reason.length) as intent:
             if intent is not None:
                 request.intents[reason.inode] = intent
@@ -294,8 +272,6 @@ class Execution:
                 request.measured[reason.file.id] = await self._dependencies.lengths.measure(reason.file)
             case RetryAfterWait():
                 await self._dependencies.truncations.wait(reason.inode)
-            case RetryAfterRecall():
-                await self._recall(request, reason.inodes)
             case RetryAfterCheck():
                 await check_tree(self._engine, request.user, reason.inode)
                 request.checked.add(reason.inode)
@@ -303,19 +279,6 @@ class Execution:
                 assert isinstance(reason, (Conflict, MaybeCommitted)), "every RetryLater has its case"
                 longest_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**tries)
                 await self._clock.sleep(self._random.uniform(longest_s / 2, longest_s))
-
-    async def _recall(self, request: Request[Message], inodes: Collection[int]) -> None:
-        """Return when no client answers opens of the inodes by itself, and none will until the request is done (S4)."""
-        if not self._delegations.is_possible:
-            return
-        self._close_grants(request, inodes)
-        await self._dependencies.recalls.recall(inodes)
-
-    def _close_grants(self, request: Request[Message], inodes: Collection[int]) -> None:
-        for inode in inodes:
-            if inode not in request.recalled:
-                request.recalled.add(inode)
-                self._delegations.close(inode)
 
     # After the operation.
 
@@ -358,7 +321,7 @@ class Execution:
     def _withhold(self, request: Request[Message], reply: object) -> None:
         """Take out what is not for the caller.
 
-        S5: the bytes of small files that it may not read. The name and parent of every inode, because the caller may
+        S4: the bytes of small files that it may not read. The name and parent of every inode, because the caller may
         have guessed its number; RealPath checks who may. The target of a link unless the caller gave its path.
         """
         by_number = _is_by_number(request.message)

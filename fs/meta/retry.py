@@ -4,7 +4,7 @@ Operations never wait. Where one cannot continue until something outside its tra
 these; `execution.Execution` sees to it, and runs the operation again from the start.
 """
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 
 from ..wire.pb.meta_pb2 import Inode
 
@@ -46,14 +46,6 @@ class RetryAfterWait(RetryLater):
         self.inode = inode
 
 
-class RetryAfterRecall(RetryLater):
-    """Clients that answer opens of these files by themselves must return that first."""
-
-    def __init__(self, inodes: Collection[int]) -> None:
-        super().__init__(inodes)
-        self.inodes = inodes
-
-
 class RetryAfterCheck(RetryLater):
     """All below this directory must be walked, to see that the user may remove it."""
 
@@ -65,7 +57,6 @@ class RetryAfterCheck(RetryLater):
 __all__ = [
     "RetryAfterCheck",
     "RetryAfterMeasure",
-    "RetryAfterRecall",
     "RetryAfterRefill",
     "RetryAfterTruncate",
     "RetryAfterWait",

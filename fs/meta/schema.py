@@ -14,7 +14,6 @@
     X inode name              attribute       an extended attribute
     Q due content             quarantine      the `QuarantinedContent` message: chunks that no file names
     L                         load            the `LoadState` message, while a dump is being loaded
-    W client                  lease           how long what a client was delegated may outlive this service (recalls.py)
     A kind                    allocator       first id, or moment of `RemovalClock`, that is not reserved
 
 Ids in keys are big-endian: keys sort by number. `removed_at` is a moment of `RemovalClock`. Making a file writes
@@ -51,7 +50,6 @@ SUPERBLOCK: Final = b"M"
 LOAD: Final = b"L"
 INODES: Final = b"I"  # first byte of the keys of all inodes
 QUARANTINE: Final = b"Q"
-LEASES: Final = b"W"
 
 pack_one: Final = _ONE.pack
 pack_two: Final = _TWO.pack
@@ -167,10 +165,6 @@ def attribute_key(inode: int, name: bytes) -> bytes:
 
 def attribute_range(inode: int) -> tuple[bytes, bytes]:
     return pack_one(b"X", inode), pack_one(b"X", inode + 1)
-
-
-def lease_key(client: int) -> bytes:
-    return pack_one(LEASES, client)
 
 
 def allocator_key(kind: bytes) -> bytes:
@@ -343,7 +337,6 @@ __all__ = [
     "ENTRY_BYTES",
     "FORMAT_VERSION",
     "INODES",
-    "LEASES",
     "LOAD",
     "QUARANTINE",
     "SUPERBLOCK",
@@ -385,7 +378,6 @@ __all__ = [
     "inode_key",
     "intent_key",
     "kind_range",
-    "lease_key",
     "orphan_key",
     "quarantine_key",
     "record_key",

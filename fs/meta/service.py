@@ -1,12 +1,12 @@
 """The handlers of `service Meta`.
 
 names, attributes, open files   the rows of `verbs`, run by `execution.Execution`
-read holds, delegations         counted here, when the reply is known
+read holds                      counted here, when the reply is known
 the whole                       space, scans for fsck, dumps and loads, numbers
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable
 from functools import partial
 from typing import Final
 
@@ -44,8 +44,6 @@ CREATE: Final = verb_of(Meta.create)
 OPEN: Final = verb_of(Meta.open)
 CLOSE: Final = verb_of(Meta.close)
 SYNC: Final = verb_of(Meta.sync)
-DELEGATES: Final = pb.InodeReply(delegates=True).SerializeToString()
-DELEGATED: Final = pb.InodeReply(delegates=True, delegated=True).SerializeToString()
 
 
 class MetaService:
@@ -61,7 +59,6 @@ class MetaService:
         self._clock = dependencies.clock
         self._writers = dependencies.writers
         self._holds = dependencies.holds
-        self._delegations = dependencies.delegations
         self._space: tuple[float, Space] | None = None
         self.feed: Feed | None = None  # where the store follows a log
         for verb in VERBS:
@@ -77,45 +74,15 @@ class MetaService:
         return self._held(reply, request) if request.read else reply
 
     def open(self, request: pb.OpenRequest, identity: Identity) -> Answer[pb.InodeReply]:
-        """As `create`; with `delegate`, the client may answer its next opens by itself."""
+        """As `create`."""
         self._limit_holds(request)
         reply = self._execution.run(OPEN, request, identity)
-        if self._delegations.lease_s and isinstance(reply, StoredReply):
-            reply = self._delegated(reply, request)
         return self._held(reply, request) if request.read else reply
-
-    def _delegated(
-        self, reply: StoredReply[pb.InodeReply], request: pb.OpenRequest
-    ) -> StoredReply[pb.InodeReply]:
-        """Grant a delegation if the client asks and none writes, or say that it might ask.
-
-        The reply is of this very moment: nothing has changed since.
-        """
-        (inode,) = reply.inodes
-        client, number = request.caller.client, request.caller.sequence
-        if request.write or request.truncate or not number:
-            return reply
-        is_granted = (
-            request.delegate
-            and inode not in self._writers
-            and self._delegations.grant(client, inode, number, now_s=self._clock.monotonic())
-        )
-        encoded = reply.SerializeToString() + (DELEGATED if is_granted else DELEGATES)
-        return StoredReply(pb.InodeReply, encoded, reply.inodes, has_data=reply.has_data)
-
-    def await_recalls(
-        self,
-        request: pb.AwaitRecallsRequest,
-        identity: Identity,  # noqa: ARG002, a handler
-    ) -> Answer[pb.AwaitRecallsReply]:
-        """Extend the lease of the client's delegations, and wait for a recall. Raises: Unavailable during a load."""
-        self._dependencies.load.require_open()
-        return self._dependencies.recalls.poll(request)
 
     def close(self, request: pb.CloseRequest, identity: Identity) -> Answer[pb.CloseReply]:
         """Run the verb, and release read holds."""
         reply = self._execution.run(CLOSE, request, identity)
-        released = [(one.inode, one.hold) for one in request.closes if one.read_hold]
+        released = [one.inode for one in request.closes if one.read_hold]
         if released:
             self._holds.release(request.caller.client, released, request.caller.sequence)
         return reply
@@ -126,10 +93,7 @@ class MetaService:
         return self._execution.on_disk(reply) if request.durable else reply
 
     def hold(self, request: pb.HoldRequest, identity: Identity) -> Answer[pb.HoldReply]:
-        """Replace all that the client holds, and compare its write sessions.
-
-        Raises: InvalidArgument for too many, or for inodes without the numbers of their opens where others have them.
-        """
+        """Replace all that the client holds, and compare its write sessions. Raises: InvalidArgument for too many."""
         self._dependencies.load.require_open()
         user = User(*identity.user(request.caller))
         self._execution.admit(request.caller)
@@ -137,31 +101,22 @@ class MetaService:
             raise InvalidArgument(
                 f"a client holds at most {HOLDS_MAX} inodes and {SESSIONS_MAX} write sessions"
             )
-        if request.has_numbers and len(request.holds) != len(request.inodes):
-            raise InvalidArgument("each inode that is held has the number of the request that opened it")
         if user.uid and not request.keep_holds:
             return self._hold_readable(request, user)
         if not request.keep_holds:
-            self._replace_holds(request, range(len(request.inodes)))
+            self._holds.replace(request.caller.client, request.inodes)
         return self._compare_sessions(request)
-
-    def _replace_holds(self, request: pb.HoldRequest, places: Iterable[int]) -> None:
-        """Hold the inodes at `places` of the request."""
-        caller, places = request.caller, list(places)
-        inodes = [request.inodes[place] for place in places]
-        numbers = [request.holds[place] for place in places] if request.has_numbers else None
-        self._holds.replace(caller.client, inodes, numbers, below=caller.settled_below)
 
     async def _hold_readable(self, request: pb.HoldRequest, user: User) -> pb.HoldReply:
         """Hold what the user may read now, and nothing else: a hold lets its client read."""
         held: list[int] = []
-        for place, inode in enumerate(request.inodes):
-            if place % HOLDS_SLICE == HOLDS_SLICE - 1:
+        for number, inode in enumerate(request.inodes):
+            if number % HOLDS_SLICE == HOLDS_SLICE - 1:
                 await asyncio.sleep(0)
             value = self._engine.begin().snapshot_get(schema.inode_key(inode))
             if value is not None and may(user, schema.decode_inode(value), READ):
-                held.append(place)
-        self._replace_holds(request, held)
+                held.append(inode)
+        self._holds.replace(request.caller.client, held)
         return self._compare_sessions(request)
 
     def _compare_sessions(self, request: pb.HoldRequest) -> pb.HoldReply:
@@ -336,9 +291,6 @@ class MetaService:
             write_sessions=self._writers.count,
             read_holds=self._holds.count,
             operations=self._execution.count,
-            delegations=self._delegations.count,
-            recalls=self._delegations.recalls,
-            recalls_expired=self._delegations.expired,
         )
 
     # After the operation.

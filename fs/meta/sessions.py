@@ -1,14 +1,14 @@
 """Who has which file open.
 
 `Writers` mirrors the stored write sessions, so that a `stat` need not look for them in the store. `Holds`
-knows what each client has open for reading; it is in memory only: after a restart clients
+counts how often each client has an inode open for reading; it is in memory only: after a restart clients
 send `Hold` with all that they have open, and until they could have, nothing is collected.
 
 With several meta processes over one store each inode's rows would have one owner.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from ..kv import Engine
@@ -18,7 +18,7 @@ PAGE: Final = 10_000
 # Files that one client, with all programs on its mount, has open for writing: a mount of a busy machine has thousands.
 # Each costs this service about 400 bytes of memory, and a record in the store; so many, 26 MiB.
 SESSIONS_MAX: Final = 65_536
-REMEMBERED_MAX: Final = 1024  # ended holds of one client, whose opens may still be carried out late
+REMEMBERED_MAX: Final = 1024  # opens of one client that are recognised when they are sent again
 
 
 class Writers:
@@ -124,23 +124,12 @@ class Writers:
 
 
 class Holds:
-    """Files open for reading, by client. A hold has the number of the request that opened the file.
-
-    H1  A hold ends with the close that names it, or when its client does not report it any more: never with the close
-        of another handle, and never because its open and a report crossed on their way.
-    H2  An open that is carried out twice, or late, holds its file once, and not after its close.
-
-    A close without a number, or a report without numbers, is of a client that does not know of them.
-    """
+    """Files open for reading, by client."""
 
     def __init__(self) -> None:
-        self._held: dict[int, dict[int, tuple[int, ...]]] = {}  # client → inode → numbers of opens
+        self._counts: dict[int, dict[int, int]] = {}  # client → inode → opens
         self._totals: dict[int, int] = {}  # inode → opens of all clients
-        # client → opens whose holds have ended, and closes that named none (as negative numbers)
-        self._ended: dict[int, OrderedDict[int, None]] = {}
-        # client → what was opened by an earlier request is held already, or never
-        self._below: dict[int, int] = {}
-        self._unnamed = 0  # the number given last to an open that has none
+        self._seen: dict[int, OrderedDict[int, None]] = {}  # client → sequences
 
     @property
     def count(self) -> int:
@@ -148,111 +137,65 @@ class Holds:
 
     @property
     def clients(self) -> Collection[int]:
-        return self._held.keys()
+        return self._counts.keys()
 
     def count_of(self, client: int) -> int:
         """Return how many inodes the client has open for reading."""
-        return len(self._held.get(client, ()))
+        return len(self._counts.get(client, ()))
 
     def has(self, inode: int, client: int) -> bool:
         """Return whether `client` has the inode open for reading."""
-        return inode in self._held.get(client, ())
+        return inode in self._counts.get(client, ())
 
-    def acquire(self, client: int, inode: int, number: int) -> None:
-        """Hold the inode for the open of that number; 0: it has none."""
-        if not number:
-            self._add(client, inode, self._new_number())
-        elif number >= self._below.get(client, 0) and number not in self._ended.get(client, ()):
-            self._add(client, inode, number)
+    def acquire(self, client: int, inode: int, sequence: int) -> None:
+        """One more open, unless this request has been counted already."""
+        if self._is_new(client, sequence):
+            self._add(client, inode, +1)
 
-    def release(self, client: int, closes: Sequence[tuple[int, int]], sequence: int) -> None:
-        """End the hold of each (inode, number of the open); 0: any one, unless the request was counted already."""
-        unnamed = [inode for inode, number in closes if not number]
-        for inode, number in closes:
-            if number:
-                self._remember(client, number)
-                self._remove(client, inode, number)
-        if unnamed and (not sequence or self._remember(client, -sequence)):
-            for inode in unnamed:
-                held = self._held.get(client, {}).get(inode)
-                if held:
-                    self._remove(client, inode, held[0])
+    def release(self, client: int, inodes: Iterable[int], sequence: int) -> None:
+        """One open less of each of `inodes`, unless this request has been counted already."""
+        if self._is_new(client, sequence):
+            for inode in inodes:
+                if self._counts.get(client, {}).get(inode):
+                    self._add(client, inode, -1)
 
-    def replace(
-        self, client: int, inodes: Sequence[int], numbers: Sequence[int] | None, *, below: int
-    ) -> None:
-        """All that the client has open, and the numbers of the opens; of those from `below` on, more than it reports.
-
-        Without numbers an inode may be named several times, and nothing else is open.
-        """
-        late = [
-            (inode, number)
-            for inode, held in self._held.get(client, {}).items()
-            for number in held
-            if numbers is not None and number >= below
-        ]
-        for inode, held in list(self._held.get(client, {}).items()):
-            for number in held:
-                self._remove(client, inode, number)
-        if numbers is not None:
-            self._below[client] = max(below, self._below.get(client, 0))
-            ended: Collection[int] = self._ended.get(client, ())
-            late += [
-                (inode, number) for inode, number in zip(inodes, numbers, strict=True) if number not in ended
-            ]
-        else:
-            late = [(inode, self._new_number()) for inode in inodes]
-        for inode, number in late:
-            self._add(client, inode, number)
+    def replace(self, client: int, inodes: Iterable[int]) -> None:
+        """All that `client` has open; an inode may be named several times."""
+        self.forget(client)
+        for inode in inodes:
+            self._add(client, inode, +1)
 
     def forget(self, client: int) -> None:
         """The client is gone."""
-        for inode, held in list(self._held.get(client, {}).items()):
-            for number in held:
-                self._remove(client, inode, number)
-        self._ended.pop(client, None)
-        self._below.pop(client, None)
+        for inode, count in list(self._counts.get(client, {}).items()):
+            self._add(client, inode, -count)
+        self._seen.pop(client, None)
 
     def __contains__(self, inode: object) -> bool:
         return inode in self._totals
 
-    def _new_number(self) -> int:
-        self._unnamed -= 1
-        return self._unnamed
-
-    def _remember(self, client: int, number: int) -> bool:
-        """Return whether this is new."""
-        ended = self._ended.setdefault(client, OrderedDict())
-        if number in ended:
+    def _is_new(self, client: int, sequence: int) -> bool:
+        if not sequence:
+            return True
+        seen = self._seen.setdefault(client, OrderedDict())
+        if sequence in seen:
             return False
-        ended[number] = None
-        if len(ended) > REMEMBERED_MAX:
-            ended.popitem(last=False)
+        seen[sequence] = None
+        if len(seen) > REMEMBERED_MAX:
+            seen.popitem(last=False)
         return True
 
-    def _add(self, client: int, inode: int, number: int) -> None:
-        table = self._held.setdefault(client, {})
-        held = table.get(inode, ())
-        if number not in held:
-            table[inode] = (*held, number)
-            self._totals[inode] = self._totals.get(inode, 0) + 1
-
-    def _remove(self, client: int, inode: int, number: int) -> None:
-        table = self._held.get(client, {})
-        held = table.get(inode, ())
-        if number not in held:
-            return
-        left = tuple(each for each in held if each != number)
-        if left:
-            table[inode] = left
-        else:
-            del table[inode]
-            if not table:
-                del self._held[client]
-        self._totals[inode] -= 1
-        assert self._totals[inode] >= 0, "a hold is given back once"
-        if not self._totals[inode]:
-            del self._totals[inode]
+    def _add(self, client: int, inode: int, change: int) -> None:
+        counts = self._counts.setdefault(client, {})
+        for table, key in ((counts, inode), (self._totals, inode)):
+            count = table.get(key, 0) + change
+            assert count >= 0, "a hold is given back once"
+            if count:
+                table[key] = count
+            else:
+                table.pop(key, None)
+        if not counts:
+            del self._counts[client]
 
 
 __all__ = ["SESSIONS_MAX", "Holds", "Writers"]

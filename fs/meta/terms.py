@@ -26,7 +26,7 @@ from ..tasks import first_end
 from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import Node, StoreMark
 from .admission import admit_store, mark_of
-from .background import collect, expire_delegations, resume_truncations
+from .background import collect, resume_truncations
 from .bootstrap import build
 from .cluster import Cluster
 from .collector import Collector
@@ -119,12 +119,10 @@ class Terms:
             await first_end(
                 collect(collector, dependencies, self._clock),
                 resume_truncations(dependencies, self._clock),
-                expire_delegations(dependencies, self._clock),
             )
         finally:
             self._current.service = self._mark = None
             feed.close()
-            dependencies.recalls.close()
             self._publish(STANDBY_EPOCH)
 
     async def _build(self, engine: PrimaryEngine) -> tuple[MetaService, Collector, Dependencies]:

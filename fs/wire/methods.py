@@ -144,9 +144,6 @@ class Meta:
     remove_xattr: Final = _method("Meta.RemoveXattr", meta_pb2.XattrRequest, Empty)
     hold: Final = _method("Meta.Hold", meta_pb2.HoldRequest, meta_pb2.HoldReply)
     real_path: Final = _method("Meta.RealPath", meta_pb2.RealPathRequest, meta_pb2.RealPathReply)
-    await_recalls: Final = _method(
-        "Meta.AwaitRecalls", meta_pb2.AwaitRecallsRequest, meta_pb2.AwaitRecallsReply
-    )
     apply: Final = _method("Meta.Apply", meta_pb2.ApplyRequest, meta_pb2.ApplyReply)
     watch: Final = _method("Meta.Watch", meta_pb2.WatchRequest, meta_pb2.WatchReply)
     scan_inodes: Final = _method("Meta.ScanInodes", meta_pb2.ScanRequest, meta_pb2.Inode, ADMIN)

@@ -123,16 +123,6 @@ PLAN: Final[dict[str, dict[str, Suite]]] = {
         "manager": Python(("tests/unit/mgmtd/test_model.py",)),
         "processes": Python(("tests/integration/test_storage_recovery.py", "-k", "lost_power")),
     },
-    "recall-without-return": {
-        "simulation": Python(
-            ("tests/unit/meta/test_delegations_simulation.py", "-k", "show_the_last_change")
-        ),
-        "terms": Python(("tests/unit/meta/test_terms.py", "-k", "survive_take_overs")),
-    },
-    "grant-before-recall": {
-        "client": Rust(("--lib",), ("client::delegations",)),
-        "interleavings": Rust(("--lib",), ("client::interleaving_tests",)),
-    },
 }
 
 

@@ -45,17 +45,6 @@ impl CloseBatcher {
         }
     }
 
-    /// Leave a close to be sent with others, by another thread.
-    pub fn push_unsent(&self, close: Close) {
-        let mut waiting = self.waiting.lock();
-        waiting.push(close);
-        let count = waiting.len();
-        drop(waiting);
-        if count == 1 || count == CLOSES_MAX {
-            self.wake.notify_all();
-        }
-    }
-
     pub fn count(&self) -> usize {
         self.waiting.lock().len()
     }

@@ -3,7 +3,7 @@
 //!
 //! For threads of a schedule (`schedule.rs`) calls take their time, and fail as `FaultPlan` say.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -30,8 +30,6 @@ pub const INLINE_BYTES: u32 = 4096;
 /// No client has this number.
 const NO_CLIENT: u64 = 0;
 const PERMISSION_BITS: u32 = 0o7777;
-/// Longer than a test.
-const LEASE_MS: u32 = 3_600_000;
 /// As user or group: leave it.
 const NO_ID: u32 = u32::MAX;
 
@@ -368,104 +366,6 @@ impl ChunkStore for ChunkClient {
 /// The method of a request that was carried out, and its reply.
 type Record = (Method, Vec<u8>);
 
-/// What the metadata service knows of read holds and delegations.
-#[derive(Default)]
-struct Delegated {
-    incarnation: u64,
-    leased: HashSet<u64>,
-    /// By inode and client; of clients that have no lease, from an earlier service.
-    grants: BTreeMap<(u64, u64), u64>,
-    /// Clients, and the inodes that they have to return.
-    recalled: BTreeSet<(u64, u64)>,
-    /// Changes in progress, by inode: nothing of it is granted.
-    closed: HashMap<u64, usize>,
-    /// Clients, inodes, and the requests that opened them for reading.
-    holds: BTreeSet<(u64, u64, u64)>,
-    ended: HashSet<(u64, u64)>,
-    /// No client returns anything any more.
-    is_over: bool,
-}
-
-impl Delegated {
-    fn grants_of(&self, inode: u64) -> Vec<u64> {
-        self.grants.range((inode, 0)..=(inode, u64::MAX)).map(|((_, client), _)| *client).collect()
-    }
-
-    fn open(&mut self, client: u64, inode: u64, number: u64) {
-        if !self.ended.contains(&(client, number)) {
-            self.holds.insert((client, inode, number));
-        }
-    }
-
-    fn grant(&mut self, client: u64, inode: u64, number: u64) -> bool {
-        if !self.leased.contains(&client) || self.closed.contains_key(&inode) {
-            return false;
-        }
-        *self.grants.entry((inode, client)).or_insert(number) == number
-    }
-
-    fn poll(&mut self, client: u64, request: &pb::AwaitRecallsRequest) -> pb::AwaitRecallsReply {
-        let mut reply =
-            pb::AwaitRecallsReply { incarnation: self.incarnation, lease_ms: LEASE_MS, ..Default::default() };
-        if request.incarnation != self.incarnation || self.is_over {
-            return reply;
-        }
-        if self.leased.insert(client) {
-            self.grants.retain(|(_, owner), _| *owner != client);
-        }
-        for one in &request.returned {
-            if self.grants.get(&(one.inode, client)).is_some_and(|grant| *grant == one.grant) {
-                self.grants.remove(&(one.inode, client));
-                self.recalled.remove(&(client, one.inode));
-            }
-        }
-        let recalled = self.recalled.range((client, 0)..=(client, u64::MAX));
-        let known = |(_, inode): &(u64, u64)| {
-            let grant = *self.grants.get(&(*inode, client))?;
-            Some(pb::Delegation { inode: *inode, grant })
-        };
-        reply.recalled = recalled.filter_map(known).collect();
-        reply
-    }
-
-    fn hold(&mut self, caller: &pb::Caller, request: &pb::HoldRequest) {
-        if request.keep_holds || !request.has_numbers {
-            return;
-        }
-        let (client, below) = (caller.client, caller.settled_below);
-        self.holds.retain(|(owner, _, number)| *owner != client || *number >= below);
-        for (inode, number) in request.inodes.iter().zip(&request.holds) {
-            self.open(client, *inode, *number);
-        }
-    }
-
-    fn close(&mut self, client: u64, one: &pb::CloseOne) {
-        if one.read_hold {
-            self.ended.insert((client, one.hold));
-            self.holds.remove(&(client, one.inode, one.hold));
-        }
-    }
-}
-
-/// Files that a call changes: nothing of them is delegated until it is answered.
-struct Changing<'a> {
-    fake: &'a FakeMeta,
-    inodes: Vec<u64>,
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        let mut delegated = self.fake.delegated.lock();
-        for inode in &self.inodes {
-            let count = delegated.closed.get_mut(inode).expect("a change ends once");
-            *count -= 1;
-            if *count == 0 {
-                delegated.closed.remove(inode);
-            }
-        }
-    }
-}
-
 /// Inodes in memory. Names: only "f<number>" below the root, which is inode <number>.
 pub struct FakeMeta {
     /// Held by the call that is being carried out: a call of the service is one transaction.
@@ -493,7 +393,6 @@ pub struct FakeMeta {
     clock_ns: AtomicU64,
     /// Sessions that were left to the collector, which has ended them at once.
     measured: Kept<Vec<(u64, u64)>>,
-    delegated: Kept<Delegated>,
     /// The next answer to this method is held back; and whether somebody waits for it.
     held: Mutex<(Option<Method>, bool)>,
     released: Condvar,
@@ -518,7 +417,6 @@ impl FakeMeta {
             settled: Kept::default(),
             clock_ns: AtomicU64::new(1_700_000_000_000_000_000),
             measured: Kept::default(),
-            delegated: Kept(std::sync::Mutex::new(Delegated { incarnation: 1, ..Default::default() })),
             held: Mutex::default(),
             released: Condvar::new(),
         };
@@ -633,14 +531,12 @@ impl FakeMeta {
         if method == Method::MetaSync && happens(faults.conflict) {
             return Err(Error::new(Kind::Conflict, "a planned fault"));
         }
-        let changing = self.begin_change(method, &bytes);
         let mut reply = self.answer(method, &bytes)?;
         if self.hold_back(method) || happens(faults.again) {
             schedule::pause();
             reply = self.answer(method, &bytes)?;
         }
         let reply = self.shown(method, &bytes, reply);
-        drop(changing);
         schedule::pause();
         if happens(faults.lost) {
             return Err(Error::new(Kind::Timeout, "a planned fault"));
@@ -652,78 +548,6 @@ impl FakeMeta {
     pub fn carry_out(&self, method: Method, request: &[u8]) -> Result<Vec<u8>> {
         let reply = self.answer(method, request)?;
         Ok(self.shown(method, request, reply))
-    }
-
-    /// Files that a call changes or opens for writing.
-    fn changed_by(method: Method, bytes: &[u8]) -> Vec<u64> {
-        let number = |path: Option<pb::Path>| {
-            let path = path.unwrap_or_default();
-            std::str::from_utf8(&path.path)
-                .ok()
-                .and_then(|name| name.get(1..)?.parse().ok())
-                .unwrap_or(path.at)
-        };
-        match method {
-            Method::MetaCreate => {
-                let request = pb::CreateRequest::decode(bytes).unwrap();
-                (request.write || request.truncate).then(|| number(request.path)).into_iter().collect()
-            }
-            Method::MetaOpen => {
-                let request = pb::OpenRequest::decode(bytes).unwrap();
-                (request.write || request.truncate).then(|| number(request.path)).into_iter().collect()
-            }
-            Method::MetaSetAttr => vec![number(pb::SetAttrRequest::decode(bytes).unwrap().path)],
-            Method::MetaSync => vec![pb::SyncRequest::decode(bytes).unwrap().inode],
-            Method::MetaClose => {
-                let closes = pb::CloseRequest::decode(bytes).unwrap().closes;
-                closes.iter().filter(|one| has_news(one)).map(|one| one.inode).collect()
-            }
-            _ => Vec::new(),
-        }
-    }
-
-    /// Return when no client answers opens of what the call changes, and have none begin to.
-    fn begin_change(&self, method: Method, bytes: &[u8]) -> Changing<'_> {
-        let inodes = FakeMeta::changed_by(method, bytes);
-        for inode in &inodes {
-            *self.delegated.lock().closed.entry(*inode).or_default() += 1;
-        }
-        let changing = Changing { fake: self, inodes };
-        while changing.inodes.iter().any(|inode| self.recall(*inode)) {
-            schedule::pause();
-        }
-        changing
-    }
-
-    /// Have the inode's delegations returned. False: there are none.
-    fn recall(&self, inode: u64) -> bool {
-        let mut delegated = self.delegated.lock();
-        let clients = delegated.grants_of(inode);
-        delegated.recalled.extend(clients.iter().map(|client| (*client, inode)));
-        !clients.is_empty()
-    }
-
-    /// The service is another: its clients have to say that they have nothing of the one before.
-    pub fn restart_delegations(&self) {
-        let mut delegated = self.delegated.lock();
-        delegated.incarnation += 1;
-        delegated.leased.clear();
-        delegated.recalled.clear();
-    }
-
-    /// Nothing is delegated any more, and nothing has to be returned.
-    pub fn end_delegations(&self) {
-        let mut delegated = self.delegated.lock();
-        delegated.is_over = true;
-        delegated.leased.clear();
-        delegated.grants.clear();
-        delegated.recalled.clear();
-    }
-
-    /// How many opens of the inode for reading the service holds for the client.
-    pub fn holds(&self, client: u64, inode: u64) -> usize {
-        let delegated = self.delegated.lock();
-        delegated.holds.iter().filter(|(owner, held, _)| *owner == client && *held == inode).count()
     }
 
     /// True: the answer has waited for `hold_answer`, and is to be asked for again.
@@ -788,28 +612,10 @@ impl FakeMeta {
 
     fn carry_out_once(&self, method: Method, bytes: &[u8], client: u64) -> Result<Vec<u8>> {
         let reply = match method {
-            Method::MetaCreate => {
-                let request = pb::CreateRequest::decode(bytes).unwrap();
-                let reads = request.read;
-                let reply = self.create(request, client)?;
-                self.count_hold(bytes, &reply, reads);
-                reply
-            }
+            Method::MetaCreate => self.create(pb::CreateRequest::decode(bytes).unwrap(), client)?,
             Method::MetaOpen => {
                 let request = pb::OpenRequest::decode(bytes).unwrap();
-                let id = request.path.unwrap().at;
-                let mut reply = self.open(id, request.write, request.truncate, client)?;
-                self.count_hold(bytes, &reply, request.read);
-                let writes = request.write || request.truncate || !self.owners(id).is_empty();
-                reply.delegates = request.read && !self.delegated.lock().is_over;
-                if request.delegate && !writes {
-                    reply.delegated = self.delegated.lock().grant(client, id, caller_of(bytes).sequence);
-                }
-                reply
-            }
-            Method::MetaAwaitRecalls => {
-                let request = pb::AwaitRecallsRequest::decode(bytes).unwrap();
-                return Ok(self.delegated.lock().poll(client, &request).encode_to_vec());
+                self.open(request.path.unwrap().at, request.write, request.truncate, client)?
             }
             Method::MetaStat => {
                 reply_of(self.take(pb::StatRequest::decode(bytes).unwrap().path.unwrap().at)?)
@@ -820,37 +626,17 @@ impl FakeMeta {
                 return Ok(self.list(pb::ListRequest::decode(bytes).unwrap()).encode_to_vec());
             }
             Method::MetaHold => {
-                let request = pb::HoldRequest::decode(bytes).unwrap();
-                self.delegated.lock().hold(&caller_of(bytes), &request);
-                let mut lost = request.sessions;
+                let mut lost = pb::HoldRequest::decode(bytes).unwrap().sessions;
                 lost.retain(|one| self.owner(one.inode, one.session) != Some(client));
                 lost.sort_by_key(|one| (one.inode, one.session));
                 return Ok(pb::HoldReply { lost, ..Default::default() }.encode_to_vec());
             }
             Method::MetaClose => {
-                for one in &pb::CloseRequest::decode(bytes).unwrap().closes {
-                    self.delegated.lock().close(client, one);
-                }
                 return Ok(self.close(pb::CloseRequest::decode(bytes).unwrap(), client).encode_to_vec());
             }
             other => panic!("the fake does not know {other:?}"),
         };
         Ok(reply.encode_to_vec())
-    }
-
-    fn count_hold(&self, request: &[u8], reply: &pb::InodeReply, reads: bool) {
-        let caller = caller_of(request);
-        if let Some(inode) = &reply.inode
-            && reads
-        {
-            self.delegated.lock().open(caller.client, inode.id, caller.sequence);
-        }
-    }
-
-    /// Clients that have the file open for writing.
-    fn owners(&self, id: u64) -> Vec<u64> {
-        let sessions = self.sessions.lock();
-        sessions.iter().filter(|((inode, _), _)| *inode == id).map(|(_, owner)| *owner).collect()
     }
 
     /// The inode, to be changed.
@@ -1204,7 +990,7 @@ fn has_news(one: &pb::CloseOne) -> bool {
 fn change_inodes(method: Method, reply: Vec<u8>, change: impl Fn(&mut pb::Inode)) -> Vec<u8> {
     let bytes = reply.as_slice();
     match method {
-        Method::MetaHold | Method::MetaAwaitRecalls => reply,
+        Method::MetaHold => reply,
         Method::MetaList => {
             let mut reply = pb::ListReply::decode(bytes).expect("its own reply");
             reply.entries.iter_mut().filter_map(|entry| entry.attributes.as_mut()).for_each(change);

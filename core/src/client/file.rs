@@ -3,10 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::close_batcher::Close;
-use super::delegations::{Open, ReadHold};
 use super::identity::Identity;
 use super::meta::inode_path;
 use super::open_file::{DirectWrite, IoMode, OpenInode, WriteOffset, lost, stale, write_direct};
@@ -14,9 +13,7 @@ use super::open_files::{OpenFiles, Opening};
 use super::readahead::Readahead;
 use super::shared::Shared;
 use crate::buffer::Placement;
-use crate::clock;
 use crate::error::{Error, Kind, Result};
-use crate::lock::Mutex;
 use crate::wire::pb;
 use rustix::io::Errno;
 
@@ -50,7 +47,6 @@ pub struct File {
     files: Arc<OpenFiles>,
     identity: Arc<Identity>,
     session: u64,
-    hold: Hold,
     options: OpenOptions,
     /// Errors that fsync and close have reported, and those that write has.
     reported: AtomicU64,
@@ -61,23 +57,6 @@ pub struct File {
     lost_sessions: u64,
     readahead: Readahead,
     closed: AtomicBool,
-}
-
-/// What keeps the bytes of a file that is open for reading.
-enum Hold {
-    None,
-    /// The request of this number; the close ends it.
-    Own(u64),
-    /// A hold that other handles share, until the handle is closed.
-    Shared(Mutex<Option<Arc<ReadHold>>>),
-}
-
-/// What an open was answered with.
-struct Answered {
-    reply: pb::InodeReply,
-    hold: Hold,
-    /// The reply held then, or later.
-    asked: Instant,
 }
 
 /// A write at an offset, of a list.
@@ -124,67 +103,19 @@ impl File {
             ..Default::default()
         };
         let opening = Opening::begin(files);
-        let asked = Instant::now();
         // A file that other handles here are writing must be alone while it is emptied.
         let known = if options.truncate && path.path.is_empty() { files.find(path.at) } else { None };
-        if let Some(inode) = known {
-            let mut hold = Hold::None;
-            let count = |reply: &_, number| hold = Hold::counted(files, options, reply, number);
-            let reply = inode.truncate(0, || files.shared().meta.open(identity, request, count))?;
-            return File::opened(opening, files, identity, Answered { reply, hold, asked }, options);
-        }
-        let only_reads = options.read && !options.write && !options.truncate;
-        if only_reads && path.path.is_empty() {
-            let answered = File::open_by_number(files, identity, path.at, request)?;
-            return File::opened(opening, files, identity, answered, options);
-        }
-        let mut hold = Hold::None;
-        let count = |reply: &_, number| hold = Hold::counted(files, options, reply, number);
-        let reply = files.shared().meta.open(identity, request, count)?;
-        let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
-        File::opened(opening, files, identity, Answered { reply, hold, asked }, options)?.empty(change)
-    }
-
-    /// Open an inode for reading only: here if it is delegated, else at the metadata service, which may delegate it.
-    fn open_by_number(
-        files: &Arc<OpenFiles>,
-        identity: &Arc<Identity>,
-        inode: u64,
-        request: pb::OpenRequest,
-    ) -> Result<Answered> {
-        // The lease is looked at after that: what is shown as of this moment was so.
-        let asked = Instant::now();
-        let asking = match files.delegations().open(inode, identity, clock::now_ns()) {
-            Open::Local(inode, hold) => {
-                let inode = Some(pb::Inode::clone(&inode));
-                let reply = pb::InodeReply { inode, ..Default::default() };
-                return Ok(Answered { reply, hold: Hold::Shared(Mutex::new(Some(hold))), asked });
+        match known {
+            Some(inode) => {
+                let reply = inode.truncate(0, || files.shared().meta.open(identity, request))?;
+                File::opened(opening, files, identity, reply, options)
             }
-            Open::Ask(asking) => asking,
-        };
-        let request = pb::OpenRequest { delegate: asking.delegate, ..request };
-        let mut number = 0;
-        let count = |reply: &pb::InodeReply, of_request| {
-            if let Some(inode) = &reply.inode {
-                files.hold(inode.id, of_request);
-                number = of_request;
+            None => {
+                let reply = files.shared().meta.open(identity, request)?;
+                let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
+                File::opened(opening, files, identity, reply, options)?.empty(change)
             }
-        };
-        let reply = files.shared().meta.open(identity, request, count)?;
-        if reply.delegates {
-            files.delegations().offer();
         }
-        let hold = match &reply.inode {
-            Some(inode) if reply.delegated => {
-                let hold = ReadHold::new(files, identity, inode.id, number);
-                let inode = Arc::new(inode.clone());
-                files.delegations().granted(asking, number, inode, identity, &hold);
-                Hold::Shared(Mutex::new(Some(hold)))
-            }
-            Some(_) => Hold::Own(number),
-            None => Hold::None,
-        };
-        Ok(Answered { reply, hold, asked })
     }
 
     pub fn create(
@@ -206,12 +137,10 @@ impl File {
             ..Default::default()
         };
         let opening = Opening::begin(files);
-        let (asked, mut hold) = (Instant::now(), Hold::None);
-        let count = |reply: &_, number| hold = Hold::counted(files, options, reply, number);
-        let reply = files.shared().meta.create(identity, request, count)?;
+        let reply = files.shared().meta.create(identity, request)?;
         let created = reply.created;
         let change = reply.inode.as_ref().map_or(0, |inode| inode.change);
-        let file = File::opened(opening, files, identity, Answered { reply, hold, asked }, options)?;
+        let file = File::opened(opening, files, identity, reply, options)?;
         if created && options.write {
             file.inode.on_create();
             return Ok(file);
@@ -233,29 +162,30 @@ impl File {
         mut opening: Opening,
         files: &Arc<OpenFiles>,
         identity: &Arc<Identity>,
-        answered: Answered,
+        reply: pb::InodeReply,
         options: OpenOptions,
     ) -> Result<Arc<File>> {
-        let Answered { reply, hold, mut asked } = answered;
         let mut inode =
             reply.inode.ok_or_else(|| Error::new(Kind::CorruptData, "opened without an inode"))?;
         let id = inode.id;
         let alone_ns = (!inode.others_write).then_some(opening.begun_ns);
         let inode = loop {
-            files.shared().metadata_cache.learn_opened(inode.clone(), asked);
+            files.shared().metadata_cache.learn_opened(inode.clone());
             if let Some(opened) = opening.opened(&inode) {
                 break opened;
             }
-            asked = Instant::now();
-            inode = files.shared().meta.stat_open(identity, id).inspect_err(|_| {
-                hold.end(files, id);
-                if let Some(close) = hold.close_request(identity, id, reply.session) {
-                    files.shared().close_later(close);
-                }
-            })?;
+            let close_request = || close_request(identity, id, reply.session, options.read);
+            inode = files
+                .shared()
+                .meta
+                .stat_open(identity, id)
+                .inspect_err(|_| files.shared().close_later(close_request()))?;
         };
         if reply.session != 0 {
             inode.add_session(reply.session, identity, alone_ns);
+        }
+        if options.read {
+            files.hold(inode.id());
         }
         let (errors, lost_sessions) = (inode.errors(), inode.lost_sessions());
         Ok(Arc::new(File {
@@ -263,7 +193,6 @@ impl File {
             files: files.clone(),
             identity: identity.clone(),
             session: reply.session,
-            hold,
             options,
             reported: AtomicU64::new(errors),
             written: AtomicU64::new(errors),
@@ -465,14 +394,13 @@ impl File {
             return Ok(());
         }
         self.inode.on_first_close();
-        self.hold.end(&self.files, self.inode.id());
         let synced = match self.is_lost() {
             true => Err(lost()),
             false if self.options.write => self.close_written(),
             false => Ok(false),
         };
         if !matches!(synced, Ok(true)) {
-            self.close_later(synced.is_err());
+            self.shared().close_later(self.last_close(synced.is_err()));
         }
         self.end();
         self.report().and(synced.map(drop))
@@ -500,23 +428,21 @@ impl File {
         if let Err(error) = synced {
             self.inode.fail(error.context("close"));
         }
-        self.hold.end(&self.files, self.inode.id());
-        self.close_later(failed);
+        self.shared().close_later(self.last_close(failed));
         self.end();
     }
 
     fn finish(&self) {
-        self.hold.end(&self.files, self.inode.id());
-        self.close_later(false);
+        self.shared().close_later(self.last_close(false));
         self.end();
     }
 
     /// End the session. Where a write or its report has failed, the chains may hold more than was reported.
-    fn close_later(&self, failed: bool) {
+    fn last_close(&self, failed: bool) -> Close {
         self.inode.drop_session(self.session);
-        let Some(mut close) = self.close_request() else { return };
+        let mut close = self.close_request();
         close.one.measure = failed || self.has_failed();
-        self.shared().close_later(close);
+        close
     }
 
     fn has_failed(&self) -> bool {
@@ -526,6 +452,9 @@ impl File {
     }
 
     fn end(&self) {
+        if self.options.read {
+            self.files.unhold(self.inode.id());
+        }
         self.files.release(self.inode.id());
     }
 
@@ -540,7 +469,7 @@ impl File {
             drop((guard, metadata));
             return self.inode.sync().map(|()| false);
         }
-        let mut close = self.close_request().expect("a handle that writes has a session to end");
+        let mut close = self.close_request();
         close.one.measure = self.has_failed();
         close.one.length = update.length;
         close.one.mtime_ns = update.mtime_ns;
@@ -576,43 +505,14 @@ impl File {
         stale(outcome.expect("one outcome for one close"))?.ok_or_else(missing)
     }
 
-    fn close_request(&self) -> Option<Close> {
-        self.hold.close_request(&self.identity, self.inode.id(), self.session)
+    fn close_request(&self) -> Close {
+        close_request(&self.identity, self.inode.id(), self.session, self.options.read)
     }
 }
 
-impl Hold {
-    /// Count the hold of a request that has opened a file; before the request is settled.
-    fn counted(files: &OpenFiles, options: OpenOptions, reply: &pb::InodeReply, number: u64) -> Hold {
-        match &reply.inode {
-            Some(inode) if options.read => {
-                files.hold(inode.id, number);
-                Hold::Own(number)
-            }
-            _ => Hold::None,
-        }
-    }
-
-    /// The handle is closed: nothing is reported as held for it any more.
-    fn end(&self, files: &OpenFiles, inode: u64) {
-        match self {
-            Hold::None => {}
-            Hold::Own(number) => files.unhold(inode, *number),
-            Hold::Shared(hold) => drop(hold.lock().take()),
-        }
-    }
-
-    /// The close of the handle; `None`: the service knows nothing of it.
-    fn close_request(&self, identity: &Arc<Identity>, inode: u64, session: u64) -> Option<Close> {
-        let (read_hold, hold) = match self {
-            Hold::None => (false, 0),
-            Hold::Own(number) => (true, *number),
-            Hold::Shared(_) if session == 0 => return None,
-            Hold::Shared(_) => unreachable!("a file that is open for writing is not delegated"),
-        };
-        let one = pb::CloseOne { inode, session, read_hold, hold, ..Default::default() };
-        Some(Close { identity: identity.clone(), one })
-    }
+fn close_request(identity: &Arc<Identity>, inode: u64, session: u64, read_hold: bool) -> Close {
+    let one = pb::CloseOne { inode, session, read_hold, ..Default::default() };
+    Close { identity: identity.clone(), one }
 }
 
 impl Drop for File {

@@ -974,7 +974,7 @@ fn read_of_a_file_that_was_collected_while_it_is_open_fails() {
 fn come_back(cluster: &FakeCluster) {
     let sessions = cluster.files.write_sessions();
     let request = pb::HoldRequest { sessions, ..Default::default() };
-    cluster.files.register_again(&cluster.identity, || request).unwrap();
+    cluster.files.register_again(&cluster.identity, request).unwrap();
     cluster.shared.fence.open_until(u64::MAX);
 }
 

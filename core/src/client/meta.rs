@@ -154,25 +154,14 @@ impl Meta {
     fn numbered<Q: MetaRequest, R>(
         &self,
         identity: &Identity,
-        request: Q,
+        mut request: Q,
         send: impl FnOnce(&Q, &mut Attempts<String>) -> Result<R>,
     ) -> Result<R> {
-        self.numbered_as(identity, || request, |request, _, attempts| send(request, attempts))
-    }
-
-    /// As `numbered`: the request is made when it has its number, which `send` gets.
-    fn numbered_as<Q: MetaRequest, R>(
-        &self,
-        identity: &Identity,
-        make: impl FnOnce() -> Q,
-        send: impl FnOnce(&Q, u64, &mut Attempts<String>) -> Result<R>,
-    ) -> Result<R> {
         let live = self.sequences.begin();
-        let mut request = make();
         let (sequence, settled_below) = (live.number, live.settled_below);
         request.set_caller(pb::Caller { sequence, settled_below, ..self.caller(identity) });
         let mut attempts = Attempts::new();
-        let result = send(&request, sequence, &mut attempts);
+        let result = send(&request, &mut attempts);
         if result.is_err() && attempts.may_arrive() {
             live.give_up();
         }
@@ -207,42 +196,12 @@ impl Meta {
         Ok(inode)
     }
 
-    /// `on_reply` gets the reply and the request's number before the request counts as settled.
-    pub fn create(
-        &self,
-        identity: &Identity,
-        request: pb::CreateRequest,
-        on_reply: impl FnOnce(&pb::InodeReply, u64),
-    ) -> Result<pb::InodeReply> {
-        self.opening(&verbs::CREATE, identity, request, on_reply)
+    pub fn create(&self, identity: &Identity, request: pb::CreateRequest) -> Result<pb::InodeReply> {
+        self.call(&verbs::CREATE, identity, request)
     }
 
-    /// As `create`.
-    pub fn open(
-        &self,
-        identity: &Identity,
-        request: pb::OpenRequest,
-        on_reply: impl FnOnce(&pb::InodeReply, u64),
-    ) -> Result<pb::InodeReply> {
-        self.opening(&verbs::OPEN, identity, request, on_reply)
-    }
-
-    fn opening<Q: MetaRequest>(
-        &self,
-        verb: &Verb<Q, pb::InodeReply>,
-        identity: &Identity,
-        request: Q,
-        on_reply: impl FnOnce(&pb::InodeReply, u64),
-    ) -> Result<pb::InodeReply> {
-        self.numbered_as(
-            identity,
-            || request,
-            |request, number, attempts| {
-                let reply = self.until_no_conflict(verb.method, request, attempts)?;
-                on_reply(&reply, number);
-                Ok(reply)
-            },
-        )
+    pub fn open(&self, identity: &Identity, request: pb::OpenRequest) -> Result<pb::InodeReply> {
+        self.call(&verbs::OPEN, identity, request)
     }
 
     /// The outcome of each close, in order; with the inode if the close changed what is known of it.
@@ -395,28 +354,9 @@ impl Meta {
         self.call(&verbs::REMOVE_XATTR, identity, request).map(drop)
     }
 
-    /// Reports what is open. Returns the write sessions that the service does not know. The report is made when its
-    /// request has a number: what was opened by one that is settled then is in it.
-    pub fn hold(
-        &self,
-        identity: &Identity,
-        make: impl FnOnce() -> pb::HoldRequest,
-    ) -> Result<Vec<pb::WriteSession>> {
-        let send = |request: &pb::HoldRequest, _: u64, attempts: &mut Attempts<String>| {
-            let reply: pb::HoldReply = self.until_no_conflict(verbs::HOLD.method, request, attempts)?;
-            Ok(reply.lost)
-        };
-        self.numbered_as(identity, make, send)
-    }
-
-    #[cfg(test)]
-    pub fn await_recalls(&self, request: pb::AwaitRecallsRequest) -> Result<pb::AwaitRecallsReply> {
-        self.call(&verbs::AWAIT_RECALLS, &Identity::default(), request)
-    }
-
-    #[cfg(test)]
-    pub fn client(&self) -> u64 {
-        self.client.0
+    /// Reports what is open. Returns the write sessions that the service does not know.
+    pub fn hold(&self, identity: &Identity, request: pb::HoldRequest) -> Result<Vec<pb::WriteSession>> {
+        Ok(self.call(&verbs::HOLD, identity, request)?.lost)
     }
 
     pub fn real_path(&self, identity: &Identity, inode: u64) -> Result<Vec<u8>> {

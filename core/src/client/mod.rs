@@ -8,7 +8,6 @@ mod chunk_store;
 mod close_batcher;
 pub mod data;
 mod deferred_setattr;
-mod delegations;
 mod dirty;
 mod dirty_files;
 mod dirty_limit;
@@ -69,9 +68,6 @@ pub use shared::Shared;
 /// A cluster that has not answered for this long is not merely restarting: connect fails.
 const CONNECT_MAX: Duration = Duration::from_secs(20);
 
-/// The poll, and the notice that it ends.
-const RECALL_CONNECTIONS: usize = 2;
-
 /// Size of a buffer for dirty bytes: the longest piece.
 const POOL_BUFFER_BYTES: usize = dirty::RUN_BYTES as usize;
 
@@ -108,10 +104,7 @@ impl Client {
         };
         let mgmtd = Lane::new(options.mgmtd.clone(), credential.clone(), lane_options.clone());
         let routing = RoutingTable::start(mgmtd.clone(), deadline)?;
-        let meta_addresses = routing.current().meta_addresses();
-        let recall_options = LaneOptions { connections_max: RECALL_CONNECTIONS, ..lane_options.clone() };
-        let recall_lane = Lane::new(meta_addresses.clone(), credential.clone(), recall_options);
-        let meta_lane = Lane::new(meta_addresses, credential.clone(), lane_options);
+        let meta_lane = Lane::new(routing.current().meta_addresses(), credential.clone(), lane_options);
         let data_options = DataOptions {
             client: id,
             retry_first: options.retry_first,
@@ -142,7 +135,6 @@ impl Client {
             routing,
             mgmtd,
             meta_lane,
-            recall_lane,
             deadline,
         )?;
         Ok(Arc::new(Client {

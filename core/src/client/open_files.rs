@@ -6,7 +6,6 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use super::delegations::Delegations;
 use super::identity::Identity;
 use super::open_file::OpenInode;
 use super::shared::Shared;
@@ -82,19 +81,13 @@ impl Table {
 pub struct OpenFiles {
     shared: Arc<Shared>,
     table: Mutex<Table>,
-    /// What is open for reading: the numbers of the requests that opened it, by inode.
-    read_holds: Mutex<HashMap<u64, Vec<u64>>>,
-    delegations: Arc<Delegations>,
+    /// Handles that are open for reading, by inode.
+    read_holds: Mutex<HashMap<u64, usize>>,
 }
 
 impl OpenFiles {
     pub fn new(shared: Arc<Shared>) -> Arc<OpenFiles> {
-        Arc::new(OpenFiles {
-            shared,
-            table: Mutex::default(),
-            read_holds: Mutex::default(),
-            delegations: Arc::default(),
-        })
+        Arc::new(OpenFiles { shared, table: Mutex::default(), read_holds: Mutex::default() })
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
@@ -135,30 +128,22 @@ impl OpenFiles {
         }
     }
 
-    /// What is delegated to this client.
-    pub fn delegations(&self) -> &Arc<Delegations> {
-        &self.delegations
+    /// Count one more handle that is open for reading.
+    pub fn hold(&self, inode: u64) {
+        *self.read_holds.lock().entry(inode).or_default() += 1;
     }
 
-    /// The request of that number has opened the inode for reading.
-    pub fn hold(&self, inode: u64, number: u64) {
-        self.read_holds.lock().entry(inode).or_default().push(number);
-    }
-
-    pub fn unhold(&self, inode: u64, number: u64) {
+    pub fn unhold(&self, inode: u64) {
         let mut holds = self.read_holds.lock();
-        let numbers = holds.get_mut(&inode).expect("a hold is counted while it is there");
-        let place = numbers.iter().position(|known| *known == number);
-        numbers.swap_remove(place.expect("a hold ends once"));
-        if numbers.is_empty() {
+        let count = holds.get_mut(&inode).expect("a hold is counted while it is there");
+        *count -= 1;
+        if *count == 0 {
             holds.remove(&inode);
         }
     }
 
-    /// Inodes that are open for reading, each with the number of a request that opened it.
-    pub fn held(&self) -> Vec<(u64, u64)> {
-        let holds = self.read_holds.lock();
-        holds.iter().flat_map(|(inode, numbers)| numbers.iter().map(|number| (*inode, *number))).collect()
+    pub fn held(&self) -> Vec<u64> {
+        self.read_holds.lock().keys().copied().collect()
     }
 
     /// Return the write sessions of all open files.
@@ -188,14 +173,10 @@ impl OpenFiles {
         }
     }
 
-    /// Report what is open, as `report` says, to a service that may have forgotten this client: write sessions that
+    /// Report what is open, as `request` says, to a service that may have forgotten this client: write sessions that
     /// were lost fail, and what is known of open files is asked for again.
-    pub fn register_again(
-        &self,
-        identity: &Identity,
-        report: impl FnOnce() -> pb::HoldRequest,
-    ) -> Result<()> {
-        let lost = self.shared.meta.hold(identity, report)?;
+    pub fn register_again(&self, identity: &Identity, request: pb::HoldRequest) -> Result<()> {
+        let lost = self.shared.meta.hold(identity, request)?;
         self.lose_sessions(&lost);
         self.all().iter().for_each(|inode| inode.distrust());
         Ok(())

@@ -14,7 +14,6 @@ use crate::lock::Mutex;
 use crate::panics::caught;
 
 use super::close_batcher::CLOSES_MAX;
-use super::delegations::RecallPoller;
 use super::identity::Identity;
 use super::open_file::WRITE_BACK;
 use super::open_files::OpenFiles;
@@ -49,7 +48,7 @@ const SESSIONS_INTERVAL: Duration = Duration::from_secs(60);
 /// Part of the session timeout, in percent, that this client counts on: clocks differ by at most 5 %.
 const TIMEOUT_PERCENT: u64 = 95;
 /// Read holds reported in the one call that replaces them all: a lane message is at most 8 MiB.
-const HOLDS_MAX: usize = 500_000;
+const HOLDS_MAX: usize = 700_000;
 
 /// One kind of background task, which runs at most once at a time.
 #[derive(Default)]
@@ -106,7 +105,6 @@ pub struct Session {
     routing: Arc<RoutingTable>,
     mgmtd: Arc<Lane>,
     meta_lane: Arc<Lane>,
-    poller: Option<Arc<RecallPoller>>,
     interval_ms: AtomicU64,
     /// The metadata service that knows our holds.
     known: Mutex<Option<MetaTerm>>,
@@ -134,7 +132,6 @@ impl Session {
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
-        recall_lane: Arc<Lane>,
         deadline: Instant,
     ) -> Result<Arc<Session>> {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned();
@@ -148,15 +145,13 @@ impl Session {
             leaving: false,
             pid: std::process::id(),
         };
-        let poller = RecallPoller::new(files.delegations().clone(), recall_lane, id);
-        let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane, Some(poller));
+        let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane);
         session.extend_by(deadline)?;
         *session.known.lock() = session.meta_term();
         session.start_clock()?;
         Ok(session)
     }
 
-    #[allow(clippy::too_many_arguments)] // as `start`
     fn new(
         id: ClientId,
         request: pb::ExtendClientRequest,
@@ -165,7 +160,6 @@ impl Session {
         routing: Arc<RoutingTable>,
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
-        poller: Option<Arc<RecallPoller>>,
     ) -> Arc<Session> {
         Arc::new(Session {
             id,
@@ -176,7 +170,6 @@ impl Session {
             routing,
             mgmtd,
             meta_lane,
-            poller,
             interval_ms: AtomicU64::new(1000),
             known: Mutex::default(),
             extending: SingleFlight::default(),
@@ -221,9 +214,6 @@ impl Session {
         let mut compared = Instant::now();
         self.keep_ticking(|| {
             let closes = self.shared.wait_for_closes(TICK);
-            if let Some(poller) = &self.poller {
-                poller.start_if_wanted();
-            }
             let appended = self.shared.dirty_files.has_appended();
             if closes || appended {
                 let gathered = self.shared.closes.count() >= CLOSES_MAX;
@@ -291,23 +281,21 @@ impl Session {
             "client {}: session lapsed: mgmtd was not reached in time; registering open files again",
             self.id
         );
-        self.files.register_again(&self.identity, || self.open_files(0))
+        self.files.register_again(&self.identity, self.open_files(0))
     }
 
     /// All that is open, for the metadata service of that incarnation.
     fn open_files(&self, incarnation: u64) -> pb::HoldRequest {
-        let mut held = self.files.held();
-        if held.len() > HOLDS_MAX {
+        let mut inodes = self.files.held();
+        if inodes.len() > HOLDS_MAX {
             log::warn!(
                 "client {}: {} files are open for reading; re-registering only {HOLDS_MAX}, others may fail with ESTALE",
                 self.id,
-                held.len()
+                inodes.len()
             );
-            held.truncate(HOLDS_MAX);
+            inodes.truncate(HOLDS_MAX);
         }
-        let (inodes, holds) = held.into_iter().unzip();
-        let sessions = self.files.write_sessions();
-        pb::HoldRequest { inodes, holds, has_numbers: true, incarnation, sessions, ..Default::default() }
+        pb::HoldRequest { inodes, incarnation, sessions: self.files.write_sessions(), ..Default::default() }
     }
 
     /// Ends sessions at the metadata service that this client does not know, and the other way round: a session that
@@ -315,7 +303,7 @@ impl Session {
     fn compare_sessions(&self) {
         let sessions = self.files.write_sessions();
         let request = pb::HoldRequest { keep_holds: true, sessions, ..Default::default() };
-        match self.shared.meta.hold(&self.identity, || request) {
+        match self.shared.meta.hold(&self.identity, request) {
             Ok(unknown) => {
                 let mut suspected = self.suspected.lock();
                 let lost: Vec<_> = unknown.iter().filter(|one| suspected.contains(one)).copied().collect();
@@ -347,11 +335,7 @@ impl Session {
             return;
         }
         // Also back to one that knows what is held: while mgmtd starts, the only one that has reported may be a standby.
-        let addresses = self.routing.current().meta_addresses();
-        self.meta_lane.set_addresses(addresses.clone());
-        if let Some(poller) = &self.poller {
-            poller.set_addresses(addresses);
-        }
+        self.meta_lane.set_addresses(self.routing.current().meta_addresses());
         if *self.known.lock() == term {
             return;
         }
@@ -361,7 +345,7 @@ impl Session {
     fn report_holds(&self) {
         let Some(term) = self.meta_term() else { return };
         let incarnation = term.incarnation;
-        if let Err(error) = self.shared.meta.hold(&self.identity, || self.open_files(incarnation)) {
+        if let Err(error) = self.shared.meta.hold(&self.identity, self.open_files(incarnation)) {
             log::warn!(
                 "client {}: reporting open files to the restarted metadata service failed: {error}; retried",
                 self.id
@@ -378,9 +362,6 @@ impl Session {
         if let Some(clock) = self.clock.lock().take() {
             // A panic of the clock has been reported by the panic hook.
             let _ = clock.join();
-        }
-        if let Some(poller) = &self.poller {
-            poller.stop();
         }
         // An extension that arrives after the client has left would bring it back.
         self.extender.stop();
@@ -420,7 +401,7 @@ mod tests {
         let (mgmtd, meta) = (lane(vec![address.to_string()]), lane(Vec::new()));
         let routing = RoutingTable::fixed(Routing::default());
         let request = pb::ExtendClientRequest::default();
-        Session::new(ClientId(1), request, files.clone(), Arc::default(), routing, mgmtd, meta, None)
+        Session::new(ClientId(1), request, files.clone(), Arc::default(), routing, mgmtd, meta)
     }
 
     #[test]

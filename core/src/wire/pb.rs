@@ -121,7 +121,6 @@ pub enum Method {
     MetaRemoveXattr = 37,
     MetaHold = 38,
     MetaRealPath = 39,
-    MetaAwaitRecalls = 40,
     MetaApply = 42,
 }
 impl Method {
@@ -157,7 +156,6 @@ impl Method {
             Self::MetaRemoveXattr => "META_REMOVE_XATTR",
             Self::MetaHold => "META_HOLD",
             Self::MetaRealPath => "META_REAL_PATH",
-            Self::MetaAwaitRecalls => "META_AWAIT_RECALLS",
             Self::MetaApply => "META_APPLY",
         }
     }
@@ -190,7 +188,6 @@ impl Method {
             "META_REMOVE_XATTR" => Some(Self::MetaRemoveXattr),
             "META_HOLD" => Some(Self::MetaHold),
             "META_REAL_PATH" => Some(Self::MetaRealPath),
-            "META_AWAIT_RECALLS" => Some(Self::MetaAwaitRecalls),
             "META_APPLY" => Some(Self::MetaApply),
             _ => None,
         }
@@ -794,10 +791,6 @@ pub struct InodeReply {
     pub created: bool,
     #[prost(message, optional, tag = "4")]
     pub spare: ::core::option::Option<Spare>,
-    #[prost(bool, tag = "5")]
-    pub delegated: bool,
-    #[prost(bool, tag = "6")]
-    pub delegates: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Spare {
@@ -841,8 +834,6 @@ pub struct OpenRequest {
     pub truncate: bool,
     #[prost(bool, tag = "6")]
     pub follow: bool,
-    #[prost(bool, tag = "7")]
-    pub delegate: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LengthHint {
@@ -880,8 +871,6 @@ pub struct CloseOne {
     pub clear_set_id: bool,
     #[prost(bool, tag = "10")]
     pub measure: bool,
-    #[prost(uint64, tag = "11")]
-    pub hold: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CloseReply {
@@ -1132,10 +1121,6 @@ pub struct HoldRequest {
     pub sessions: ::prost::alloc::vec::Vec<WriteSession>,
     #[prost(bool, tag = "5")]
     pub keep_holds: bool,
-    #[prost(uint64, repeated, tag = "6")]
-    pub holds: ::prost::alloc::vec::Vec<u64>,
-    #[prost(bool, tag = "7")]
-    pub has_numbers: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WriteSession {
@@ -1150,33 +1135,6 @@ pub struct HoldReply {
     pub incarnation: u64,
     #[prost(message, repeated, tag = "2")]
     pub lost: ::prost::alloc::vec::Vec<WriteSession>,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct AwaitRecallsRequest {
-    #[prost(message, optional, tag = "1")]
-    pub caller: ::core::option::Option<Caller>,
-    #[prost(message, repeated, tag = "2")]
-    pub returned: ::prost::alloc::vec::Vec<Delegation>,
-    #[prost(uint64, tag = "3")]
-    pub incarnation: u64,
-    #[prost(bool, tag = "4")]
-    pub leaving: bool,
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct AwaitRecallsReply {
-    #[prost(uint64, tag = "1")]
-    pub incarnation: u64,
-    #[prost(uint32, tag = "2")]
-    pub lease_ms: u32,
-    #[prost(message, repeated, tag = "3")]
-    pub recalled: ::prost::alloc::vec::Vec<Delegation>,
-}
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Delegation {
-    #[prost(uint64, tag = "1")]
-    pub inode: u64,
-    #[prost(uint64, tag = "2")]
-    pub grant: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RealPathRequest {
@@ -1334,12 +1292,6 @@ pub struct MetaStatus {
     pub read_holds: u64,
     #[prost(uint64, tag = "5")]
     pub operations: u64,
-    #[prost(uint64, tag = "6")]
-    pub delegations: u64,
-    #[prost(uint64, tag = "7")]
-    pub recalls: u64,
-    #[prost(uint64, tag = "8")]
-    pub recalls_expired: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DumpRequest {

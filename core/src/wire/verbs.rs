@@ -26,20 +26,9 @@ pub const LIST_XATTR: Verb<pb::XattrRequest, pb::XattrReply> = Verb::new(Method:
 pub const REMOVE_XATTR: Verb<pb::XattrRequest, pb::Empty> = Verb::new(Method::MetaRemoveXattr, true);
 pub const HOLD: Verb<pb::HoldRequest, pb::HoldReply> = Verb::new(Method::MetaHold, true);
 pub const REAL_PATH: Verb<pb::RealPathRequest, pb::RealPathReply> = Verb::new(Method::MetaRealPath, false);
-pub const AWAIT_RECALLS: Verb<pb::AwaitRecallsRequest, pb::AwaitRecallsReply> =
-    Verb::new(Method::MetaAwaitRecalls, false);
 pub const APPLY: Verb<pb::ApplyRequest, pb::ApplyReply> = Verb::new(Method::MetaApply, true);
 
 impl MetaRequest for pb::ApplyRequest {
-    fn inode(&self) -> u64 {
-        0
-    }
-    fn set_caller(&mut self, caller: pb::Caller) {
-        self.caller = Some(caller);
-    }
-}
-
-impl MetaRequest for pb::AwaitRecallsRequest {
     fn inode(&self) -> u64 {
         0
     }

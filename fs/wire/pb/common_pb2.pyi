@@ -35,7 +35,6 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     META_REMOVE_XATTR: _ClassVar[Method]
     META_HOLD: _ClassVar[Method]
     META_REAL_PATH: _ClassVar[Method]
-    META_AWAIT_RECALLS: _ClassVar[Method]
     META_APPLY: _ClassVar[Method]
 METHOD_UNSPECIFIED: Method
 MGMTD_GET_ROUTING: Method
@@ -63,7 +62,6 @@ META_LIST_XATTR: Method
 META_REMOVE_XATTR: Method
 META_HOLD: Method
 META_REAL_PATH: Method
-META_AWAIT_RECALLS: Method
 META_APPLY: Method
 
 class Claims(_message.Message):

@@ -147,20 +147,16 @@ class StatRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., follow: _Optional[bool] = ..., exact: _Optional[bool] = ...) -> None: ...
 
 class InodeReply(_message.Message):
-    __slots__ = ("inode", "session", "created", "spare", "delegated", "delegates")
+    __slots__ = ("inode", "session", "created", "spare")
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     CREATED_FIELD_NUMBER: _ClassVar[int]
     SPARE_FIELD_NUMBER: _ClassVar[int]
-    DELEGATED_FIELD_NUMBER: _ClassVar[int]
-    DELEGATES_FIELD_NUMBER: _ClassVar[int]
     inode: Inode
     session: int
     created: bool
     spare: Spare
-    delegated: bool
-    delegates: bool
-    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., session: _Optional[int] = ..., created: _Optional[bool] = ..., spare: _Optional[_Union[Spare, _Mapping]] = ..., delegated: _Optional[bool] = ..., delegates: _Optional[bool] = ...) -> None: ...
+    def __init__(self, inode: _Optional[_Union[Inode, _Mapping]] = ..., session: _Optional[int] = ..., created: _Optional[bool] = ..., spare: _Optional[_Union[Spare, _Mapping]] = ...) -> None: ...
 
 class Spare(_message.Message):
     __slots__ = ("content", "reserved_ms")
@@ -193,22 +189,20 @@ class CreateRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., permissions: _Optional[int] = ..., exclusive: _Optional[bool] = ..., truncate: _Optional[bool] = ..., write: _Optional[bool] = ..., layout: _Optional[_Union[Layout, _Mapping]] = ..., read: _Optional[bool] = ..., in_chunks: _Optional[bool] = ...) -> None: ...
 
 class OpenRequest(_message.Message):
-    __slots__ = ("caller", "path", "read", "write", "truncate", "follow", "delegate")
+    __slots__ = ("caller", "path", "read", "write", "truncate", "follow")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     READ_FIELD_NUMBER: _ClassVar[int]
     WRITE_FIELD_NUMBER: _ClassVar[int]
     TRUNCATE_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
-    DELEGATE_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     path: Path
     read: bool
     write: bool
     truncate: bool
     follow: bool
-    delegate: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., read: _Optional[bool] = ..., write: _Optional[bool] = ..., truncate: _Optional[bool] = ..., follow: _Optional[bool] = ..., delegate: _Optional[bool] = ...) -> None: ...
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., path: _Optional[_Union[Path, _Mapping]] = ..., read: _Optional[bool] = ..., write: _Optional[bool] = ..., truncate: _Optional[bool] = ..., follow: _Optional[bool] = ...) -> None: ...
 
 class LengthHint(_message.Message):
     __slots__ = ("length", "truncate_version")
@@ -227,7 +221,7 @@ class CloseRequest(_message.Message):
     def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., closes: _Optional[_Iterable[_Union[CloseOne, _Mapping]]] = ...) -> None: ...
 
 class CloseOne(_message.Message):
-    __slots__ = ("inode", "session", "length", "mtime_ns", "has_inline", "inline_data", "read_hold", "inline_base", "clear_set_id", "measure", "hold")
+    __slots__ = ("inode", "session", "length", "mtime_ns", "has_inline", "inline_data", "read_hold", "inline_base", "clear_set_id", "measure")
     INODE_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -238,7 +232,6 @@ class CloseOne(_message.Message):
     INLINE_BASE_FIELD_NUMBER: _ClassVar[int]
     CLEAR_SET_ID_FIELD_NUMBER: _ClassVar[int]
     MEASURE_FIELD_NUMBER: _ClassVar[int]
-    HOLD_FIELD_NUMBER: _ClassVar[int]
     inode: int
     session: int
     length: LengthHint
@@ -249,8 +242,7 @@ class CloseOne(_message.Message):
     inline_base: int
     clear_set_id: bool
     measure: bool
-    hold: int
-    def __init__(self, inode: _Optional[int] = ..., session: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., read_hold: _Optional[bool] = ..., inline_base: _Optional[int] = ..., clear_set_id: _Optional[bool] = ..., measure: _Optional[bool] = ..., hold: _Optional[int] = ...) -> None: ...
+    def __init__(self, inode: _Optional[int] = ..., session: _Optional[int] = ..., length: _Optional[_Union[LengthHint, _Mapping]] = ..., mtime_ns: _Optional[int] = ..., has_inline: _Optional[bool] = ..., inline_data: _Optional[bytes] = ..., read_hold: _Optional[bool] = ..., inline_base: _Optional[int] = ..., clear_set_id: _Optional[bool] = ..., measure: _Optional[bool] = ...) -> None: ...
 
 class CloseReply(_message.Message):
     __slots__ = ("results", "errors")
@@ -509,22 +501,18 @@ class XattrReply(_message.Message):
     def __init__(self, value: _Optional[bytes] = ..., names: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class HoldRequest(_message.Message):
-    __slots__ = ("caller", "inodes", "incarnation", "sessions", "keep_holds", "holds", "has_numbers")
+    __slots__ = ("caller", "inodes", "incarnation", "sessions", "keep_holds")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     INODES_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     SESSIONS_FIELD_NUMBER: _ClassVar[int]
     KEEP_HOLDS_FIELD_NUMBER: _ClassVar[int]
-    HOLDS_FIELD_NUMBER: _ClassVar[int]
-    HAS_NUMBERS_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     inodes: _containers.RepeatedScalarFieldContainer[int]
     incarnation: int
     sessions: _containers.RepeatedCompositeFieldContainer[WriteSession]
     keep_holds: bool
-    holds: _containers.RepeatedScalarFieldContainer[int]
-    has_numbers: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inodes: _Optional[_Iterable[int]] = ..., incarnation: _Optional[int] = ..., sessions: _Optional[_Iterable[_Union[WriteSession, _Mapping]]] = ..., keep_holds: _Optional[bool] = ..., holds: _Optional[_Iterable[int]] = ..., has_numbers: _Optional[bool] = ...) -> None: ...
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., inodes: _Optional[_Iterable[int]] = ..., incarnation: _Optional[int] = ..., sessions: _Optional[_Iterable[_Union[WriteSession, _Mapping]]] = ..., keep_holds: _Optional[bool] = ...) -> None: ...
 
 class WriteSession(_message.Message):
     __slots__ = ("inode", "session")
@@ -541,36 +529,6 @@ class HoldReply(_message.Message):
     incarnation: int
     lost: _containers.RepeatedCompositeFieldContainer[WriteSession]
     def __init__(self, incarnation: _Optional[int] = ..., lost: _Optional[_Iterable[_Union[WriteSession, _Mapping]]] = ...) -> None: ...
-
-class AwaitRecallsRequest(_message.Message):
-    __slots__ = ("caller", "returned", "incarnation", "leaving")
-    CALLER_FIELD_NUMBER: _ClassVar[int]
-    RETURNED_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    LEAVING_FIELD_NUMBER: _ClassVar[int]
-    caller: _common_pb2.Caller
-    returned: _containers.RepeatedCompositeFieldContainer[Delegation]
-    incarnation: int
-    leaving: bool
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., returned: _Optional[_Iterable[_Union[Delegation, _Mapping]]] = ..., incarnation: _Optional[int] = ..., leaving: _Optional[bool] = ...) -> None: ...
-
-class AwaitRecallsReply(_message.Message):
-    __slots__ = ("incarnation", "lease_ms", "recalled")
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    LEASE_MS_FIELD_NUMBER: _ClassVar[int]
-    RECALLED_FIELD_NUMBER: _ClassVar[int]
-    incarnation: int
-    lease_ms: int
-    recalled: _containers.RepeatedCompositeFieldContainer[Delegation]
-    def __init__(self, incarnation: _Optional[int] = ..., lease_ms: _Optional[int] = ..., recalled: _Optional[_Iterable[_Union[Delegation, _Mapping]]] = ...) -> None: ...
-
-class Delegation(_message.Message):
-    __slots__ = ("inode", "grant")
-    INODE_FIELD_NUMBER: _ClassVar[int]
-    GRANT_FIELD_NUMBER: _ClassVar[int]
-    inode: int
-    grant: int
-    def __init__(self, inode: _Optional[int] = ..., grant: _Optional[int] = ...) -> None: ...
 
 class RealPathRequest(_message.Message):
     __slots__ = ("caller", "inode")
@@ -725,24 +683,18 @@ class ReleaseQuarantinedRequest(_message.Message):
     def __init__(self, contents: _Optional[_Iterable[_Union[QuarantinedContent, _Mapping]]] = ...) -> None: ...
 
 class MetaStatus(_message.Message):
-    __slots__ = ("incarnation", "gc_queue", "write_sessions", "read_holds", "operations", "delegations", "recalls", "recalls_expired")
+    __slots__ = ("incarnation", "gc_queue", "write_sessions", "read_holds", "operations")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
     GC_QUEUE_FIELD_NUMBER: _ClassVar[int]
     WRITE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     READ_HOLDS_FIELD_NUMBER: _ClassVar[int]
     OPERATIONS_FIELD_NUMBER: _ClassVar[int]
-    DELEGATIONS_FIELD_NUMBER: _ClassVar[int]
-    RECALLS_FIELD_NUMBER: _ClassVar[int]
-    RECALLS_EXPIRED_FIELD_NUMBER: _ClassVar[int]
     incarnation: int
     gc_queue: int
     write_sessions: int
     read_holds: int
     operations: int
-    delegations: int
-    recalls: int
-    recalls_expired: int
-    def __init__(self, incarnation: _Optional[int] = ..., gc_queue: _Optional[int] = ..., write_sessions: _Optional[int] = ..., read_holds: _Optional[int] = ..., operations: _Optional[int] = ..., delegations: _Optional[int] = ..., recalls: _Optional[int] = ..., recalls_expired: _Optional[int] = ...) -> None: ...
+    def __init__(self, incarnation: _Optional[int] = ..., gc_queue: _Optional[int] = ..., write_sessions: _Optional[int] = ..., read_holds: _Optional[int] = ..., operations: _Optional[int] = ...) -> None: ...
 
 class DumpRequest(_message.Message):
     __slots__ = ("stored_lengths",)

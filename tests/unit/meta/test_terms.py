@@ -8,14 +8,12 @@ until one answers; a process may be killed, paused or cut off from the log at an
     T2  what was acknowledged is found from then on, by whichever process answers, with its length
     T3  write sessions are known after a take-over, and truncations that had begun are completed
     T4  a process that serves is published with an epoch above those before; one that does not, as a standby
-    T5  no file changes while a client of this or an earlier term may answer opens of it by itself
 
 A failure names its seed.
 """
 
 import asyncio
 import inspect
-import itertools
 from functools import partial
 
 import pytest
@@ -43,15 +41,9 @@ CHAINS = tuple(range(100, 104))
 CHUNK = 64 * 1024
 LAYOUT = pb.Layout(chunk_bytes=CHUNK, stripe=4, inline_bytes=0)
 PATIENCE_S = 4.0  # for an answer: a call to a process that is paused is sent to another after that
-CLIENTS = 5  # three make files, one changes a file, and one opens that by itself
 SEEDS = 12
 SEEDS_MAX = 30  # in which a planted mistake has to be found
-LEASE_PART = 0.95  # of a lease, on which a client counts
-CONFIG = ClusterConfig(
-    meta=MetaConfig(
-        chunk_bytes=CHUNK, stripe=4, gc_delay_ms=1000, gc_interval_ms=500, delegation_lease_ms=3000
-    )
-)
+CONFIG = ClusterConfig(meta=MetaConfig(chunk_bytes=CHUNK, stripe=4, gc_delay_ms=1000, gc_interval_ms=500))
 
 
 class Manager:
@@ -101,8 +93,6 @@ class MetaWorld(replica_world.World):
         self.working_on: dict[int, bytes] = {}  # by client
         self.late: set[asyncio.Task[object]] = set()
         self.attempts = 0
-        self.shared: tuple[int, int] = (0, 0)  # inode and mtime of a file that some read and one changes
-        self.readers: list[Reader] = []
 
     async def serve(self, node: replica_world.Node, engine: PrimaryEngine) -> None:
         assert node.clock is not None
@@ -132,30 +122,6 @@ class MetaWorld(replica_world.World):
     # Clients.
 
     async def client(self, name: int) -> None:
-        match name:
-            case 3:
-                await self.change_shared()
-            case 4:
-                reader = Reader(self, name)
-                self.readers.append(reader)
-                await reader.run()
-            case _:
-                await self.make_files(name)
-
-    async def change_shared(self) -> None:
-        """Set the time of one file again and again. When that is done, no client shows an older time (T5)."""
-        work = Work(self, 3, b"shared.0")
-        made = await work.call("create", pb.CreateRequest(path=path(b"shared"), permissions=0o644, read=True))
-        self.files[b"shared"] = 0
-        self.shared = (made.inode.id, made.inode.mtime_ns)
-        for mtime_ns in itertools.count(1):
-            await asyncio.sleep(self.dice.uniform(0.2, 3.0))
-            await work.call("set_attr", pb.SetAttrRequest(path=path(b"shared"), mtime_ns=mtime_ns))
-            self.shared = (made.inode.id, mtime_ns)
-            for reader in self.readers:
-                reader.check()
-
-    async def make_files(self, name: int) -> None:
         number = 0
         while True:
             number += 1
@@ -287,58 +253,6 @@ class Work:
         assert found.inode.length == length, f"T2: length {found.inode.length}, not {length}"
 
 
-class Reader:
-    """A client that opens the shared file by itself while it may, as core/src/client/delegations does."""
-
-    def __init__(self, world: MetaWorld, client: int) -> None:
-        self.world = world
-        self.work = Work(world, client, b"reader.0")
-        self.incarnation = 0
-        self.until_s = 0.0
-        self.shown: tuple[int, int] | None = None  # number of the grant, and the file's mtime
-        self.returned: list[pb.Delegation] = []
-        self.delegated = 0  # how often
-
-    def check(self) -> None:
-        is_local = self.shown is not None and asyncio.get_running_loop().time() < self.until_s
-        if is_local and self.shown[1] != self.world.shared[1]:
-            self.world.wrong.append(f"T5: {self.shown} is shown after {self.world.shared}")
-
-    async def run(self) -> None:
-        while True:
-            await self.poll()
-            if self.world.shared[0] and self.shown is None:
-                await self.open()
-            await asyncio.sleep(self.world.dice.uniform(0.0, 0.3))
-
-    async def poll(self) -> None:
-        sent_s, returned = asyncio.get_running_loop().time(), tuple(self.returned)
-        reply = await self.work.call(
-            "await_recalls",
-            pb.AwaitRecallsRequest(incarnation=self.incarnation, returned=returned),
-            numbered=False,
-        )
-        if reply.incarnation != self.incarnation:
-            self.incarnation, self.until_s, self.shown, self.returned = reply.incarnation, 0.0, None, []
-            return
-        del self.returned[: len(returned)]
-        if asyncio.get_running_loop().time() >= self.until_s:
-            self.shown = None
-        if not reply.recalled:
-            self.until_s = max(self.until_s, sent_s + LEASE_PART * reply.lease_ms / 1000)
-        for recalled in reply.recalled:
-            if self.shown is not None and recalled.grant == self.shown[0]:
-                self.shown = None
-            self.returned.append(recalled)
-
-    async def open(self) -> None:
-        request = pb.OpenRequest(path=pb.Path(at=self.world.shared[0]), read=True, delegate=True)
-        reply = await self.work.call("open", request)
-        if reply.delegated:
-            self.shown = (self.work.sequence, reply.inode.mtime_ns)
-            self.delegated += 1
-
-
 def path(name: bytes) -> pb.Path:
     return pb.Path(at=1, path=name)
 
@@ -381,11 +295,10 @@ def test_heartbeat_that_is_refused_ends_a_process_only_in_its_term(has_ended):
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_requests_survive_take_overs(seed):
-    world = simulate(replica_world.live(MetaWorld(seed), clients=CLIENTS))
+    world = simulate(replica_world.live(MetaWorld(seed)))
     assert world.wrong == []
     assert len(world.history.acknowledged) > 20
     assert world.epoch > EMBEDDED_EPOCH
-    assert any(reader.delegated for reader in world.readers)
 
 
 # Planted mistakes.
@@ -417,15 +330,6 @@ class ForgetsSessions(Terms):
         return built
 
 
-class ForgetsDelegations(Terms):
-    """What earlier terms have delegated is not waited for."""
-
-    async def _build(self, engine):
-        built = await super()._build(engine)
-        built[2].delegations._inherited.clear()
-        return built
-
-
 class PublishesOneEpoch(Terms):
     """The epoch does not say which term it is."""
 
@@ -434,8 +338,8 @@ class PublishesOneEpoch(Terms):
 
 
 @pytest.mark.parametrize(
-    "terms", [AnswersBeforeStored, ForgetsTruncations, ForgetsSessions, ForgetsDelegations, PublishesOneEpoch]
+    "terms", [AnswersBeforeStored, ForgetsTruncations, ForgetsSessions, PublishesOneEpoch]
 )
 def test_planted_mistake_is_found(terms):
     world = partial(MetaWorld, terms=terms)
-    assert any(simulate(replica_world.live(world(seed), clients=CLIENTS)).wrong for seed in range(SEEDS_MAX))
+    assert any(simulate(replica_world.live(world(seed))).wrong for seed in range(SEEDS_MAX))

@@ -6,7 +6,7 @@ from luciola.meta.verbs import READ, RECORDED, VERBS, WRITE, Length, verb_of
 from luciola.wire.methods import Meta, methods_of
 from luciola.wire.pb import meta_pb2 as pb
 
-WITHOUT_A_ROW = {"hold", "stat_fs", "await_recalls"}  # they have no transaction
+WITHOUT_A_ROW = {"hold", "stat_fs"}  # they have no transaction
 HINT = pb.LengthHint(length=5, truncate_version=0)
 
 

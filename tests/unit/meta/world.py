@@ -63,12 +63,10 @@ OPENED: list["World"] = []  # closed after each test, however it ends
 class World:
     """One meta service, and what it talks to. `crash` replaces the process; the store stays."""
 
-    clock_class: type[ManualClock] = PatientClock
-
     def __init__(self, engine: Engine | None = None, **config: object) -> None:
         self.loop = asyncio.new_event_loop()
         OPENED.append(self)
-        self.clock = self.clock_class()
+        self.clock = PatientClock()
         self.engine = engine or MemoryEngine()
         self.control = FakeControl()
         self.members = KnownClients()

@@ -11,7 +11,6 @@ use crate::client::fake::{FakeChunks, FakeMeta, FaultPlan, Kept, client_that_tru
 use crate::client::{
     CreateOptions, File, Identity, OpenFiles, OpenOptions, inode_path, name_path, set_attributes,
 };
-use crate::clock;
 use crate::schedule::{self, Random};
 use crate::wire::pb;
 
@@ -40,8 +39,6 @@ pub struct Plan {
     /// The handles are closed all at one time, while a time is set.
     closes_together: bool,
     made_before: bool,
-    /// Opens are delegated; at times clients report what they hold, and lose all that was delegated.
-    delegates: bool,
 }
 
 impl Plan {
@@ -79,7 +76,6 @@ impl Plan {
             faults,
             closes_together: random.one_in(3),
             made_before: random.one_in(2),
-            delegates: random.one_in(3),
         }
     }
 }
@@ -93,7 +89,6 @@ pub struct World {
     pub model: Kept<Model>,
     pub exists: AtomicBool,
     is_over: AtomicBool,
-    are_polls_over: AtomicBool,
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -116,12 +111,8 @@ impl World {
             model: Kept::default(),
             exists: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
-            are_polls_over: AtomicBool::new(false),
             plan,
         };
-        if !world.plan.delegates {
-            world.meta.end_delegations();
-        }
         let mut model = world.model.lock();
         model.is_faulty = world.plan.is_faulty;
         if !world.plan.appends {
@@ -177,35 +168,6 @@ impl World {
         }
     }
 
-    /// What the thread of the poll does, and now and then an incident.
-    fn keep_poll(&self, client: usize) {
-        let files = &self.clients[client];
-        while !self.are_polls_over.load(Ordering::Relaxed) {
-            schedule::pause();
-            if schedule::one_in(60) {
-                self.meta.restart_delegations();
-            }
-            if schedule::one_in(30) {
-                self.report_holds(client);
-            }
-            let (poll, sent_ns) = (files.delegations().poll(), clock::now_ns());
-            if let Ok(reply) = files.shared().meta.await_recalls(poll.clone()) {
-                files.delegations().polled(&poll, sent_ns, &reply, clock::now_ns());
-            }
-        }
-    }
-
-    /// As after a restart of the metadata service, which has not been restarted: nothing that is open may be lost.
-    fn report_holds(&self, client: usize) {
-        let files = &self.clients[client];
-        let report = || {
-            let (inodes, holds) = files.held().into_iter().unzip();
-            pb::HoldRequest { inodes, holds, has_numbers: true, ..Default::default() }
-        };
-        let reported = files.shared().meta.hold(&self.identity, report);
-        assert!(reported.is_ok() || self.plan.is_faulty, "a report is taken");
-    }
-
     fn begin(&self) {
         self.model.lock().modes.push(Mode { permissions: PERMISSIONS, begin: 0, end: Some(0) });
         if self.plan.made_before {
@@ -226,10 +188,6 @@ impl World {
         // Those that are lost are sent again.
         while shared.closes.count() > 0 {
             shared.send_closes();
-        }
-        let holds = self.meta.holds(shared.meta.client(), FILE);
-        if holds > 0 && !self.plan.is_faulty {
-            self.wrong(format!("the file is held {holds} times for client {number}, which has closed it"));
         }
         let left = client.leftovers();
         if !left.is_empty() {
@@ -335,10 +293,6 @@ impl World {
                 schedule::spawn("clock", move || world.tick_clock(client))
             })
             .collect();
-        for client in 0..if self.plan.delegates { self.clients.len() } else { 0 } {
-            let world = self.clone();
-            schedule::spawn("poll", move || world.keep_poll(client));
-        }
         let left = Arc::new(Kept::<Vec<(Worker, Handle)>>::default());
         let workers = (0..self.plan.threads.len()).map(|thread| {
             let (world, left) = (self.clone(), left.clone());
@@ -358,11 +312,6 @@ impl World {
         self.close_together(left);
         self.is_over.store(true, Ordering::Relaxed);
         schedule::join(clocks);
-        self.meta.end_delegations();
-        self.are_polls_over.store(true, Ordering::Relaxed);
-        for client in &self.clients {
-            client.delegations().stop();
-        }
         schedule::join_all();
         for client in 0..self.clients.len() {
             self.check_client(client);

@@ -148,9 +148,9 @@ impl MetadataCache {
         self.inner.lock().attributes.learn(slim(inode), Instant::now(), Source::Own);
     }
 
-    /// Take in the reply to an open, or what it was answered with here: it held at `asked`, or later.
-    pub fn learn_opened(&self, inode: pb::Inode, asked: Instant) {
-        self.inner.lock().attributes.learn(slim(inode), asked, Source::Silent);
+    /// Take in the reply to an open.
+    pub fn learn_opened(&self, inode: pb::Inode) {
+        self.inner.lock().attributes.learn(slim(inode), Instant::now(), Source::Silent);
     }
 
     /// Return whether the kernel holds no attributes older than those of `change`.
@@ -497,9 +497,9 @@ mod tests {
         assert!(names.is_shown(5, 3));
         names.learn(inode(5, 4));
         assert!(names.is_shown(5, 4), "an own change");
-        names.learn_opened(inode(5, 4), Instant::now());
+        names.learn_opened(inode(5, 4));
         assert!(names.is_shown(5, 4));
-        names.learn_opened(inode(5, 5), Instant::now());
+        names.learn_opened(inode(5, 5));
         assert!(!names.is_shown(5, 5), "somebody else's");
         names.learn(inode(5, 6));
         assert!(!names.is_shown(5, 6), "an own change after it");

@@ -151,7 +151,7 @@ impl OpenInode {
         if update.reports() {
             self.shared.metadata_cache.learn(inode.clone());
         } else {
-            self.shared.metadata_cache.learn_opened(inode.clone(), Instant::now());
+            self.shared.metadata_cache.learn_opened(inode.clone());
         }
         self.apply(SyncEnded { inode, update, durable, now: Instant::now() });
     }
