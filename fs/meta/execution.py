@@ -289,14 +289,12 @@ class Execution:
         user, writers = request.user, self._writers
         if isinstance(reply, StoredReply):  # nearly always this is what its caller gets
             is_written = writers.count and writers.have_other(reply.inodes, request.client)
-            # Who may list a directory may know the names and links in it.
-            is_whole = not user.uid or (reply.kind is pb.ListReply and not reply.has_data)
-            if is_whole and not is_written:
+            if not user.uid and not is_written:
                 return reply
             reply = cast("Reply", reply.message())
         assert isinstance(reply, Message), f"{verb.method.path} replies with a message or a StoredReply"
         if user.uid:
-            self._withhold(request, reply)
+            self._withhold(verb, request, reply)
         if not writers.count:
             return reply
         written = [inode for inode in inodes_of(reply) if writers.has_other(inode.id, request.client)]
@@ -318,17 +316,17 @@ class Execution:
                 raise length
         return reply
 
-    def _withhold(self, request: Request[Message], reply: object) -> None:
+    def _withhold(self, verb: Verb[Body, Reply], request: Request[Body], reply: Reply) -> None:
         """Take out what is not for the caller.
 
         S4: the bytes of small files that it may not read. The name and parent of every inode, because the caller may
-        have guessed its number; RealPath checks who may. The target of a link unless the caller gave its path.
+        have guessed its number, and a link to it shows one name of several; RealPath checks who may. The target of a
+        symbolic link unless the caller gave a name of it.
         """
-        by_number = _is_by_number(request.message)
         for inode in inodes_of(reply):
             inode.ClearField("name")
             inode.ClearField("parent")
-            if by_number:
+            if inode.symlink_target and not verb.has_name_of(request.message):
                 inode.ClearField("symlink_target")
             is_readable = not inode.inline_data or may(request.user, inode, MAY_READ)
             if not is_readable and not self._has_open(request.client, inode.id):
@@ -367,19 +365,6 @@ class Execution:
         task = asyncio.ensure_future(fetch())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-def _is_by_number(message: Message) -> bool:
-    """Return whether the request names an inode without a path."""
-    match message:
-        case pb.StatRequest() | pb.OpenRequest() | pb.SetAttrRequest():
-            return not message.path.path
-        case pb.LinkRequest():
-            return not message.source.path
-        case pb.SyncRequest() | pb.CloseRequest():
-            return True
-        case _:
-            return False
 
 
 def _find_record(txn: Transaction, request: Request[Message]) -> schema.Record | None:

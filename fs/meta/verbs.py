@@ -65,10 +65,15 @@ class Verb(Generic[Body, Reply]):
     length: Length | Callable[[Body], Length] = Length.BEST_EFFORT
     opens_session: Callable[[Body], bool] | None = None  # a write session, whose number the service chooses
     mode: Callable[[Body], Mode] | None = None  # where some requests do less than the method's mode says
+    has_name: bool | Callable[[Body], bool] = False  # the caller found each inode of the reply by a name
 
     def mode_of(self, request: Body) -> Mode:
         """Return what the transaction of `request` does."""
         return self.method.mode if self.mode is None else self.mode(request)
+
+    def has_name_of(self, request: Body) -> bool:
+        """Return whether `request` has a name of each inode in its reply, where it might have a guessed number."""
+        return self.has_name if isinstance(self.has_name, bool) else self.has_name(request)
 
     def length_of(self, request: Body) -> Length:
         """How exact lengths must be in the reply to `request`."""
@@ -97,27 +102,35 @@ def _writes(request: pb.CreateRequest | pb.OpenRequest) -> bool:
     return request.write
 
 
+def _has_path(request: pb.StatRequest | pb.OpenRequest | pb.SetAttrRequest) -> bool:
+    return bool(request.path.path)
+
+
+def _has_source_path(request: pb.LinkRequest) -> bool:
+    return bool(request.source.path)
+
+
 # Without an annotation mypy checks each row: the function takes the method's request, and returns its reply.
 _ROWS: Final = (
-    Verb(Meta.lookup, lookup, Length.RECENT),
-    Verb(Meta.stat, stat, _stat_length),
-    Verb(Meta.list, list_directory),  # shows stored lengths rather than nothing
+    Verb(Meta.lookup, lookup, Length.RECENT, has_name=True),
+    Verb(Meta.stat, stat, _stat_length, has_name=_has_path),
+    Verb(Meta.list, list_directory, has_name=True),  # shows stored lengths rather than nothing
     Verb(Meta.real_path, real_path),
     Verb(Meta.get_xattr, get_xattr),
     Verb(Meta.list_xattr, list_xattr),
-    Verb(Meta.create, create, Length.EXACT, _writes),
-    Verb(Meta.open, open_path, Length.EXACT, _writes, _open_mode),
+    Verb(Meta.create, create, Length.EXACT, _writes, has_name=True),
+    Verb(Meta.open, open_path, Length.EXACT, _writes, _open_mode, has_name=_has_path),
     Verb(Meta.close, close, mode=_close_mode),
     Verb(Meta.sync, sync, mode=_sync_mode),
-    Verb(Meta.mknod, mknod),
-    Verb(Meta.mkdir, mkdir),
-    Verb(Meta.symlink, symlink),
-    Verb(Meta.link, link),
-    Verb(Meta.unlink, unlink),
+    Verb(Meta.mknod, mknod, has_name=True),
+    Verb(Meta.mkdir, mkdir, has_name=True),
+    Verb(Meta.symlink, symlink, has_name=True),
+    Verb(Meta.link, link, has_name=_has_source_path),
+    Verb(Meta.unlink, unlink, has_name=True),
     Verb(Meta.rmdir, rmdir),
-    Verb(Meta.rename, rename),
+    Verb(Meta.rename, rename, has_name=True),
     Verb(Meta.remove_tree, remove_tree),
-    Verb(Meta.set_attr, set_attr),
+    Verb(Meta.set_attr, set_attr, has_name=_has_path),
     Verb(Meta.set_xattr, set_xattr),
     Verb(Meta.remove_xattr, remove_xattr),
     Verb(Meta.apply, apply),

@@ -238,7 +238,13 @@ class TestByNumber:
             for inode in seen:
                 assert inode.id == number
                 assert (inode.name, inode.parent, inode.symlink_target) == (b"", 0, b"")
-        # A name of its own would show the target.
+        # A name of its own shows no other name of the file, and would show the target.
+        plain = world.mknod(b"plain", pb.REGULAR, at=directory.id, permissions=0o666, user=ALICE)
+        world.call(
+            "link", pb.LinkRequest(source=pb.Path(at=plain.id), target=pb.Path(at=1, path=b"shared")), **bob
+        )
+        for entry in world.list(with_inodes=True, **bob).entries:
+            assert (entry.attributes.name, entry.attributes.parent) == (b"", 0)
         own = pb.LinkRequest(source=pb.Path(at=link.id), target=pb.Path(at=1, path=b"mine"))
         with refused(PermissionDenied, 1):
             world.call("link", own, **bob)
