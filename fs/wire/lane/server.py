@@ -164,6 +164,7 @@ class _ServerConnection(asyncio.Protocol):
         self.tasks: set[asyncio.Future[object]] = set()
         self._writable = True
         self._paused = False
+        self._turn: asyncio.Handle | None = None  # in which the frames that a batch left are served
         self.in_flight = 0
         self._held_bytes = 0
         self.active_s = self._loop.time()
@@ -186,6 +187,8 @@ class _ServerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's interface)
         self._end_handshake()
+        if self._turn is not None:
+            self._turn.cancel()
         self._server.forget(self)
         self._buffer.clear()
 
@@ -211,8 +214,13 @@ class _ServerConnection(asyncio.Protocol):
         self._writable = True
         self._resume()
 
+    def _next_turn(self) -> None:
+        self._turn = None
+        self._resume()
+
     def _resume(self) -> None:
-        if self._writable and not self._is_full() and not self._transport.is_closing():
+        is_held = not self._writable or self._turn is not None or self._is_full()
+        if not is_held and not self._transport.is_closing():
             self._paused = False
             self._transport.resume_reading()
             if self._buffer:
@@ -229,7 +237,9 @@ class _ServerConnection(asyncio.Protocol):
             data = self._welcome(data)
             if self._identity is None:
                 return
-        if data:
+        if self._turn is not None:
+            self._buffer += data
+        elif data:
             self._pump(data)
 
     def _welcome(self, data: bytes) -> bytes:
@@ -280,7 +290,7 @@ class _ServerConnection(asyncio.Protocol):
                 break
             if len(replies) >= 2 * BATCH_REPLIES or reply_bytes >= BATCH_BYTES:
                 self._transport.pause_reading()
-                self._loop.call_soon(self._resume)
+                self._turn = self._loop.call_soon(self._next_turn)
                 break
             payload = data[offset + 16 : stop]
             offset = stop

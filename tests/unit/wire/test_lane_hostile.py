@@ -220,6 +220,7 @@ def test_replies_to_a_burst_are_held_one_batch_at_a_time():
             while service.calls < count or pipe.written:
                 assert len(pipe.written) <= lane_server.BATCH_BYTES + 210_000
                 found += replies(pipe.read())
+                await asyncio.sleep(0)
             assert [request for _, _, request, _ in found] == list(range(count))
             assert not connection._buffer
         connection.connection_lost(None)
@@ -242,6 +243,26 @@ def test_a_burst_leaves_other_connections_their_turn():
         assert seen == [64, 128, 192]
         assert not pipe.paused
         assert len(replies(pipe.written)) == 200
+        connection.connection_lost(None)
+
+    asyncio.run(main())
+
+
+def test_a_client_that_reads_meanwhile_gets_no_more_turns():
+    async def main():
+        service = Service()
+        connection = lane_server._ServerConnection(lane_server.LaneServer(bound(service), secret=SECRET))
+        pipe = Pipe()
+        connection.connection_made(pipe)
+        open_(connection, pipe)
+        connection.data_received(lookups(500, b"n"))
+        while service.calls < 500:
+            before = service.calls
+            connection.pause_writing()
+            connection.resume_writing()
+            await asyncio.sleep(0)
+            assert service.calls - before <= lane_server.BATCH_REPLIES
+        assert len(replies(pipe.written)) == 500
         connection.connection_lost(None)
 
     asyncio.run(main())
