@@ -98,7 +98,9 @@ class Mgmtd:
     """The cluster manager."""
 
     get_routing: Final = _method("Mgmtd.GetRouting", mgmtd_pb2.GetRoutingRequest, mgmtd_pb2.Routing)
-    stream_routing: Final = _method("Mgmtd.StreamRouting", mgmtd_pb2.GetRoutingRequest, mgmtd_pb2.Routing)
+    stream_routing: Final = _method(
+        "Mgmtd.StreamRouting", mgmtd_pb2.GetRoutingRequest, mgmtd_pb2.Routing, SERVICE
+    )
     heartbeat: Final = _method(
         "Mgmtd.Heartbeat", mgmtd_pb2.HeartbeatRequest, mgmtd_pb2.HeartbeatReply, SERVICE
     )

@@ -1,9 +1,9 @@
 """gRPC between services and for administrators: the same methods and handlers as the lane (methods.py).
 
-Every call carries `authorization: Bearer <token>`. A caller without a valid token, or whose role may not use
-the method, is refused before its request is read; a call whose request does not arrive within 10 s is ended. So
-strangers hold no call. Compressed requests are refused: a short one may stand for any number of bytes. Errors travel
-as a status and, whole, in a trailer.
+Every call carries `authorization: Bearer <token>`. A caller without a valid token, or whose role may not use the
+method, is refused before its request is read; a call whose request does not arrive within 10 s is ended. So
+unauthenticated callers hold no call. Compressed requests are refused: a short one may stand for any number of bytes.
+Errors travel as a status and, whole, in a trailer.
 """
 
 import asyncio

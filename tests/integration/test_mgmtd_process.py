@@ -28,6 +28,7 @@ from luciola.wire import (
     mint,
     save_cluster,
 )
+from luciola.wire.credentials import TRUSTED
 from luciola.wire.pb import mgmtd_pb2 as pb
 
 START_S = 100.0
@@ -185,6 +186,22 @@ def test_roles_and_strangers(cluster):
         stranger = Token(mint(cluster.secret()).claims, b"\x00" * 32)
         with LaneClient(cluster.mgmtd_lane, stranger) as client, pytest.raises(Unauthenticated):
             client.call(methods.Mgmtd.get_routing, pb.GetRoutingRequest(), timeout_s=START_S)
+
+
+def test_streams_of_routing_are_for_services(cluster):
+    with running(cluster):
+        routing(cluster)
+
+        async def follow(role) -> None:
+            async with RpcClients(mint(cluster.secret(), role=role)) as clients:
+                stream = clients.stream(
+                    cluster.mgmtd_grpc, methods.Mgmtd.stream_routing, pb.GetRoutingRequest()
+                )
+                await anext(stream)
+
+        for role in (CLIENT, TRUSTED, ADMIN):
+            with pytest.raises(PermissionDenied):
+                asyncio.run(follow(role))
 
 
 def test_stream_ends_when_the_process_stops(cluster):
