@@ -274,6 +274,14 @@ def test_private_file_is_replaced_whole(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["record"]
 
 
+def test_cluster_file_that_is_a_fifo_is_refused(data: DataDir) -> None:
+    choose_shape(data, storage_nodes=None, replicas=None)
+    data.cluster.unlink()
+    os.mkfifo(data.cluster)
+    with pytest.raises(PermissionDenied, match="not a regular file"):
+        load_cluster(data.cluster)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_data_of_another_user_are_refused(data: DataDir) -> None:
     choose_shape(data, storage_nodes=None, replicas=None)
