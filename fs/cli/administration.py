@@ -4,30 +4,16 @@ import asyncio
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import IO, Concatenate, TypeVar
+from typing import IO, Final, TypeVar
 
 import click
 
 from ..errors import InvalidArgument
-from ..wire import Cluster, Token, load_token, parse_addresses
-from ..wire.credentials import require_current
+from ..wire import Cluster, Token, load_current_token, parse_addresses
 from .datadir import running_shape
 from .mgmtd_client import MgmtdClient
-from .options import (
-    NO_CREDENTIAL,
-    Credential,
-    Parameters,
-    Result,
-    data_option,
-    manager_option,
-    pop_path,
-    pop_text,
-    prevailing,
-    secret_option,
-    token_option,
-)
+from .options import NO_CREDENTIAL, Credential, is_on_this_machine, manager_option, target_options
 
 R = TypeVar("R")
 
@@ -42,13 +28,7 @@ class ClusterTarget:
 
     def cluster(self) -> Cluster:
         """Raises: click.UsageError when none or two are named; NotFound, InvalidArgument."""
-        named = prevailing(data_path=self.data_path, manager=self.manager)
-        if len(named) != 1:
-            raise click.UsageError(
-                "name the cluster: either --data DIR (or LUCIOLA_DATA), or --manager HOST:PORT with --token-file "
-                "or --secret-file"
-            )
-        if named == ["data_path"]:
+        if is_on_this_machine(self.data_path, manager=self.manager):
             assert self.data_path is not None, "a named option was given"
             return running_shape(self.data_path.absolute()).cluster
         secret_file, token_file = self.credential.secret_file, self.credential.token_file
@@ -69,29 +49,12 @@ class ClusterTarget:
 
     def _token(self) -> Token | None:
         path = self.credential.token_file
-        return None if path is None else require_current(load_token(path), path=str(path))
+        return None if path is None else load_current_token(path)
 
 
-def cluster_options(
-    command: Callable[Concatenate[ClusterTarget, Parameters], Result],
-) -> Callable[Parameters, Result]:
-    """Add --data, --manager, --secret-file and --token-file to a command, which takes a `ClusterTarget` first."""
-
-    @wraps(command)
-    def with_target(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
-        data_path, manager = pop_path(named, "data_path"), pop_text(named, "manager")
-        return command(ClusterTarget(data_path, manager, Credential.pop(named)), *arguments, **named)
-
-    decorated: Callable[Parameters, Result] = with_target
-    options = (
-        token_option(where="of role admin, before --secret-file"),
-        secret_option(where="--manager"),
-        manager_option,
-        data_option(required=False),
-    )
-    for option in options:
-        decorated = option(decorated)
-    return decorated
+cluster_options: Final = target_options(
+    ClusterTarget, manager_option, "manager", where="of role admin, before --secret-file"
+)
 
 
 class Unanswered(click.ClickException):

@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Final, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import click
 from click.core import ParameterSource
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+Target = TypeVar("Target")
+Value = TypeVar("Value")
 
 
 class Decorator(Protocol):
@@ -52,24 +55,18 @@ def data_option(*, required: bool) -> Decorator:
 
 def secret_option(*, where: str) -> Decorator:
     """--secret-file, `where`: the other way to name the cluster that needs it."""
-    return click.option(
-        "--secret-file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        envvar="LUCIOLA_SECRET_FILE",
-        show_envvar=True,
-        help=f"File with the cluster secret, for {where}.",
-    )
+    return _file_option("--secret-file", "LUCIOLA_SECRET_FILE", f"File with the cluster secret, for {where}.")
 
 
 def token_option(*, where: str) -> Decorator:
     """--token-file: instead of the cluster's secret, `where`."""
-    return click.option(
-        "--token-file",
-        type=click.Path(path_type=Path, dir_okay=False),
-        envvar="LUCIOLA_TOKEN_FILE",
-        show_envvar=True,
-        help=f"File with a token (`luciola token create`), {where}; the secret is not needed then.",
-    )
+    text = f"File with a token (`luciola token create`), {where}; the secret is not needed then."
+    return _file_option("--token-file", "LUCIOLA_TOKEN_FILE", text)
+
+
+def _file_option(name: str, variable: str, text: str) -> Decorator:
+    kind = click.Path(path_type=Path, dir_okay=False)
+    return click.option(name, type=kind, envvar=variable, show_envvar=True, help=text)
 
 
 @dataclass(frozen=True)
@@ -93,27 +90,63 @@ class Credential:
             return cls(token_file=token_file)
         return cls(secret_file) if named == ["secret_file"] else cls(token_file=token_file)
 
-    @classmethod
-    def pop(cls, named: dict[str, object]) -> "Credential":
-        """Take `given` from the values of a command's options."""
-        return cls.given(pop_path(named, "secret_file"), pop_path(named, "token_file"))
-
 
 NO_CREDENTIAL: Final = Credential()
 
 
-def pop_path(named: dict[str, object], name: str) -> Path | None:
-    """Take a path from the values of a command's options."""
+def target_options(
+    make: Callable[[Path | None, str | None, Credential], Target],
+    place: Decorator,
+    name: str,
+    *,
+    where: str,
+) -> Callable[[Callable[Concatenate[Target, Parameters], Result]], Callable[Parameters, Result]]:
+    """Add --data, `place`, which is --`name`, --secret-file and --token-file to a command.
+
+    The command takes first what `make` returns of the data directory, the value of `place` and the credential.
+    """
+
+    def decorate(command: Callable[Concatenate[Target, Parameters], Result]) -> Callable[Parameters, Result]:
+        @wraps(command)
+        def with_target(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+            secret_file, token_file = _pop(named, "secret_file", Path), _pop(named, "token_file", Path)
+            credential = Credential.given(secret_file, token_file)
+            target = make(_pop(named, "data_path", Path), _pop(named, name, str), credential)
+            return command(target, *arguments, **named)
+
+        decorated: Callable[Parameters, Result] = with_target
+        options = (
+            token_option(where=where),
+            secret_option(where=f"--{name}"),
+            place,
+            data_option(required=False),
+        )
+        for option in options:
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def _pop(named: dict[str, object], name: str, kind: type[Value]) -> Value | None:
     value = named.pop(name)
-    assert value is None or isinstance(value, Path), f"{name} is a path"
+    assert value is None or isinstance(value, kind), f"{name} is a {kind.__name__}"
     return value
 
 
-def pop_text(named: dict[str, object], name: str) -> str | None:
-    """Take a text from the values of a command's options."""
-    value = named.pop(name)
-    assert value is None or isinstance(value, str), f"{name} is text"
-    return value
+def is_on_this_machine(data_path: Path | None, **elsewhere: str | None) -> bool:
+    """Return whether --data names the cluster, and not the option of `elsewhere`.
+
+    Raises: click.UsageError when none or both do.
+    """
+    named = prevailing(data_path=data_path, **elsewhere)
+    if len(named) != 1:
+        (option,) = elsewhere
+        raise click.UsageError(
+            f"name the cluster: either --data DIR (or LUCIOLA_DATA), or --{option} HOST:PORT with --token-file or "
+            "--secret-file"
+        )
+    return named == ["data_path"]
 
 
 def prevailing(**given: object) -> list[str]:
@@ -133,12 +166,12 @@ __all__ = [
     "address_option",
     "config_option",
     "data_option",
+    "is_on_this_machine",
     "json_option",
     "manager_option",
-    "pop_path",
-    "pop_text",
     "prevailing",
     "secret_option",
+    "target_options",
     "token_option",
     "yes_option",
 ]

@@ -21,7 +21,7 @@ import luciola_core
 from ..config import ClientConfig, checked, load, rdma_options
 from ..errors import Error, InvalidArgument, NotFound, Timeout, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
-from ..wire.credentials import CLIENT, TRUSTED, Token, load_secret, load_token, mint, require_current
+from ..wire.credentials import CLIENT, TRUSTED, Token, load_current_token, load_secret, mint, require_current
 
 if TYPE_CHECKING:
     from .file_system import FileSystem
@@ -56,7 +56,7 @@ class Parameters:
         if self.token is not None:
             return require_current(Token.parse(self.token))
         if self.token_file is not None:
-            return require_current(load_token(Path(self.token_file)), path=self.token_file)
+            return load_current_token(Path(self.token_file))
         if secret_file is None:
             raise InvalidArgument(
                 f"connecting to {self.address} needs token_file=PATH (from `luciola token create`), token=TEXT, or "

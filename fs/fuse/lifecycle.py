@@ -30,8 +30,8 @@ from ..errors import (
     Timeout,
     Unavailable,
 )
-from ..wire import Token, load_cluster, load_secret, load_token, mint
-from ..wire.credentials import TRUSTED, require_current
+from ..wire import Token, load_cluster, load_current_token, load_secret, mint
+from ..wire.credentials import TRUSTED
 from . import records, table
 
 log = logging.getLogger(__name__)
@@ -179,7 +179,7 @@ def _door(settings: Settings) -> tuple[str, Token]:
     else:
         address = settings.cluster
     if settings.token_file is not None:
-        return address, require_current(load_token(settings.token_file), path=str(settings.token_file))
+        return address, load_current_token(settings.token_file)
     if secret_file is None:
         raise InvalidArgument("a cluster at an address needs --token-file or --secret-file")
     return address, mint(load_secret(secret_file), role=TRUSTED)

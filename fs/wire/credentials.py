@@ -204,6 +204,11 @@ def load_token(path: Path) -> Token:
         raise Unauthenticated(error.message, path=str(path)) from error
 
 
+def load_current_token(path: Path) -> Token:
+    """Return the token in `path`, which has not expired. Raises: as `load_token` and `require_current`."""
+    return require_current(load_token(path), path=str(path))
+
+
 def require_current(token: Token, *, path: str | None = None) -> Token:
     """Return `token`, which `path` holds if it is from a file, unless it has expired by this machine's clock.
 
@@ -315,6 +320,7 @@ __all__ = [
     "create_secret",
     "derive_key",
     "format_unix_s",
+    "load_current_token",
     "load_secret",
     "load_token",
     "mint",

@@ -1,5 +1,6 @@
 """Which option counts where two exclude each other."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -51,8 +52,8 @@ def test_help_names_the_environment() -> None:
 @click.command()
 @secret_option(where="a test")
 @token_option(where="for a test")
-def credential(**given: Any) -> None:
-    shown = Credential.pop(given)
+def credential(secret_file: Path | None, token_file: Path | None) -> None:
+    shown = Credential.given(secret_file, token_file)
     click.echo(f"{shown.secret_file} {shown.token_file}")
 
 
