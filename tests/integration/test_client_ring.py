@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 import random
 import select
@@ -189,13 +190,16 @@ def test_a_signal_handler_that_raises_ends_a_read_of_a_file(
 
 @pytest.fixture
 def interrupt_soon() -> Iterator[Callable[[], None]]:
-    """The signal of a timer, whose handler raises."""
+    """The signal of a timer, whose handler raises: not in a collection of garbage, which ignores exceptions."""
 
     def on_alarm(*_: object) -> None:
         raise Interrupt
 
     before = signal.signal(signal.SIGALRM, on_alarm)
+    gc.collect()
+    gc.disable()
     yield lambda: signal.setitimer(signal.ITIMER_REAL, 0.05) and None
+    gc.enable()
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, before)
 
