@@ -89,14 +89,51 @@ def _beside_juicefs(works_of: Mapping[str, Sequence[str]], cell: Callable[[str, 
 
 
 def peers() -> str:
-    """Return every figure of one round beside other file systems."""
-    record = Record.load(RESULTS / "peers.json")
+    """Return one copy beside other file systems, and what one and two copies are of the best of them."""
+    fields = json.loads((RESULTS / "peers.json").read_text())
+    rounds: dict[str, dict[str, list[float]]] = fields["figures"]
     systems = {"Luciola": "luciola", "MooseFS": "moosefs", "GlusterFS": "glusterfs", "JuiceFS": "juicefs"}
     rows = [
-        (work.replace(" x", " ×"), *(f"{record.medians[system][work]:,.0f}" for system in systems.values()))
-        for work in record.medians["luciola"]
+        (
+            work.replace(" x", " ×"),
+            *(f"{statistics.median(rounds[system][work]):,.0f}" for system in systems.values()),
+            *(_spread(spread(_of_the_best(rounds, work, copies))) for copies in ("", " 2 copies")),
+        )
+        for work in rounds["luciola"]
+    ]
+    return _table(("work", *systems, "of the best", "two copies, of the best"), rows)
+
+
+def peers_processor() -> str:
+    """Return the processor time of three operations by process, beside MooseFS."""
+    processor: dict[str, dict[str, dict[str, float]]] = json.loads((RESULTS / "peers.json").read_text())[
+        "processor_us"
+    ]
+    systems = {"Luciola": "luciola", "MooseFS": "moosefs"}
+    rows = [
+        (
+            work.replace(" x", " ×").rpartition(" ")[0],
+            *(
+                ", ".join(
+                    f"{name} {used:,.0f}" for name, used in processor[system][work].items() if used >= 0.5
+                )
+                for system in systems.values()
+            ),
+        )
+        for work in processor["luciola"]
     ]
     return _table(("work", *systems), rows)
+
+
+def _of_the_best(rounds: Mapping[str, Mapping[str, Sequence[float]]], work: str, copies: str) -> list[float]:
+    """Return the ratio to the best other system with as many copies, in each round."""
+    own = rounds["luciola" + copies][work]
+    others = [
+        figures[work]
+        for system, figures in rounds.items()
+        if not system.startswith("luciola") and system.endswith(" 2 copies") == bool(copies)
+    ]
+    return [value / max(rivals) for value, *rivals in zip(own, *others, strict=True)]
 
 
 def copies_before(name: str) -> str:
@@ -188,6 +225,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "juicefs": medians_and_ratios,
     "juicefs-short": medians_in_short,
     "peers": peers,
+    "peers-processor": peers_processor,
     "trust-names": partial(copies_before, "trust-names.json"),
     "trust-small-files": partial(copies_before, "trust-small-files.json"),
     "trust-data": turns_before,
