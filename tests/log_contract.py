@@ -71,6 +71,9 @@ class LogContract:
             await log.trim(2)
             assert (await log.bounds()).first == 2
             assert len(await log.announced()) == 2
+            await log.withdraw("a")
+            await log.withdraw("a")
+            assert await log.announced() == {"b/\u00fc": bytes(1024)}
             for name, value in (("", b""), ("n" * 1025, b""), ("a", bytes(1025))):
                 with pytest.raises(InvalidArgument):
                     await log.announce(name, value)

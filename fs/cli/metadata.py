@@ -9,10 +9,12 @@ from typing import NotRequired, TypedDict, Unpack
 import click
 
 from ..errors import Busy, Error, InvalidArgument, Timeout, Unavailable
+from ..kv.log.etcd import EtcdLog
 from ..units import format_bytes
 from ..wire import SERVICE, Minter, RpcClients
-from ..wire.etcd import EtcdOptions
+from ..wire.etcd import EtcdClient, EtcdOptions
 from . import private_etcd
+from .administration import confirm
 from .datadir import DataDir, Shape, check_shape
 from .metadata_migrate import to_logs, to_stores
 from .metadata_options import EMBEDDED, AccessGiven, MetadataWanted, etcd_options, wanted_metadata
@@ -30,9 +32,9 @@ from .metadata_status import (
 )
 from .metadata_switch import finish
 from .mgmtd_client import MgmtdClient, serving_meta
-from .options import data_option, json_option
+from .options import data_option, json_option, yes_option
 from .output import print_json, print_table
-from .replica_control import check_able, find_replica, lead, make_checkpoint
+from .replica_control import check_able, check_absent, find_replica, lead, make_checkpoint
 from .supervisor import end_leftovers, manager_nodes, meta_nodes
 
 
@@ -201,6 +203,48 @@ def promote(node: str, data_path: Path) -> None:
         click.echo(f"{log['log']} {node} is the primary now")
 
     _with_replicas(data_path, work)
+
+
+@metadata.command()
+@click.argument("node")
+@data_option(required=True)
+@yes_option
+def forget(node: str, data_path: Path, *, yes: bool) -> None:
+    """Count no more on the checkpoints of a process of mgmtd or meta that has gone for good: NODE, as in `status`.
+
+    Until then the log is trimmed as if that process still had them. It has to be stopped; one that comes back all the
+    same counts again.
+
+    \b
+    Example:
+      luciola metadata forget 102 --data /var/lib/luciola
+    """
+    shape, options = _replicated(data_path)
+
+    async def find() -> tuple[LogState, ReplicaState]:
+        found = find_replica(await logs_of(options, shape.cluster), node)
+        check_absent(found[1])
+        return found
+
+    log, replica = asyncio.run(find())
+    confirm(
+        f"{log['log']} {node} will not come back: its checkpoint up to record {replica['checkpoint']} is lost?",
+        yes=yes,
+    )
+    asyncio.run(_withdraw(shape, options, log["log"], node))
+    click.echo(f"{log['log']} {node} counts no more")
+
+
+async def _withdraw(shape: Shape, options: EtcdOptions, kind: str, node: str) -> None:
+    cluster = shape.cluster
+    async with EtcdClient(options) as client:
+        ordered = await EtcdLog.open(
+            client, prefix=cluster.log_prefix(kind), cluster=cluster.cluster_id, create=False
+        )
+        try:
+            await ordered.withdraw(node)
+        finally:
+            await ordered.close()
 
 
 @metadata.command()

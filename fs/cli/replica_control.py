@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from ..errors import NotFound, Timeout, Unavailable
+from ..errors import Busy, NotFound, Timeout, Unavailable
 from ..wire import RpcClients, methods
 from ..wire.pb import replicas_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
@@ -37,6 +37,12 @@ def check_able(replica: ReplicaState) -> None:
         raise Unavailable(
             f"{replica['id']} is {replica['lag']} records behind the log: it cannot lead before it has come up with it"
         )
+
+
+def check_absent(replica: ReplicaState) -> None:
+    """Raises: Busy if it answers: it has checkpoints, and would announce them again."""
+    if replica["position"] is not None:
+        raise Busy(f"{replica['id']} runs, and answers at {replica['address']}: stop it first")
 
 
 async def lead(clients: RpcClients, log: LogState, wanted: ReplicaState, *, patience_s: float = 60.0) -> None:
@@ -73,4 +79,4 @@ async def make_checkpoint(clients: RpcClients, replica: ReplicaState) -> pb.Repl
     )
 
 
-__all__ = ["check_able", "find_replica", "lead", "make_checkpoint"]
+__all__ = ["check_able", "check_absent", "find_replica", "lead", "make_checkpoint"]

@@ -1,7 +1,8 @@
 """A replica's checkpoints in time: made, announced to the other replicas, and the log trimmed behind them.
 
 Each replica announces beside the log's records where its newest checkpoint is, and the address that gives it. A log
-that is restored from a snapshot takes the announcements back with it, and a replica without a store finds them.
+that is restored from a snapshot takes the announcements back with it, and a replica without a store finds them. What a
+replica has announced counts until it is withdrawn, by who removes the replica: one that is away has its checkpoint.
 
     K1  what is announced is a checkpoint that is listed, or nothing; after a start it is corrected before anything else
     K2  the log is trimmed only behind what `copies` replicas have announced, of which this one's is known to be there

@@ -251,6 +251,10 @@ class EtcdLog(OrderedLog):
         check_announced(name, value)
         await self._client.transact([], [put(self._announced + name.encode(), value)])
 
+    async def withdraw(self, name: str) -> None:
+        key = self._announced + name.encode()
+        await self._client.delete(key, key + b"\0")
+
     async def announced(self) -> Mapping[str, bytes]:
         reply = await self._client.range(self._announced, prefix_end(self._announced), limit=ANNOUNCED_MAX)
         begin = len(self._announced)

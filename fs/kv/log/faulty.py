@@ -84,6 +84,9 @@ class FaultyLog(OrderedLog):
     async def announce(self, name: str, value: bytes) -> None:
         await self._write("announce", lambda: self.inner.announce(name, value))
 
+    async def withdraw(self, name: str) -> None:
+        await self._write("withdraw", lambda: self.inner.withdraw(name))
+
     async def announced(self) -> Mapping[str, bytes]:
         return await self._read("announced", self.inner.announced)
 

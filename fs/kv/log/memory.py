@@ -75,6 +75,9 @@ class MemoryLog(OrderedLog):
         check_announced(name, value)
         self._announced[name] = value
 
+    async def withdraw(self, name: str) -> None:
+        self._announced.pop(name, None)
+
     async def announced(self) -> Mapping[str, bytes]:
         return dict(self._announced)
 

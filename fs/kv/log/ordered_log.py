@@ -184,6 +184,10 @@ class OrderedLog(ABC):
         """Keep `value` in place of what was announced under `name`. Needs no claim. Raises: NoSpace; MaybeCommitted."""
 
     @abstractmethod
+    async def withdraw(self, name: str) -> None:
+        """Forget what was announced under `name`, if anything was. Needs no claim. Raises: MaybeCommitted."""
+
+    @abstractmethod
     async def announced(self) -> Mapping[str, bytes]:
         """Return the last value of each name."""
 

@@ -3,8 +3,8 @@
 import pytest
 
 from luciola.cli.metadata_status import LogState, ReplicaState
-from luciola.cli.replica_control import LAG_MAX, check_able, find_replica
-from luciola.errors import NotFound, Unavailable
+from luciola.cli.replica_control import LAG_MAX, check_able, check_absent, find_replica
+from luciola.errors import Busy, NotFound, Unavailable
 
 
 def _replica(name: str, lag: int | None = 0) -> ReplicaState:
@@ -39,3 +39,9 @@ def test_a_replica_that_cannot_lead_is_refused() -> None:
         check_able(_replica("100", LAG_MAX + 1))
     with pytest.raises(Unavailable, match="does not answer at host:100"):
         check_able(_replica("100", None))
+
+
+def test_a_replica_that_runs_is_not_forgotten() -> None:
+    check_absent(_replica("100", None))
+    with pytest.raises(Busy, match="100 runs, and answers at host:100: stop it first"):
+        check_absent(_replica("100"))

@@ -229,6 +229,27 @@ def test_log_forgets_what_enough_replicas_have_and_some_records_later():
     simulate(scenario())
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_checkpoint_of_a_replica_that_is_away_counts_until_the_replica_is_removed(removed):
+    async def scenario():
+        async with World("a", "b", "c") as world:
+            for name in ("a", "b"):
+                world.disks[name].error = NoSpace("injected: no room for a checkpoint")
+            await world.append(KEPT_RECORDS + 200)
+            await asyncio.sleep(2 * CHECK_S)
+            await world.end("c")
+            if removed:
+                await world.log.withdraw("c")
+            world.disks["a"].error = None
+            await asyncio.sleep(2 * CHECK_S)
+            assert [name for name, index in (await world.announced()).items() if index] == (
+                ["a"] if removed else ["a", "c"]
+            )
+            assert await world.first() == (1 if removed else 201)
+
+    simulate(scenario())
+
+
 def test_log_that_is_full_or_fails_does_not_end_the_keeper():
     async def scenario():
         async with World("a", "b") as world:
