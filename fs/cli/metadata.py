@@ -9,13 +9,13 @@ from typing import NotRequired, TypedDict, Unpack
 import click
 
 from ..errors import Busy, Error, InvalidArgument, Timeout, Unavailable
-from ..kv.log.etcd import EtcdLog
 from ..units import format_bytes
 from ..wire import SERVICE, Minter, RpcClients
 from ..wire.etcd import EtcdClient, EtcdOptions
 from . import private_etcd
 from .administration import confirm
 from .datadir import DataDir, Shape, check_shape
+from .metadata_log import log_of, patiently
 from .metadata_migrate import to_logs, to_stores
 from .metadata_options import EMBEDDED, AccessGiven, MetadataWanted, etcd_options, wanted_metadata
 from .metadata_room import make_room
@@ -236,15 +236,8 @@ def forget(node: str, data_path: Path, *, yes: bool) -> None:
 
 
 async def _withdraw(shape: Shape, options: EtcdOptions, kind: str, node: str) -> None:
-    cluster = shape.cluster
-    async with EtcdClient(options) as client:
-        ordered = await EtcdLog.open(
-            client, prefix=cluster.log_prefix(kind), cluster=cluster.cluster_id, create=False
-        )
-        try:
-            await ordered.withdraw(node)
-        finally:
-            await ordered.close()
+    async with EtcdClient(options) as client, log_of(client, shape, kind) as ordered:
+        await patiently(lambda: ordered.withdraw(node))
 
 
 @metadata.command()

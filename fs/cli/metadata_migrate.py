@@ -9,42 +9,38 @@ log, before and afterwards, show that no process leads it, and that it ended the
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-from ..clock import Clock, SystemClock
-from ..errors import Busy, CorruptData, InvalidArgument, MaybeCommitted, Timeout, Unavailable
+from ..errors import Busy, CorruptData, InvalidArgument
 from ..kv.applied import Applied, adopt, release
 from ..kv.checkpoint.catalog import Catalog, sync_directory, sync_file
 from ..kv.engine import KEY_END
-from ..kv.log import Bounds, Contender, Diverged, Leadership, OrderedLog, Position, Trimmed
-from ..kv.log.etcd import EtcdLog
+from ..kv.log import Bounds, Diverged, OrderedLog, Position, Trimmed
+from ..kv.log.etcd import EtcdLog, LogChange
 from ..kv.log.ordered_log import check_position
 from ..kv.replicated import checkpoints_of
 from ..kv.rocksdb import RocksEngine
-from ..wire.etcd import EtcdClient, EtcdOptions
 from . import private_etcd
 from .datadir import DataDir, Shape, migrated_shape, with_free_ports
+from .metadata_log import bounds_without_leader, etcd_of, log_id_of, log_of, patiently
 from .metadata_options import MetadataWanted
 from .metadata_switch import begin, clear, staged
 from .stores import set_aside
-from .supervisor import Supervisor, store_names
+from .supervisor import store_names
 
 log = logging.getLogger(__name__)
 
 KINDS: Final = ("mgmtd", "meta")
-OWNER: Final = "luciola metadata migrate"
-CLAIM_S: Final = 20.0  # for a process that was killed to lose its lease, several times over
-CLAIMS_MAX: Final = 5  # of which each was lost during one read of etcd: a machine so busy will not do it
-TRY_S: Final = 30.0  # for etcd to take a key: it may be electing a leader
-RETRY_S: Final = 0.2
+ENDED: Final = (
+    "the metadata of this cluster were moved out of it (luciola metadata migrate), and this process has the cluster "
+    "file of before: give it the present one"
+)
 STAGED: Final = (*KINDS, *(f"{kind}-checkpoints" for kind in KINDS))
-T = TypeVar("T")
-_SYSTEM_CLOCK: Final = SystemClock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +74,7 @@ def to_logs(data: DataDir, shape: Shape, wanted: MetadataWanted) -> Migrated:
 
 
 def to_stores(data: DataDir, shape: Shape) -> Migrated:
-    """Prepare a store of their own each for mgmtd and meta, and decide on it: `finish` switches.
+    """Prepare a store of their own each for mgmtd and meta, and decide on it: `finish` ends the logs, and switches.
 
     The caller holds the supervisor's lock, and no service runs.
 
@@ -90,8 +86,12 @@ def to_stores(data: DataDir, shape: Shape) -> Migrated:
     clear(data, STAGED)
     with _removed_on_error(data, ()):
         positions = asyncio.run(_stage_released(data, with_free_ports(shape)))
-    old = [*_store_names(shape), *(_etcd_names() if shape.etcd_peers else ())]
-    suffix = begin(data, migrated_shape(data.root, shape, MetadataWanted()), old=old, new=KINDS)
+    moved = migrated_shape(data.root, shape, MetadataWanted())
+    if shape.etcd_peers:  # its members go aside
+        suffix = begin(data, moved, old=[*_store_names(shape), *_etcd_names()], new=KINDS)
+    else:
+        ends = [LogChange(shape.cluster.log_prefix(kind), last, None) for kind, last in positions.items()]
+        suffix = begin(data, moved, old=_store_names(shape), new=KINDS, logs=ends, reason=ENDED)
     return Migrated({kind: position.index for kind, position in positions.items()}, suffix)
 
 
@@ -127,17 +127,13 @@ def _removed_on_error(data: DataDir, more: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _log_id(shape: Shape, kind: str) -> bytes:
-    return f"{shape.cluster.log_prefix(kind)}#{shape.cluster.cluster_id}".encode()
-
-
 # To logs.
 
 
 async def _stage_adopted(data: DataDir, moved: Shape, kind: str) -> Position:
     """Make the store of the first replica, and its first checkpoint; return where its log has to begin."""
     with _opened(data.root / kind) as source, _copied(source, staged(data, kind)) as copy:
-        position = adopt(copy, log_id=_log_id(moved, kind))
+        position = adopt(copy, log_id=log_id_of(moved, kind))
         await copy.sync()
         _require_equal(source, copy)
         await Catalog(staged(data, checkpoints_of(data.root / kind).name)).create(copy)
@@ -147,16 +143,16 @@ async def _stage_adopted(data: DataDir, moved: Shape, kind: str) -> Position:
 
 async def _begin_logs(data: DataDir, moved: Shape, positions: dict[str, Position]) -> None:
     cluster = moved.cluster
-    async with _etcd(data, replace(moved, has_stores=False)) as client:  # members without data are new ones
+    async with etcd_of(data, replace(moved, has_stores=False)) as client:  # members without data are new ones
         for kind, position in positions.items():
             prefix = cluster.log_prefix(kind)
 
             async def make(prefix: str = prefix, position: Position = position) -> None:
                 await EtcdLog.begin(client, prefix=prefix, cluster=cluster.cluster_id, position=position)
 
-            await _patiently(make)
-            async with _log(client, moved, kind) as ordered:
-                check_position(position, await _patiently(ordered.bounds))
+            await patiently(make)
+            async with log_of(client, moved, kind) as ordered:
+                check_position(position, await patiently(ordered.bounds))
 
 
 # To stores.
@@ -164,49 +160,22 @@ async def _begin_logs(data: DataDir, moved: Shape, positions: dict[str, Position
 
 async def _stage_released(data: DataDir, shape: Shape) -> dict[str, Position]:
     positions = {}
-    async with _etcd(data, shape) as client:
+    async with etcd_of(data, shape) as client:
         for kind in KINDS:
-            async with _log(client, shape, kind) as ordered:
+            async with log_of(client, shape, kind) as ordered:
                 bounds = await bounds_without_leader(ordered, kind)
                 stores = [data.root / name for name in store_names(shape, kind)]
-                await stage_released(ordered, bounds, stores, staged(data, kind), log_id=_log_id(shape, kind))
+                await stage_released(
+                    ordered, bounds, stores, staged(data, kind), log_id=log_id_of(shape, kind)
+                )
                 positions[kind] = bounds.last
         for kind, position in positions.items():
-            async with _log(client, shape, kind) as ordered:
+            async with log_of(client, shape, kind) as ordered:
                 if (await bounds_without_leader(ordered, kind)).last != position:
                     raise Busy(
                         f"the log of {kind} has grown meanwhile: stop every process of this cluster first"
                     )
     return positions
-
-
-async def bounds_without_leader(ordered: OrderedLog, kind: str, *, clock: Clock = _SYSTEM_CLOCK) -> Bounds:
-    """Return the bounds of a log at a moment when no process leads it: there was a claim on it meanwhile.
-
-    On a busy machine a claim may be lost before they are known: another one follows.
-    Raises: Busy if another process leads the log for CLAIM_S; Unavailable after CLAIMS_MAX claims.
-    """
-    for _ in range(CLAIMS_MAX):
-        leadership = await _lead(ordered, kind, clock)
-        try:
-            bounds = await _patiently(ordered.bounds)
-            if leadership.holds():
-                return bounds
-        finally:
-            await leadership.resign()
-    raise Unavailable(
-        f"the claim on the log of {kind} was lost {CLAIMS_MAX} times ({leadership.reason}): try again"
-    )
-
-
-async def _lead(ordered: OrderedLog, kind: str, clock: Clock) -> Leadership:
-    try:
-        async with asyncio.timeout(CLAIM_S):
-            return await Contender(ordered, OWNER, clock=clock).lead()
-    except TimeoutError as error:
-        claim = await _patiently(ordered.claim)
-        owner = "another process" if claim is None else claim.owner
-        raise Busy(f"{owner} leads the log of {kind}: stop every process of this cluster first") from error
 
 
 async def stage_released(
@@ -241,7 +210,7 @@ async def _stage_one(ordered: OrderedLog, bounds: Bounds, store: Path, target: P
     with _opened(store) as source:
         applied = Applied(source, log_id=log_id)
         while applied.position.index < bounds.last.index:
-            for record in await _patiently(lambda: ordered.read(applied.position)):
+            for record in await patiently(lambda: ordered.read(applied.position)):
                 applied.apply(record)
         check_position(applied.position, bounds)
         await source.sync()
@@ -263,37 +232,6 @@ def _furthest_first(stores: Sequence[Path], log_id: bytes) -> Sequence[Path]:
 
 
 # Both ways.
-
-
-@asynccontextmanager
-async def _etcd(data: DataDir, shape: Shape) -> AsyncGenerator[EtcdClient]:
-    options: EtcdOptions | None = shape.cluster.metadata_options()
-    assert options is not None, "logs are in etcd"
-    async with Supervisor(data, shape).etcd_alone(), EtcdClient(options) as client:
-        yield client
-
-
-@asynccontextmanager
-async def _log(client: EtcdClient, shape: Shape, kind: str) -> AsyncGenerator[EtcdLog]:
-    prefix, cluster = shape.cluster.log_prefix(kind), shape.cluster.cluster_id
-    ordered = await _patiently(lambda: EtcdLog.open(client, prefix=prefix, cluster=cluster, create=False))
-    try:
-        yield ordered
-    finally:
-        await ordered.close()
-
-
-async def _patiently(call: Callable[[], Awaitable[T]]) -> T:
-    """Return what `call` returns, which may be repeated, once etcd answers. Raises: the last error."""
-    loop = asyncio.get_running_loop()
-    until_s = loop.time() + TRY_S
-    while True:
-        try:
-            return await call()
-        except (Unavailable, Timeout, MaybeCommitted):
-            if loop.time() > until_s:
-                raise
-        await asyncio.sleep(RETRY_S)
 
 
 @contextmanager
@@ -329,4 +267,4 @@ def _make_durable(store: Path) -> None:
     sync_directory(store)
 
 
-__all__ = ["KINDS", "Migrated", "bounds_without_leader", "stage_released", "to_logs", "to_stores"]
+__all__ = ["KINDS", "Migrated", "stage_released", "to_logs", "to_stores"]

@@ -5,6 +5,8 @@ changed, and after it `finish` completes the switch, however often it is killed.
 
     W1  nothing is removed that a service wrote: what was in a place is renamed to NAME.aside-TIME
     W2  cluster.json names the new stores only when they are in their places
+    W3  logs in etcd change first, all in one transaction, and only if they end where they did: if a process has added
+        to one since, the switch is given up, and nothing has changed
 """
 
 import json
@@ -14,14 +16,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypedDict
 
-from ..errors import InvalidArgument, NotFound
+from ..errors import Busy, InvalidArgument, NotFound
 from ..kv.checkpoint.catalog import RAW, sync_directory
+from ..kv.log import Position
+from ..kv.log.etcd import LogChange
 from ..wire import read_private, write_private
 from .datadir import DataDir, Shape, encode_shape
+from .metadata_log import change_logs
 
 NEW: Final = ".new"
 ASIDE: Final = ".aside-"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 def staged(data: DataDir, name: str) -> Path:
@@ -37,10 +42,18 @@ def clear(data: DataDir, names: Sequence[str]) -> None:
                 shutil.rmtree(path)
 
 
-def begin(data: DataDir, shape: Shape, *, old: Sequence[str], new: Sequence[str]) -> str:
+def begin(
+    data: DataDir,
+    shape: Shape,
+    *,
+    old: Sequence[str],
+    new: Sequence[str],
+    logs: Sequence[LogChange] = (),
+    reason: str = "",
+) -> str:
     """Decide on the switch: `old` go aside, `new`, which are staged and durable, take their places.
 
-    Return what is added to the names of the old ones.
+    `logs` change in the present etcd of the cluster, for `reason`. Return what is added to the names of the old ones.
     """
     suffix = f"{ASIDE}{time.time_ns()}"
     record: _Record = {
@@ -49,17 +62,20 @@ def begin(data: DataDir, shape: Shape, *, old: Sequence[str], new: Sequence[str]
         "old": [name for name in old if (data.root / name).exists()],
         "new": list(new),
         "cluster": encode_shape(shape),
+        "logs": [_encode_change(change) for change in logs],
+        "reason": reason,
+        "is_placed": False,
     }
     sync_directory(data.root)
-    write_private(_plan(data), json.dumps(record, indent=1) + "\n")
-    sync_directory(data.root)
+    _write(data, record)
     return suffix
 
 
 def finish(data: DataDir) -> bool:
     """Complete a switch that was begun; return whether there was one. No service runs meanwhile.
 
-    Raises: InvalidArgument if migration.json is damaged; NotFound if a store was removed meanwhile.
+    Raises: InvalidArgument if migration.json is damaged; NotFound if a store was removed meanwhile; Busy if a log has
+    grown meanwhile: then the switch is given up; and as `up` where an etcd does not answer.
     """
     return sum(1 for _ in steps(data)) > 0
 
@@ -70,14 +86,33 @@ def steps(data: DataDir) -> Iterator[None]:
     if not path.exists():
         return
     record = _read(path)
-    if data.cluster.read_text() != record["cluster"]:
+    if not record["is_placed"]:
+        if record["logs"]:
+            _change_logs(data, record)
+            yield
         yield from _place(data, record)
+        record["is_placed"] = True
+        _write(data, record)
+        yield
+    if data.cluster.read_text() != record["cluster"]:
         write_private(data.cluster, record["cluster"])
         sync_directory(data.root)
         yield
     path.unlink()
     sync_directory(data.root)
     yield
+
+
+def _change_logs(data: DataDir, record: "_Record") -> None:
+    """Raises: Busy if another process has changed one (W3)."""
+    changes = [_decode_change(change) for change in record["logs"]]
+    try:
+        change_logs(data, data.read_shape(), changes, reason=record["reason"])
+    except Busy:
+        _plan(data).unlink()
+        sync_directory(data.root)
+        clear(data, record["new"])
+        raise
 
 
 def _place(data: DataDir, record: "_Record") -> Iterator[None]:
@@ -116,6 +151,32 @@ class _Record(TypedDict):
     old: list[str]
     new: list[str]
     cluster: str
+    logs: list["_Change"]
+    reason: str
+    is_placed: bool
+
+
+class _Change(TypedDict):
+    """A `LogChange`; positions as hexadecimal digits, empty for none."""
+
+    prefix: str
+    last: str
+    begins: str
+
+
+def _encode_change(change: LogChange) -> _Change:
+    begins = "" if change.begins is None else change.begins.encode().hex()
+    return {"prefix": change.prefix, "last": change.last.encode().hex(), "begins": begins}
+
+
+def _decode_change(change: _Change) -> LogChange:
+    begins = Position.decode(bytes.fromhex(change["begins"])) if change["begins"] else None
+    return LogChange(change["prefix"], Position.decode(bytes.fromhex(change["last"])), begins)
+
+
+def _write(data: DataDir, record: _Record) -> None:
+    write_private(_plan(data), json.dumps(record, indent=1) + "\n")
+    sync_directory(data.root)
 
 
 def _read(path: Path) -> _Record:

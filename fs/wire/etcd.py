@@ -383,9 +383,9 @@ def put(key: bytes, value: bytes) -> pb.RequestOp:
     return pb.RequestOp(request_put=pb.PutRequest(key=key, value=value))
 
 
-def delete(key: bytes) -> pb.RequestOp:
-    """Return the operation that deletes a key."""
-    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key))
+def delete(key: bytes, end: bytes = b"") -> pb.RequestOp:
+    """Return the operation that deletes a key, or with `end` those with key <= k < end."""
+    return pb.RequestOp(request_delete_range=pb.DeleteRangeRequest(key=key, range_end=end))
 
 
 def created_at(key: bytes, revision: int) -> pb.Compare:

@@ -11,6 +11,7 @@ from log_contract import LogContract
 from luciola.clock import boot_s
 from luciola.errors import (
     AlreadyExists,
+    Busy,
     InvalidArgument,
     MaybeCommitted,
     NoSpace,
@@ -18,8 +19,19 @@ from luciola.errors import (
     Timeout,
     Unavailable,
 )
-from luciola.kv.log import START, Appender, Bounds, Contender, Deposed, Diverged, Position, Record, Trimmed
-from luciola.kv.log.etcd import RENEWALS_KEPT, EtcdLog
+from luciola.kv.log import (
+    START,
+    Appender,
+    Bounds,
+    Contender,
+    Deposed,
+    Diverged,
+    Ended,
+    Position,
+    Record,
+    Trimmed,
+)
+from luciola.kv.log.etcd import RENEWALS_KEPT, EtcdLog, LogChange
 from luciola.wire.etcd import Compacted
 
 LEASE_S = 100.0  # longer than etcd needs for an election of its own, on the busiest machine
@@ -417,3 +429,71 @@ def test_full_etcd_refuses_records_and_takes_them_after_a_trim(tmp_path):
 
     with EtcdMembers(tmp_path / "etcd", count=1, options=("--quota-backend-bytes", str(8 << 20))) as members:
         on_log(members, scenario)
+
+
+async def grown(client, prefix, count=3):
+    """Where a new log ends, with records and what was announced, and without a claim."""
+    async with open_log(client, prefix) as log, leading(log) as (_, appender):
+        for index in range(count):
+            await appender.append(b"%d" % index)
+        await log.announce("a", b"a checkpoint")
+        return appender.last
+
+
+def test_log_that_has_ended_is_neither_opened_nor_led(etcd):
+    async def scenario(client, _log):
+        one, two = fresh_prefix(), fresh_prefix()
+        ends = [LogChange(prefix, await grown(client, prefix), None) for prefix in (one, two)]
+        async with open_log(client, one) as follower:
+            for _ in range(2):  # whose answer was lost
+                await EtcdLog.change(client, ends, reason="it was moved")
+            with pytest.raises(Ended, match="has ended: it was moved"):
+                await Contender(follower, "first", lease_s=LEASE_S).lead()
+        for prefix in (one, two):
+            with pytest.raises(Ended, match="has ended: it was moved"):
+                await EtcdLog.open(client, prefix=prefix, cluster="test", create=True)
+
+    on_log(etcd, scenario)
+
+
+def test_logs_of_which_one_has_grown_or_is_led_do_not_end(etcd):
+    async def scenario(client, _log):
+        one, two = fresh_prefix(), fresh_prefix()
+        ends = [LogChange(prefix, await grown(client, prefix), None) for prefix in (one, two)]
+        async with open_log(client, two) as log:
+            async with leading(log) as (_, appender):
+                with pytest.raises(Busy, match="a process leads the log"):
+                    await EtcdLog.change(client, ends, reason="")
+                await appender.append(b"more")
+            with pytest.raises(Busy, match="has added to it"):
+                await EtcdLog.change(client, ends, reason="")
+        for prefix in (one, two):
+            async with open_log(client, prefix):
+                pass
+
+    on_log(etcd, scenario)
+
+
+def test_log_that_begins_again_has_none_of_its_records_and_refuses_who_led_it(etcd):
+    async def scenario(client, _log):
+        prefix = fresh_prefix()
+        last = await grown(client, prefix)
+        begins = Position(last.index + 1, bytes(range(16)))
+        async with open_log(client, prefix) as log:
+            before = Record.create(b"late", after=last, epoch=1)
+            for _ in range(2):  # whose answer was lost
+                await EtcdLog.change(client, [LogChange(prefix, last, begins)], reason="")
+            assert await log.bounds() == Bounds(begins.index + 1, begins)
+            assert await log.announced() == {}
+            with pytest.raises(Deposed):
+                await log.append(before)
+            for known in (last, START):
+                with pytest.raises(Trimmed):
+                    await log.read(known)
+            with pytest.raises(Diverged):
+                await log.read(Position(begins.index, last.digest))
+            async with leading(log, "second") as (_, appender):
+                position = await appender.append(b"new")
+            assert position.index == begins.index + 1
+
+    on_log(etcd, scenario)

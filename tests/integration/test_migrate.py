@@ -94,11 +94,31 @@ def test_a_cluster_goes_to_an_etcd_elsewhere_and_back_once(tmp_path: Path) -> No
         assert _dump(cluster) == before
         _write(cluster.mountpoint, "replicated")
         cluster.down()
+        of_before = tmp_path / "cluster.json"
+        of_before.write_bytes((cluster.data / "cluster.json").read_bytes())
+        of_before.chmod(0o600)
         assert "its store has all up to record" in _migrate(cluster, "embedded").stdout
+        for service, node in (("meta", "109"), ("mgmtd", "1")):
+            _refuse_ended_log(service, node, of_before)
         again = _migrate(cluster, elsewhere, check=False)  # would write over the log that is there
         assert again.returncode == 1
         assert "etcd has a log at" in again.stderr
         assert not list(cluster.data.glob("*.new"))
+
+
+def _refuse_ended_log(service: str, node: str, cluster_file: Path) -> None:
+    """A process with the cluster file of before would serve what was left there."""
+    data = cluster_file.with_name(f"{service}-{node}")
+    command = ["--data", str(data), "--cluster", str(cluster_file), "--node-id", node]
+    refused = subprocess.run(
+        [sys.executable, "-m", f"luciola.{service}", *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert refused.returncode == os.EX_CONFIG
+    assert "has ended: the metadata of this cluster were moved out of it" in refused.stderr
 
 
 def _refuse_older(cluster: LocalCluster) -> None:

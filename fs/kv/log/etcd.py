@@ -2,6 +2,7 @@
 
     announced/<name>   what a process says of itself; before `last` in the order of keys, where `bounds` does not look
     claim              the lease's length and the owner; its create revision is the epoch
+    ended              why the log has ended, if it has: no process opens or claims it
     identity           the cluster's id: another cluster's log is refused
     last               the position of the last record
     record/<index>     a record; the index in 8 bytes, big endian
@@ -19,10 +20,12 @@ import logging
 import struct
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Final, NewType
 
 from ...errors import (
     AlreadyExists,
+    Busy,
     CorruptData,
     Error,
     InvalidArgument,
@@ -42,6 +45,7 @@ from .ordered_log import (
     Claim,
     Deposed,
     Diverged,
+    Ended,
     NotAtEnd,
     OrderedLog,
     Position,
@@ -64,6 +68,15 @@ _INDEX: Final = struct.Struct(">Q")
 _LEASE: Final = struct.Struct("<d")
 
 
+@dataclass(frozen=True, slots=True)
+class LogChange:
+    """The log below `prefix` ends at `last`. It begins again behind `begins`, or is not used any more (None)."""
+
+    prefix: str
+    last: Position
+    begins: Position | None
+
+
 class EtcdLog(OrderedLog):
     """One process's access to a log in etcd. `open` makes it; the client is its owner's."""
 
@@ -73,6 +86,7 @@ class EtcdLog(OrderedLog):
         self._identity = prefix_bytes + b"identity"
         self._announced = prefix_bytes + b"announced/"
         self._claim = prefix_bytes + b"claim"
+        self._ended = prefix_bytes + b"ended"
         self._last = prefix_bytes + b"last"
         self._records = prefix_bytes + b"record/"
         self._records_end = prefix_end(self._records)
@@ -83,7 +97,8 @@ class EtcdLog(OrderedLog):
     async def open(client: EtcdClient, *, prefix: str, cluster: str, create: bool) -> "EtcdLog":
         """Return the log of `cluster` below `prefix`. With `create` it is made if it is not there.
 
-        Raises: NotFound; InvalidArgument if it is another cluster's; MaybeCommitted, after which it is opened again.
+        Raises: NotFound; InvalidArgument if it is another cluster's; Ended; MaybeCommitted, after which it is opened
+        again.
         """
         assert prefix.endswith("/"), "keys of other logs do not begin with it"
         opened = EtcdLog(client, prefix)
@@ -92,7 +107,38 @@ class EtcdLog(OrderedLog):
             raise NotFound(f"etcd has no log at {prefix!r}")
         if found != cluster.encode():
             raise InvalidArgument(f"the log at {prefix!r} is of cluster {found.decode(errors='replace')}")
+        ended, _ = await opened._get(opened._ended)
+        if ended is not None:
+            raise opened._has_ended(ended)
         return opened
+
+    @staticmethod
+    async def change(client: EtcdClient, changes: Sequence[LogChange], *, reason: str) -> None:
+        """End logs, or have them begin again without their records, all or none. May be repeated.
+
+        Who leads a log, or follows one that has ended, is refused from then on, with `reason`.
+        Raises: Busy if a process leads one of them, or it does not end at `last`: nothing is changed; MaybeCommitted.
+        """
+        conditions, operations = [], []
+        for change in changes:
+            log = EtcdLog(client, change.prefix)
+            conditions += [created_at(log._claim, 0), has_value(log._last, change.last.encode())]
+            if change.begins is None:
+                operations.append(put(log._ended, reason.encode()))
+            else:
+                operations.append(put(log._last, change.begins.encode()))
+                operations.append(delete(log._records, log._records_end))
+                operations.append(delete(log._announced, prefix_end(log._announced)))  # of before
+        reply = await client.transact(conditions, operations)
+        if reply.succeeded:
+            return
+        for change in changes:
+            last = (await EtcdLog(client, change.prefix).bounds()).last
+            if change.begins is None or last != change.begins:
+                raise Busy(
+                    f"a process leads the log at {change.prefix!r}, or has added to it meanwhile: stop every process "
+                    "of this cluster first"
+                )
 
     @staticmethod
     async def remove(client: EtcdClient, *, prefix: str) -> None:
@@ -122,7 +168,7 @@ class EtcdLog(OrderedLog):
                 raise AlreadyExists(f"etcd has a log at {prefix!r}, up to record {bounds.last.index}")
             reply = await client.transact(
                 [has_value(log._last, bounds.last.encode()), created_at(log._claim, 0)],
-                [put(log._last, position.encode())],
+                [put(log._last, position.encode()), delete(log._ended)],
             )
         if not reply.succeeded:
             raise Unavailable(f"another process changes the log at {prefix!r}")
@@ -284,8 +330,15 @@ class EtcdLog(OrderedLog):
     async def create_claim(self, owner: str, *, lease_s: float) -> Claim | None:
         check_owner(owner)
         value = _LEASE.pack(lease_s) + owner.encode()
-        reply = await self._client.transact([created_at(self._claim, 0)], [put(self._claim, value)])
+        reply = await self._client.transact(
+            [created_at(self._claim, 0), created_at(self._ended, 0)],
+            [put(self._claim, value)],
+            [read(self._ended)],
+        )
         if not reply.succeeded:
+            ended = _any(reply.responses[0])
+            if ended is not None:
+                raise self._has_ended(ended)
             return None
         revision = reply.header.revision
         self._compact_later(Revision(revision))
@@ -314,6 +367,10 @@ class EtcdLog(OrderedLog):
         if self._compaction is not None:
             self._compaction.cancel()
             await asyncio.gather(self._compaction, return_exceptions=True)
+
+    def _has_ended(self, ended: pb.KeyValue) -> Ended:
+        prefix = self._identity.removesuffix(b"identity").decode()
+        return Ended(f"the log at {prefix!r} has ended: {ended.value.decode(errors='replace')}")
 
     async def _read_claim(self) -> tuple[Claim | None, Revision]:
         pair, revision = await self._get(self._claim)
@@ -372,4 +429,4 @@ def _decode_claim(pair: pb.KeyValue) -> Claim:
     return Claim(pair.create_revision, pair.mod_revision, owner, lease_s)
 
 
-__all__ = ["EtcdLog"]
+__all__ = ["EtcdLog", "LogChange"]

@@ -147,7 +147,7 @@ class Contender:
         return self._clock.monotonic() < self._held_until_s
 
     async def lead(self) -> Leadership:
-        """Return when this process leads. Raises: NoSpace; what is transient is tried again without end."""
+        """Return when this process leads. Raises: NoSpace; Ended; what is transient is tried again without end."""
         while True:
             try:
                 leadership = await self._attempt()

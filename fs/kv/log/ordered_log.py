@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final
 
-from ...errors import CorruptData, InvalidArgument, NotFound, Unavailable
+from ...errors import ConfigError, CorruptData, InvalidArgument, NotFound, Unavailable
 
 RECORD_BYTES_MAX: Final = (
     1 << 20
@@ -45,6 +45,10 @@ class Trimmed(NotFound):
 
 class Diverged(CorruptData):
     """The position is not one of this log, which was restored from an old snapshot or is another one."""
+
+
+class Ended(ConfigError):
+    """The log is not used any more: what it held was moved elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,7 @@ class OrderedLog(ABC):
 
     @abstractmethod
     async def create_claim(self, owner: str, *, lease_s: float) -> Claim | None:
-        """Claim the log where no claim is. Returns None if there is one. Raises: NoSpace; MaybeCommitted."""
+        """Claim the log where no claim is. Returns None if there is one. Raises: NoSpace; Ended; MaybeCommitted."""
 
     @abstractmethod
     async def renew_claim(self, claim: Claim) -> Claim:
@@ -275,6 +279,7 @@ __all__ = [
     "Claim",
     "Deposed",
     "Diverged",
+    "Ended",
     "NotAtEnd",
     "OrderedLog",
     "Position",

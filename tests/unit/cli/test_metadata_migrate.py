@@ -6,7 +6,8 @@ import os
 import pytest
 
 from luciola.cli.datadir import DataDir, Shape
-from luciola.cli.metadata_migrate import CLAIMS_MAX, KINDS, bounds_without_leader, stage_released, to_logs
+from luciola.cli.metadata_log import CLAIMS_MAX, bounds_without_leader
+from luciola.cli.metadata_migrate import KINDS, stage_released, to_logs
 from luciola.cli.metadata_options import PRIVATE, MetadataWanted
 from luciola.errors import Busy, CorruptData, Unavailable
 from luciola.kv.applied import IDENTITY_KEY, Applied
