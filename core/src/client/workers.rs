@@ -66,11 +66,16 @@ impl Workers {
     /// Carries out what is queued, then ends the threads. A thread of the pool does not wait for itself.
     pub fn stop(&self) {
         drop(self.queue.lock().take());
-        for thread in self.threads.lock().drain(..) {
+        // Waits without the lock: a job that has just submitted another may need it, to start a thread.
+        while let Some(thread) = self.last_thread() {
             if thread.thread().id() != thread::current().id() {
                 thread.join().expect("its jobs' panics are caught");
             }
         }
+    }
+
+    fn last_thread(&self) -> Option<JoinHandle<()>> {
+        self.threads.lock().pop()
     }
 }
 
@@ -100,6 +105,28 @@ mod tests {
         workers.stop();
         assert_eq!(done.load(Ordering::SeqCst), 100);
         assert!(!workers.submit(|| ()));
+    }
+
+    #[test]
+    fn stop_waits_for_jobs_that_submit_others() {
+        for _ in 0..200 {
+            let workers = Arc::new(Workers::new("test", 2));
+            let (report, begun) = unbounded();
+            let submitting = workers.clone();
+            workers.submit(move || {
+                report.send(()).unwrap();
+                while submitting.submit(|| ()) {}
+            });
+            begun.recv().unwrap();
+            let (report, stopped) = unbounded();
+            thread::spawn(move || {
+                workers.stop();
+                report.send(()).unwrap();
+            });
+            stopped
+                .recv_timeout(std::time::Duration::from_secs(60))
+                .expect("no thread waits for the one that stops");
+        }
     }
 
     #[test]
