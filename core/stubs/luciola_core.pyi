@@ -93,6 +93,8 @@ class Client:
         rdma_gid_index: int | None = None,
         rdma_transmissions: int | None = None,
     ) -> Client: ...
+    def counters(self) -> dict[str, int]:
+        """Totals since the start: look-ups in caches, write-back; and now: dirty bytes, open files."""
     def rdma_counters(self) -> dict[str, int]:
         """What travelled by RDMA, and what could not; empty where the transport excludes it."""
     @property
@@ -262,6 +264,10 @@ class Mount:
         """Serve the mount until it is gone, by whichever call; then write back what is dirty. Once."""
     def channel(self) -> tuple[str, str]:
         """Where requests come from, "io_uring" or "/dev/fuse", and why not over io_uring. Waits for `run`."""
+    def requests(self) -> list[tuple[str, str, int]]:
+        """(operation, outcome, how many) of the requests that were answered. Waits for nothing."""
+    def bytes(self) -> tuple[int, int]:
+        """Bytes that programs have read through the kernel, and written. Waits for nothing."""
     def unmount(self) -> None:
         """Unmount: `run` returns. Programs that still use the mount may continue for `grace_ms`, then get errors."""
     def abort(self) -> None:

@@ -35,7 +35,7 @@ mod staging;
 mod workers;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::buffer::BufferPool;
@@ -175,6 +175,23 @@ impl Client {
     /// The chunks of all files, for who knows their names.
     pub fn data(&self) -> &DataClient {
         &self.data
+    }
+
+    /// What this client has counted since the start, and holds now, by name.
+    pub fn counters(&self) -> [(&'static str, u64); 8] {
+        let shared = self.shared();
+        let (cache, write_back) = (&shared.metadata_cache.counters, &shared.write_back);
+        let total = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("name_cache_hits", total(&cache.name_hits)),
+            ("name_cache_misses", total(&cache.name_misses)),
+            ("attribute_cache_hits", total(&cache.attribute_hits)),
+            ("attribute_cache_misses", total(&cache.attribute_misses)),
+            ("written_back_bytes", total(&write_back.bytes)),
+            ("write_back_failures", total(&write_back.failures)),
+            ("dirty_bytes", shared.dirty_limit.used() as u64),
+            ("open_files", self.files.count() as u64),
+        ]
     }
 
     /// What is open.

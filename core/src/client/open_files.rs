@@ -113,6 +113,11 @@ impl OpenFiles {
         self.table.lock().open.values().map(|opened| opened.inode.clone()).collect()
     }
 
+    /// How many files are open.
+    pub fn count(&self) -> usize {
+        self.table.lock().open.len()
+    }
+
     /// Drop one handle. With the last one, metadata that could not be reported is discarded.
     pub fn release(&self, inode: u64) {
         let mut table = self.table.lock();

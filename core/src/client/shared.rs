@@ -1,6 +1,6 @@
 //! What all files of one client share: the services, memory, threads, caches, and the lists of dirty files.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -22,6 +22,25 @@ const LARGE_FILES_MIN: usize = 4;
 const WORKERS_MAX: usize = 8;
 const BACKGROUND_MAX: usize = 16;
 
+/// Totals since the start.
+#[derive(Debug, Default)]
+pub struct WriteBackCounters {
+    /// Acknowledged by the chains.
+    pub bytes: AtomicU64,
+    /// Writes that failed. Their error is reported at the next `fsync` or `close`.
+    pub failures: AtomicU64,
+}
+
+impl WriteBackCounters {
+    pub fn ended(&self, bytes: usize, is_stored: bool) {
+        if is_stored {
+            self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        } else {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
 pub struct Shared {
     pub meta: Meta,
     pub chunks: Box<dyn ChunkStore>,
@@ -36,6 +55,7 @@ pub struct Shared {
     pub metadata_cache: MetadataCache,
     pub dirty_files: DirtyFiles,
     pub closes: CloseBatcher,
+    pub write_back: WriteBackCounters,
     pub attribute_timeout: Duration,
     pub read_ahead_bytes: usize,
     /// How many of the files created last, one after another, have exceeded their inodes.
@@ -62,6 +82,7 @@ impl Shared {
             metadata_cache: MetadataCache::new(attribute_timeout),
             dirty_files: DirtyFiles::default(),
             closes: CloseBatcher::default(),
+            write_back: WriteBackCounters::default(),
             attribute_timeout,
             read_ahead_bytes,
             large_files: AtomicUsize::new(0),

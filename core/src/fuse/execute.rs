@@ -8,6 +8,7 @@ use crate::panics::caught;
 use super::abi::{InHeader, Opcode};
 use super::body::Body;
 use super::caller::{self, Caller};
+use super::counters::RequestOutcome;
 use super::request::{self, Answer, Context, Request};
 use super::shared::SessionShared;
 use super::slot::ThreadSlot;
@@ -63,14 +64,20 @@ pub fn execute(
     if !slot.claim(header.unique) {
         // Its program was killed, and the kernel knows nothing of what was opened.
         request.close_opened();
+        shared.counters.ended(header.opcode, RequestOutcome::Interrupted);
         return Executed::AnsweredElsewhere;
     }
-    Executed::Answered(result.unwrap_or_else(|| {
+    let result = result.unwrap_or_else(|| {
         log::error!("operation {} on inode {} panicked; answered with EIO", header.opcode, header.inode);
         // The kernel knows nothing of what was opened.
         request.close_opened();
         if is_unanswered(header.opcode) { Ok(Answer::Nothing) } else { Err(Errno::IO) }
-    }))
+    });
+    shared.counters.ended(header.opcode, RequestOutcome::of(&result));
+    if let Ok(answer) = &result {
+        shared.counters.moved(header.opcode, answer, payload_length);
+    }
+    Executed::Answered(result)
 }
 
 fn is_unanswered(opcode: u32) -> bool {

@@ -11,6 +11,7 @@ mod abi;
 mod attributes;
 mod body;
 mod caller;
+mod counters;
 mod device;
 mod directory;
 mod dropper;

@@ -21,6 +21,7 @@ use crate::panics::caught;
 use crate::buffer::BufferPool;
 
 use super::abi::Opcode;
+use super::counters::SessionCounters;
 use super::device::{FuseDevice, HEAD_BYTES, Received};
 use super::file_system::FileSystem;
 use super::mount::Mounted;
@@ -74,6 +75,7 @@ impl Session {
             fs,
             agreement,
             notifier: notifier.clone(),
+            counters: SessionCounters::default(),
             pool,
             further_pool: OnceLock::new(),
             watch: Watch::default(),
@@ -200,6 +202,11 @@ impl SessionHandle {
     /// Where requests come from. Waits until `Session::run` has found out, or ended.
     pub fn channel(&self) -> Channel {
         self.shared.channel.wait().clone()
+    }
+
+    /// What was answered.
+    pub fn counters(&self) -> &SessionCounters {
+        &self.shared.counters
     }
 
     /// Cut off every program that uses the mount, at once. What they have written is still written back.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::buffer::{Buffer, BufferPool};
 use crate::lock::{Condvar, Mutex, RwLock};
 
+use super::counters::SessionCounters;
 use super::dropper::Dropper;
 use super::file_system::FileSystem;
 use super::mount::Mounted;
@@ -28,6 +29,7 @@ pub struct SessionShared {
     pub options: SessionOptions,
     pub agreement: Agreement,
     pub notifier: Notifier,
+    pub counters: SessionCounters,
     pub pool: BufferPool,
     /// Buffers of the threads beyond `threads_max`.
     pub(super) further_pool: OnceLock<BufferPool>,

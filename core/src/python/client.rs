@@ -134,6 +134,11 @@ impl PyClient {
         Ok(self.client()?.cluster_id())
     }
 
+    /// What this client has counted, and holds now.
+    fn counters(&self) -> PyResult<std::collections::HashMap<&'static str, u64>> {
+        Ok(self.client()?.counters().into_iter().collect())
+    }
+
     /// What travelled by RDMA, and what could not; empty where the transport excludes it.
     fn rdma_counters(&self) -> PyResult<std::collections::HashMap<&'static str, u64>> {
         let client = self.client()?;

@@ -92,6 +92,16 @@ impl PyMount {
         (name.to_owned(), reason.to_owned())
     }
 
+    /// (operation, outcome, how many) of the requests that were answered.
+    fn requests(&self) -> Vec<(String, &'static str, u64)> {
+        self.handle.counters().requests()
+    }
+
+    /// Bytes that programs have read through the kernel, and written.
+    fn bytes(&self) -> (u64, u64) {
+        self.handle.counters().bytes()
+    }
+
     fn unmount(&self, py: Python<'_>) -> PyResult<()> {
         py.detach(|| self.handle.unmount()).map_err(|error| os_error(&error, &self.mountpoint))
     }

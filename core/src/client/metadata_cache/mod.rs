@@ -20,6 +20,7 @@ mod kernel_pages;
 mod readdir_prefetch;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::lock::Mutex;
@@ -57,8 +58,18 @@ struct Inner {
     kernel_pages: KernelPages,
 }
 
+/// Totals since the start.
+#[derive(Debug, Default)]
+pub struct CacheCounters {
+    pub name_hits: AtomicU64,
+    pub name_misses: AtomicU64,
+    pub attribute_hits: AtomicU64,
+    pub attribute_misses: AtomicU64,
+}
+
 pub struct MetadataCache {
     ttl: Duration,
+    pub counters: CacheCounters,
     inner: Mutex<Inner>,
 }
 
@@ -76,7 +87,7 @@ impl MetadataCache {
             prefetch: ReaddirPrefetch::new(),
             kernel_pages: KernelPages::new(),
         };
-        MetadataCache { ttl, inner: Mutex::new(inner) }
+        MetadataCache { ttl, counters: CacheCounters::default(), inner: Mutex::new(inner) }
     }
 
     pub fn ttl(&self) -> Duration {
@@ -89,6 +100,16 @@ impl MetadataCache {
 
     /// Return what is known of `name` in directory `parent`.
     pub fn lookup(&self, parent: u64, name: &[u8]) -> NameLookup {
+        let found = self.find(parent, name);
+        let counter = match found {
+            NameLookup::Known { .. } | NameLookup::Absent { .. } => &self.counters.name_hits,
+            NameLookup::Unknown | NameLookup::List { .. } => &self.counters.name_misses,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    fn find(&self, parent: u64, name: &[u8]) -> NameLookup {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
         if let Some(dentry) = inner.dentries.get(parent, name)
@@ -125,6 +146,14 @@ impl MetadataCache {
 
     /// Return the attributes of an inode, and for how long they hold.
     pub fn attributes(&self, inode: u64) -> Option<(Arc<pb::Inode>, Duration)> {
+        let found = self.find_attributes(inode);
+        let CacheCounters { attribute_hits, attribute_misses, .. } = &self.counters;
+        let counter = if found.is_some() { attribute_hits } else { attribute_misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    fn find_attributes(&self, inode: u64) -> Option<(Arc<pb::Inode>, Duration)> {
         let mut inner = self.inner.lock();
         let known = inner.attributes.get(inode)?;
         let ttl = self.left(known.asked)?;

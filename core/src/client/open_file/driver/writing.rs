@@ -178,5 +178,8 @@ pub(super) fn write_all(shared: &Shared, writes: &[Write]) -> Vec<Result<()>> {
     let result = caught(|| shared.chunks.write_many(writes));
     let results = result.unwrap_or_else(|| writes.iter().map(|_| Err(Error::mistake())).collect());
     assert_eq!(results.len(), writes.len(), "one result for each write");
+    for (write, result) in writes.iter().zip(&results) {
+        shared.write_back.ended(write.payload.len(), result.is_ok());
+    }
     results
 }
