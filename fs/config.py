@@ -7,6 +7,7 @@ A file holds only what differs from the defaults:
     lease_ms = 5000
 """
 
+import ipaddress
 import tomllib
 import types
 import typing
@@ -19,6 +20,10 @@ from .errors import ConfigError
 from .units import GIB, KIB, MIB
 
 T = TypeVar("T")
+
+UNIX: Final = "unix"  # of `metrics.listen`
+OFF: Final = "off"
+PORT_MAX: Final = 65_535
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,36 @@ class MountConfig:
 
 
 @dataclass(frozen=True)
+class MetricsConfig:
+    """Where each process shows its metrics to Prometheus."""
+
+    # "unix": a Unix socket beside the process's data, for its own user and root; "HOST:PORT": HTTP for every program
+    # that reaches the port, 0: a free one, which is written beside the data; "off": nowhere.
+    listen: str = UNIX
+    allow_remote: bool = (
+        False  # whether HOST may be another than a loopback address: nothing is protected there
+    )
+
+    def __post_init__(self) -> None:
+        if self.listen in (UNIX, OFF):
+            return
+        host, colon, port = self.listen.rpartition(":")
+        try:
+            address = ipaddress.ip_address(host.strip("[]"))
+        except ValueError:
+            address = None
+        if address is None or not colon or not (port.isascii() and port.isdecimal()) or int(port) > PORT_MAX:
+            raise ConfigError(
+                f"metrics.listen: must be {UNIX}, {OFF}, or an IP address and a port, not {self.listen!r}"
+            )
+        if not address.is_loopback and not self.allow_remote:
+            raise ConfigError(
+                f"metrics.listen: {host} can be reached by other machines, and metrics are not protected: set "
+                "metrics.allow_remote = true if that is meant"
+            )
+
+
+@dataclass(frozen=True)
 class ClusterConfig:
     """All components; what `luciola up --config FILE` reads."""
 
@@ -150,6 +185,7 @@ class ClusterConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     mount: MountConfig = field(default_factory=MountConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
 
 TRANSPORTS: Final = ("auto", "shm", "tcp", "rdma")
@@ -314,11 +350,14 @@ __all__ = [
     "BOUNDS",
     "CHOICES",
     "FUSE_IO_URING",
+    "OFF",
     "TRANSPORTS",
+    "UNIX",
     "ClientConfig",
     "ClusterConfig",
     "MetaConfig",
     "MetadataConfig",
+    "MetricsConfig",
     "MgmtdConfig",
     "MountConfig",
     "RdmaOptions",

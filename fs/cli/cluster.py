@@ -15,8 +15,9 @@ import click
 
 from ..config import load
 from ..errors import Timeout, Unavailable
-from ..fuse import Record, read_records, source_of, stale_mounts
+from ..fuse import Record, read_records, record_of, source_of, stale_mounts
 from ..logfile import rotate_output
+from ..metrics import address_of
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.storage_pb2 import SpaceReply
@@ -47,6 +48,7 @@ from .supervisor import (
     META_NODE,
     Supervisor,
     clean_stale_mounts,
+    directory_of,
     end_extra_mounts,
     end_leftovers,
     read_state,
@@ -265,7 +267,7 @@ def status(data_path: Path, as_json: bool) -> None:
             report["error"] = str(error)
         primaries = {"mgmtd": manager, "meta": meta}
         services = [_with_role(service, primaries) for service in services]
-        report["services"] = [_with_log(service, logs) for service in services]
+        report["services"] = [_with_metrics(_with_log(service, logs), data) for service in services]
         troubles += _describe_roles(services) if shape.cluster.metadata is not None else []
         report["notes"] += troubles
     states = [service["state"] for service in report["services"]]
@@ -355,6 +357,18 @@ def _with_log(service: ServiceState, logs: list[LogState]) -> ServiceState:
             if (log["log"], replica["id"]) == (service["kind"], service["id"]) and replica["lag"] is not None:
                 return {**service, "lag": replica["lag"], "checkpoint": replica["checkpoint"]}
     return service
+
+
+def _with_metrics(service: ServiceState, data: DataDir) -> ServiceState:
+    """Say where a service shows its metrics."""
+    if service["kind"] == "etcd" or not service["pid"]:
+        return service
+    if service["kind"] == "mount":
+        base = record_of(service["id"], str(data.root))
+    else:
+        base = data.root / directory_of(service["kind"], service["id"])
+    address = address_of(base)
+    return {**service, "metrics": address} if address else service
 
 
 def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:

@@ -100,6 +100,7 @@ def mount(
         token_file=credential.token_file,
         read_only=read_only,
         mount=replace(options, allow_other=allow_other),
+        metrics=config.metrics,
         client=config.client if transport is None else replace(config.client, transport=transport),
     )
     if not foreground:

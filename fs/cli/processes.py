@@ -47,7 +47,7 @@ class ServiceState(TypedDict):
     `role`, of meta and mgmtd: primary or standby. Of those that follow a log, if they answer: `lag`, how many of its
     records are not in their store, and `checkpoint`, the last one in the newest of their checkpoints (0: none).
     `channel`, of a mount that answers: where its requests come from, io_uring or /dev/fuse; `channel_reason`: why not
-    over io_uring.
+    over io_uring. `metrics`: where it shows them, "HOST:PORT" or "unix:PATH".
     """
 
     kind: str
@@ -61,6 +61,7 @@ class ServiceState(TypedDict):
     checkpoint: NotRequired[int]
     channel: NotRequired[str]
     channel_reason: NotRequired[str]
+    metrics: NotRequired[str]
 
 
 @dataclass

@@ -438,6 +438,12 @@ def store_names(shape: Shape, kind: str) -> list[str]:
     return [_directory(kind, node, MANAGER_NODE) for node in manager_nodes(shape)]
 
 
+def directory_of(kind: str, identity: str) -> str:
+    """Return the name of the directory of a service of `kind`, which `luciola status` calls `identity`."""
+    first = {"mgmtd": MANAGER_NODE, "meta": META_NODE}
+    return _directory(kind, int(identity), first.get(kind, 0))
+
+
 def _directory(kind: str, number: int, first: int) -> str:
     """Name of the directory, and of the log, of one of several processes of a kind."""
     return kind if number == first else f"{kind}-{number}"

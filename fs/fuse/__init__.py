@@ -8,7 +8,7 @@ No byte of file data passes through here.
 """
 
 from .lifecycle import Settings, check_mountpoint, serve, start_in_background, stop
-from .records import Record, own_directory, read_records, source_of
+from .records import Record, own_directory, read_records, record_of, source_of
 from .table import Mounted, clean_stale_mount, find_mount, is_mounted, stale_mounts
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "is_mounted",
     "own_directory",
     "read_records",
+    "record_of",
     "serve",
     "source_of",
     "stale_mounts",

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Final
 
 import luciola_core
 
 from ..client.connection import explained
-from ..config import ClientConfig, MountConfig, rdma_options
+from ..config import ClientConfig, MetricsConfig, MountConfig, rdma_options
 from ..errors import (
     Busy,
     InvalidArgument,
@@ -30,9 +31,11 @@ from ..errors import (
     Timeout,
     Unavailable,
 )
+from ..metrics import Exposition, exposed_from_thread
 from ..wire import Token, load_cluster, load_current_token, load_secret, mint
 from ..wire.credentials import TRUSTED
 from . import records, table
+from .metrics import mount_families
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Settings:
     read_only: bool = False
     mount: MountConfig = field(default_factory=MountConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
 
 def check_mountpoint(mountpoint: Path) -> Path:
@@ -117,7 +121,14 @@ def _serve(
         io_uring=settings.mount.fuse_io_uring,
     )
     failures: list[BaseException] = []
-    with records.recorded(mountpoint, settings.cluster) as record:
+    shown = Exposition("mount")
+    shown.add("session", partial(mount_families, mount, client))
+    base = records.record_of(str(mountpoint), settings.cluster)
+    labels = {"kind": "mount", "id": str(mountpoint)}
+    with (
+        records.recorded(mountpoint, settings.cluster) as record,
+        exposed_from_thread(settings.metrics, base, shown, labels=labels),
+    ):
         session = threading.Thread(target=_run, args=(mount, failures), name="session")
         session.start()
         threading.Thread(target=_attend, args=(mount, asked), name="signals", daemon=True).start()

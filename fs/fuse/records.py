@@ -84,9 +84,10 @@ def own_directory() -> Path:
     return directory
 
 
-def _file(record_of: str, mountpoint: str) -> Path:
+def record_of(mountpoint: str, cluster: str) -> Path:
+    """Return the name, without an ending, of files about that mount. Raises: PermissionDenied as `directory_for`."""
     name = hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[:16]
-    return directory_for(record_of) / f"{name}.json"
+    return directory_for(cluster) / name
 
 
 @contextlib.contextmanager
@@ -108,7 +109,7 @@ def recorded(mountpoint: Path, cluster: str) -> Iterator[Record]:
 
 def write(record: Record) -> Path:
     """Write the record of a mount of this process, in place of an earlier one; return its file."""
-    path = _file(record.cluster, record.mountpoint)
+    path = record_of(record.mountpoint, record.cluster).with_suffix(".json")
     temporary = path.with_suffix(f".{record.pid}")
     temporary.write_text(json.dumps(asdict(record)) + "\n")
     temporary.replace(path)
@@ -147,6 +148,7 @@ __all__ = [
     "find_record",
     "own_directory",
     "read_records",
+    "record_of",
     "recorded",
     "source_of",
     "started_at",

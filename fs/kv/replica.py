@@ -35,7 +35,7 @@ from .applied import Applied
 from .conflicts import COMMITS_MAX
 from .engine import Pair, Transaction
 from .grouped import Group, GroupedEngine
-from .log import LEASE_S, Appender, Contender, Deposed, Leadership, OrderedLog, Record
+from .log import LEASE_S, Appender, Bounds, Contender, Deposed, Leadership, OrderedLog, Record
 from .log.ordered_log import check_position
 from .overlay import LayeredView
 
@@ -213,6 +213,10 @@ class Replica:
         self._contender.hold_back(duration_s)
         if duration_s > 0 and self._leadership is not None:
             self._leadership.lose(HELD)
+
+    async def bounds(self) -> Bounds:
+        """Return what the log has. Raises: as `OrderedLog.bounds`."""
+        return await self._log.bounds()
 
     async def run(self, serve: Serve) -> NoReturn:
         """Follow and lead until cancelled.

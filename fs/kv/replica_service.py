@@ -1,10 +1,11 @@
 """What a process that follows a log serves for others: its checkpoints, and what an administrator asks of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from ..errors import InvalidArgument, Unavailable
+from ..metrics import Family, Histogram
 from ..wire.credentials import Identity
 from ..wire.pb import replicas_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
@@ -12,6 +13,7 @@ from .checkpoint.catalog import Catalog
 from .checkpoint.keeper import Keeper
 from .checkpoint.remote import CheckpointService
 from .engine import Engine
+from .metrics import replica_families
 from .replica import Replica, Role
 
 HOLD_BACK_MS_MAX: Final = 60_000  # others have begun by then, or will not
@@ -22,6 +24,7 @@ class ReplicaService(CheckpointService):
 
     def __init__(self, catalog: Catalog) -> None:
         super().__init__(catalog)
+        self.appends: Final = Histogram()  # to the log, of this process
         self._running: tuple[Replica, Keeper] | None = None
 
     @contextmanager
@@ -37,6 +40,13 @@ class ReplicaService(CheckpointService):
     def engine(self) -> Engine | None:
         """Return the local store, which may be behind the log; None while there is no replica."""
         return None if self._running is None else self._running[0].applied.engine
+
+    async def families(self) -> Sequence[Family]:
+        """Return metrics of the replica; none while there is no replica."""
+        if self._running is None:
+            return ()
+        replica, _ = self._running
+        return await replica_families(replica, self.catalog.newest(), self.appends)
 
     async def state(self, _request: Empty, _identity: Identity) -> pb.ReplicaState:
         return self._state()

@@ -118,13 +118,16 @@ async def _open_log(settings: ReplicaSettings, client: EtcdClient) -> EtcdLog:
     last = ""
     while True:
         try:
-            return await EtcdLog.open(
+            opened = await EtcdLog.open(
                 client, prefix=settings.prefix, cluster=settings.cluster_id, create=settings.create
             )
         except (Unavailable, Timeout, MaybeCommitted, NoSpace) as error:
             if str(error) != last:
                 last = str(error)
                 log.warning("the metadata log cannot be opened yet: %s; trying again", error)
+        else:
+            opened.appends = settings.service.appends
+            return opened
         await asyncio.sleep(RETRY_S)
 
 

@@ -26,10 +26,12 @@ from ..ids import EMBEDDED_EPOCH, STANDBY_EPOCH, new_incarnation
 from ..kv.checkpoint.catalog import Catalog
 from ..kv.checkpoint.keeper import Member, Policy
 from ..kv.checkpoint.remote import RemoteSource
+from ..kv.metrics import engine_families
 from ..kv.replica_service import ReplicaService
 from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
+from ..metrics import Exposition, RequestMeter, exposed
 from ..tasks import first_end
 from ..wire import SERVICE, LaneServer, Minter, RpcClients, RpcServer, load_cluster, methods
 from ..wire import Cluster as ClusterFile
@@ -43,6 +45,7 @@ from .cluster import Addresses, Cluster, RoutingTable, describe
 from .committed_replies import committed
 from .control import GrpcControl
 from .layout import Placer
+from .metrics import meta_families
 from .terms import Settings, Terms, standby
 
 log: Final = logging.getLogger("luciola.meta")
@@ -72,16 +75,22 @@ async def serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     run = serve_alone if cluster_file.metadata is None else serve_in_turn
-    async with RpcClients(Minter(cluster_file.secret(), role=SERVICE)) as clients:
-        await run(arguments, config, cluster_file, clients, stop)
+    shown = Exposition("meta")
+    labels = {"kind": "meta", "id": str(arguments.node_id)}
+    async with (
+        RpcClients(Minter(cluster_file.secret(), role=SERVICE)) as clients,
+        exposed(config.metrics, arguments.data, shown, labels=labels),
+    ):
+        await run(arguments, config, cluster_file, clients, shown, stop)
     log.info("meta %d has stopped", arguments.node_id)
 
 
-async def serve_alone(
+async def serve_alone(  # noqa: PLR0913, it puts these together
     arguments: argparse.Namespace,
     config: ClusterConfig,
     cluster_file: ClusterFile,
     clients: RpcClients,
+    shown: Exposition,
     stop: asyncio.Event,
 ) -> None:
     """Serve a store that no other process has."""
@@ -128,7 +137,9 @@ async def serve_alone(
             create=False,
         )
         mark = partial(mark_of, superblock, position)
-        async with listening(arguments, cluster_file, committed(service, engine)) as addresses:
+        shown.add("store", partial(engine_families, engine))
+        shown.add("service", partial(meta_families, service))
+        async with listening(arguments, cluster_file, committed(service, engine), shown) as addresses:
             node = describe(
                 NODE_META,
                 number=arguments.node_id,
@@ -151,11 +162,12 @@ async def serve_alone(
         engine.close()
 
 
-async def serve_in_turn(
+async def serve_in_turn(  # noqa: PLR0913, it puts these together
     arguments: argparse.Namespace,
     config: ClusterConfig,
     cluster_file: ClusterFile,
     clients: RpcClients,
+    shown: Exposition,
     stop: asyncio.Event,
 ) -> None:
     """Follow the log of the store, which other processes follow too, and serve it in the terms of this one."""
@@ -165,7 +177,7 @@ async def serve_in_turn(
     current = CurrentService(methods.Meta, standby)
     replicas = ReplicaService(Catalog(checkpoints_of(arguments.data)))
     given = methods.bind(methods.Replicas, replicas)
-    async with listening(arguments, cluster_file, current, given) as addresses:
+    async with listening(arguments, cluster_file, current, shown, given) as addresses:
         node = describe(
             NODE_META,
             number=arguments.node_id,
@@ -188,6 +200,8 @@ async def serve_in_turn(
             clock,
             accept_loss=arguments.accept_loss,
         )
+        shown.add("store", replicas.families)
+        shown.add("service", lambda: meta_families(terms.service))
         await first_end(
             stop.wait(),
             cluster.watch(partial(follow, placer)),
@@ -236,10 +250,13 @@ async def listening(
     arguments: argparse.Namespace,
     cluster_file: ClusterFile,
     service: object,
+    shown: Exposition,
     more: Sequence[methods.Bound] = (),
 ) -> AsyncIterator[Addresses]:
     """Answer requests inside the block: none is answered from a store that is closed. `more`: over gRPC."""
-    bound = methods.bind(methods.Meta, service)
+    meter = RequestMeter()
+    shown.add("requests", meter.families)
+    bound = meter.measured(methods.bind(methods.Meta, service))
     secret = cluster_file.secret()
     lane, rpc = LaneServer(bound, secret=secret), RpcServer((*bound, *more), secret=secret)
     try:

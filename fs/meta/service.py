@@ -284,7 +284,11 @@ class MetaService:
         return found.id
 
     def status(self, request: Empty, identity: Identity) -> pb.MetaStatus:  # noqa: ARG002, a handler
-        """Return counts, for operators and tests. Of each queue at most `COUNTED_MAX` are counted."""
+        """Return counts, for operators and tests."""
+        return self.counts()
+
+    def counts(self) -> pb.MetaStatus:
+        """Return counts. Of each queue at most `COUNTED_MAX` are counted."""
         return pb.MetaStatus(
             incarnation=self._dependencies.incarnation,
             gc_queue=self._count(b"O") + self._count(b"G"),
@@ -292,6 +296,11 @@ class MetaService:
             read_holds=self._holds.count,
             operations=self._execution.count,
         )
+
+    @property
+    def inode_count(self) -> int:
+        """How many inodes there are."""
+        return self._dependencies.inode_counter.count
 
     # After the operation.
 

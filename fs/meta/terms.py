@@ -78,6 +78,7 @@ class Terms:
         self._clock = clock
         self._accept_loss = accept_loss  # by the first term: what later ones find was accepted by it
         self._mark: Callable[[], StoreMark | None] | None = None
+        self.service: MetaService | None = None  # of the current term
 
     def mark(self) -> StoreMark | None:
         """Return how far the store has come; of a standby nothing is said: it may be behind."""
@@ -113,6 +114,7 @@ class Terms:
         feed = service.feed = self._feed(engine)
         try:
             self._current.service = self._answering(service, engine)
+            self.service = service
             self._mark = partial(_leased_mark, engine, superblock)
             self._publish(EMBEDDED_EPOCH + engine.epoch)
             log.info("meta %d serves, epoch %d", self._node.id, engine.epoch)
@@ -121,7 +123,7 @@ class Terms:
                 resume_truncations(dependencies, self._clock),
             )
         finally:
-            self._current.service = self._mark = None
+            self._current.service = self._mark = self.service = None
             feed.close()
             self._publish(STANDBY_EPOCH)
 

@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from ..ids import NodeId, new_incarnation
 from ..kv.checkpoint.catalog import Catalog
 from ..kv.checkpoint.keeper import Member, Policy
 from ..kv.checkpoint.remote import RemoteSource
+from ..kv.metrics import engine_families
 from ..kv.replica_service import ReplicaService
 from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
+from ..metrics import Exposition, Family, RequestMeter, exposed
 from ..tasks import first_end
 from ..wire import (
     SERVICE,
@@ -44,6 +46,7 @@ from ..wire import (
     parse_addresses,
 )
 from ..wire.pb import mgmtd_pb2 as pb
+from .metrics import manager_families
 from .records import NodeRecord
 from .service import Service, Settings
 from .store import Store
@@ -123,14 +126,22 @@ async def serve(
         config=config.mgmtd,
         sole=True,  # one process at a time has a RocksDB open, or leads a log
     )
-    if cluster.metadata is None:
-        await serve_alone(data, cluster, settings, stopping, create=create)
-    else:
-        await serve_in_turn(data, cluster, config, settings, stopping, create=create)
+    shown = Exposition("mgmtd")
+    async with exposed(config.metrics, data, shown, labels={"kind": "mgmtd", "id": str(node_id)}):
+        if cluster.metadata is None:
+            await serve_alone(data, cluster, settings, shown, stopping, create=create)
+        else:
+            await serve_in_turn(data, cluster, config, settings, shown, stopping, create=create)
 
 
-async def serve_alone(
-    data: Path, cluster: Cluster, settings: Settings, stopping: asyncio.Event, *, create: bool
+async def serve_alone(  # noqa: PLR0913, it puts these together
+    data: Path,
+    cluster: Cluster,
+    settings: Settings,
+    shown: Exposition,
+    stopping: asyncio.Event,
+    *,
+    create: bool,
 ) -> None:
     """Manage the cluster with a store that no other process has."""
     if len(parse_addresses(cluster.mgmtd_lane)) > 1:
@@ -138,7 +149,9 @@ async def serve_alone(
     engine = RocksEngine(data, create=create)
     service = Service(Store(engine, cluster_id=cluster.cluster_id, create=create), settings)
     try:
-        async with listening(cluster, settings.node, service):
+        shown.add("store", partial(engine_families, engine))
+        shown.add("service", partial(_families_of, lambda: service))
+        async with listening(cluster, settings.node, service, shown):
             await first_end(stopping.wait(), service.run())
             log.info("stopping")
     finally:
@@ -152,6 +165,7 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
     cluster: Cluster,
     config: ClusterConfig,
     settings: Settings,
+    shown: Exposition,
     stopping: asyncio.Event,
     *,
     create: bool,
@@ -162,8 +176,10 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
     given = methods.bind(methods.Replicas, replicas)
     async with (
         RpcClients(Minter(cluster.secret(), role=SERVICE)) as clients,
-        listening(cluster, settings.node, terms.current, given),
+        listening(cluster, settings.node, terms.current, shown, given),
     ):
+        shown.add("store", replicas.families)
+        shown.add("service", partial(_families_of, lambda: terms.service))
         options = cluster.metadata_options()
         assert options is not None, "a store with several copies has a log"
         replica = ReplicaSettings(
@@ -186,6 +202,10 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
         await terms.finish()
 
 
+async def _families_of(service: Callable[[], Service | None]) -> Sequence[Family]:
+    return await manager_families(service(), now_s=SystemClock().monotonic())
+
+
 async def _follow(replica: ReplicaSettings, terms: Terms) -> None:
     try:
         await run_replica(replica, terms.serve)
@@ -201,10 +221,16 @@ async def _stopped(stopping: asyncio.Event, terms: Terms) -> None:
 
 @asynccontextmanager
 async def listening(
-    cluster: Cluster, node: NodeRecord, service: object, more: Sequence[methods.Bound] = ()
+    cluster: Cluster,
+    node: NodeRecord,
+    service: object,
+    shown: Exposition,
+    more: Sequence[methods.Bound] = (),
 ) -> AsyncIterator[None]:
     """Answer requests inside the block: none is answered from a store that is closed. `more`: over gRPC."""
-    bound = methods.bind(methods.Mgmtd, service)
+    meter = RequestMeter()
+    shown.add("requests", meter.families)
+    bound = meter.measured(methods.bind(methods.Mgmtd, service))
     secret = cluster.secret()
     lane, rpc = LaneServer(bound, secret=secret), RpcServer((*bound, *more), secret=secret)
     try:

@@ -134,6 +134,15 @@ class Model:
         """Return until when a node whose heartbeat came then may hold a lease: one of an earlier term may be longer."""
         return max(reported_s + self.lease_s, self.granted_until_s)
 
+    def lease_count(self, now_s: float) -> int:
+        """Return how many storage nodes may hold a lease."""
+        return sum(
+            node.kind == pb.NODE_STORAGE
+            and not self.lives[node.id].has_ended
+            and now_s < self.lives[node.id].reported_s + self.lease_s
+            for node in self.records.nodes.values()
+        )
+
     def is_bootstrapping(self, now_s: float) -> bool:
         return now_s < self.bootstrap_until_s
 

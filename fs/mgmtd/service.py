@@ -217,6 +217,11 @@ class Service:
         # Where no other process can take the lease, a store that stalls must not end the leases of all nodes.
         return self._settings.sole or self._clock.monotonic() < self._term.valid_until_s
 
+    @property
+    def current_term(self) -> Term | None:
+        """What this process has while it is primary."""
+        return self._term if self.is_primary else None
+
     def _primary(self) -> Term:
         if self._term is None or not self.is_primary:
             other = self._seen

@@ -71,6 +71,11 @@ class Sessions:
         for client in silent:
             del self._sessions[client]
 
+    def count(self, *, now_s: float) -> int:
+        """Return how many clients are alive."""
+        self.expire(now_s=now_s)
+        return len(self._sessions)
+
     def list(self, *, now_s: float) -> pb.ListClientsReply:
         """Return all of them; `bootstrapping` while some may not have extended their session yet."""
         self.expire(now_s=now_s)

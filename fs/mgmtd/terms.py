@@ -70,6 +70,11 @@ class Terms:
             self.current.service = None
             service.end_term()
 
+    @property
+    def service(self) -> Service | None:
+        """What serves the current term; None between terms."""
+        return None if self.current.service is None else self._service
+
     async def leave(self) -> None:
         """Answer nothing more, and store what only this process knows, before it ends its term."""
         self.current.service = None

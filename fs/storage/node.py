@@ -19,6 +19,7 @@ from ..clock import SystemClock
 from ..config import ClusterConfig, rdma_options
 from ..errors import Error
 from ..ids import NodeId, new_incarnation
+from ..metrics import Exposition, RequestMeter, exposed
 from ..wire import SERVICE, Cluster, Minter, RpcClients, RpcServer, follow_routing, format_address, methods
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
 from . import slow_ops
@@ -26,6 +27,7 @@ from .directory import Directory, boot_id
 from .disk_watch import DiskWatch
 from .engine import Engine
 from .membership import Membership, Options
+from .metrics import StorageMetrics
 from .quarantine import Quarantine
 from .recovery import Recovery
 from .scrub import Scrub
@@ -90,7 +92,13 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     scrub = Scrub(engine, directory, membership.table, node=settings.node, config=config)
     quarantine = Quarantine(engine, directory.quarantine, config=config)
     service = StorageService(engine, membership, recovery, scrub, quarantine)
-    server = RpcServer(methods.bind(methods.Storage, service), secret=secret)
+    meter = RequestMeter()
+    server = RpcServer(meter.measured(methods.bind(methods.Storage, service)), secret=secret)
+    metrics = StorageMetrics(engine.node, membership, recovery, scrub, quarantine)
+    shown = Exposition("storage")
+    shown.add("engine", metrics.engine_families)
+    shown.add("work", metrics.work_families)
+    shown.add("requests", meter.families)
     about.grpc_address = await server.start(settings.host)
     membership.on_routing(recovery.routing_changed)
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
@@ -105,9 +113,12 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             limit_s=config.disk_timeout_ms / 1000,
         )
         background = [scrub.run(), quarantine.run(), reports, watch.run()]
-        await _work(membership, clients, background, settings.cluster.mgmtd_grpc, _synced(stop, engine))
+        labels = {"kind": "storage", "id": str(settings.node)}
+        async with exposed(settings.config.metrics, settings.data, shown, labels=labels):
+            await _work(membership, clients, background, settings.cluster.mgmtd_grpc, _synced(stop, engine))
     finally:  # serve nothing, report that, finish what is in progress
         log.info("node %d stops", settings.node)
+        metrics.close()
         await recovery.stop()
         await engine.quick(engine.node.drop_lease)
         await membership.leave()

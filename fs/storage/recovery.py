@@ -61,6 +61,7 @@ class Counters:
     rounds: int = 0
     done: int = 0
     sent: int = 0
+    sent_bytes: int = 0
     removed: int = 0
     failed: int = 0
     conflicts: int = 0
@@ -105,6 +106,7 @@ class Recovery:
         self, engine: Engine, clients: RpcClients, table: RoutingTable, *, node: int, config: StorageConfig
     ) -> None:
         self.counters: Final = Counters()
+        self.pending_bytes = 0  # of chunks that were found to differ, and are not sent yet
         self.config = config
         self._engine = engine
         self._clients = clients
@@ -114,6 +116,11 @@ class Recovery:
         self._progress: dict[int, Progress] = {}  # by chain
         self._pace = Pace()
         self._batches = asyncio.Semaphore(max(1, config.resync_batch // BATCH))
+
+    @property
+    def chain_count(self) -> int:
+        """Chains whose successor is being brought up to date."""
+        return sum(not task.done() for task in self._tasks.values())
 
     def routing_changed(self) -> None:
         """Start and end tasks so that they fit the chains (V1)."""
@@ -227,6 +234,13 @@ class Recovery:
                 raise outcome.broken
 
     async def _send_batch(self, job: Job, batch: Sequence[Name], size: int, outcome: "Outcome") -> None:
+        self.pending_bytes += size
+        try:
+            await self._send_in_turn(job, batch, size, outcome)
+        finally:
+            self.pending_bytes -= size
+
+    async def _send_in_turn(self, job: Job, batch: Sequence[Name], size: int, outcome: "Outcome") -> None:
         assert 0 < len(batch) <= BATCH, "V3: a batch counts as one"
         async with self._batches:  # V3
             rate = self.config.resync_bytes_per_s
@@ -241,6 +255,7 @@ class Recovery:
                 outcome.broken = error
                 return
         self.counters.sent += sent
+        self.counters.sent_bytes += 0 if failures else size
         self.counters.failed += len(failures)
         for content, index, status in failures:
             outcome.is_done = False

@@ -46,12 +46,34 @@ def test_values_replace_defaults_and_leave_the_rest() -> None:
         ("[mount]\nallow_other = 1", "mount.allow_other: must be bool"),
         ("[storage]\ndurability = 'maybe'", "storage.durability: must be one of write, sync"),
         ("meta = 3", "meta: must be a table"),
+        (
+            "[metrics]\nlisten = 'on'",
+            "metrics.listen: must be unix, off, or an IP address and a port, not 'on'",
+        ),
+        ("[metrics]\nlisten = '127.0.0.1'", "metrics.listen: must be unix"),
+        ("[metrics]\nlisten = 'localhost:9470'", "metrics.listen: must be unix"),
+        ("[metrics]\nlisten = '127.0.0.1:65536'", "metrics.listen: must be unix"),
+        (
+            "[metrics]\nlisten = '0.0.0.0:9470'",
+            "metrics.listen: 0.0.0.0 can be reached .* metrics.allow_remote",
+        ),
+        ("[metrics]\nlisten = '[::]:9470'", "metrics.listen: .* can be reached"),
         ("[meta", "not valid TOML"),
     ],
 )
 def test_mistakes_are_named_by_their_full_path(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         loads(text)
+
+
+@pytest.mark.parametrize("listen", ["unix", "off", "127.0.0.1:0", "[::1]:9470"])
+def test_metrics_are_shown_on_this_machine_without_consent(listen: str) -> None:
+    assert loads(f"[metrics]\nlisten = '{listen}'").metrics.listen == listen
+
+
+def test_metrics_are_shown_to_others_if_the_operator_says_so() -> None:
+    config = loads("[metrics]\nlisten = '10.0.0.1:9470'\nallow_remote = true")
+    assert config.metrics.listen == "10.0.0.1:9470"
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import struct
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Final, NewType
 
 from ...errors import (
@@ -34,6 +35,7 @@ from ...errors import (
     NotFound,
     Unavailable,
 )
+from ...metrics import Histogram
 from ...wire.etcd import Compacted, EtcdClient, changed_at, created_at, delete, has_value, put, read
 from ...wire.pb import etcd_pb2 as pb
 from ..engine import prefix_end
@@ -90,6 +92,7 @@ class EtcdLog(OrderedLog):
         self._last = prefix_bytes + b"last"
         self._records = prefix_bytes + b"record/"
         self._records_end = prefix_end(self._records)
+        self.appends = Histogram()
         self._renewals = 0  # since the last compaction
         self._compaction: asyncio.Task[None] | None = None
 
@@ -253,6 +256,13 @@ class EtcdLog(OrderedLog):
     # Writing.
 
     async def append(self, record: Record) -> None:
+        begun_s = perf_counter()
+        try:
+            await self._append(record)
+        finally:
+            self.appends.observe(perf_counter() - begun_s)
+
+    async def _append(self, record: Record) -> None:
         try:
             reply = await self._client.transact(
                 [created_at(self._claim, record.epoch), has_value(self._last, record.after.encode())],
