@@ -1,16 +1,19 @@
 """Families of a store: how far it has come, and how it follows its log."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Final
 
 from ..errors import Error
 from ..metrics import Family, Histogram, counter, gauge, histogram, states
+from ..metrics.exposition import SOURCE_S
 from .checkpoint.catalog import Checkpoint
 from .log import Bounds
 from .replica import Replica, Role
 from .rocksdb import RocksEngine
 
+BOUNDS_S: Final = SOURCE_S / 2  # for etcd to answer: the rest does not wait for longer
 ROLES: Final = tuple(role.value for role in Role)
 
 
@@ -56,9 +59,11 @@ async def replica_families(
     if newest is not None:
         families += _checkpoint_families(newest)
     try:
-        return [*families, *_log_families(await replica.bounds(), position)]
-    except Error:
+        async with asyncio.timeout(BOUNDS_S):
+            bounds = await replica.bounds()
+    except (Error, TimeoutError):
         return families
+    return [*families, *_log_families(bounds, position)]
 
 
 def _checkpoint_families(newest: Checkpoint) -> list[Family]:
