@@ -76,6 +76,9 @@ class MetadataConfig:
     # Records behind the checkpoints, for a service that was away for a short time: the smaller of the two.
     kept_records: int = 1024
     kept_bytes: int = 128 * MIB
+    # How far back `luciola metadata restore` reaches. It takes disk space: records and checkpoints are archived beside
+    # each store of meta, and chunks of removed files stay for so long. 0: not at all.
+    history_s: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,7 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MetadataConfig, "copies"): (1, 64),
     (MetadataConfig, "kept_records"): (0, 20_000),
     (MetadataConfig, "kept_bytes"): (0, 4 * GIB),
+    (MetadataConfig, "history_s"): (0, 366 * 86_400),
     (StorageConfig, "reserve_bytes"): (0, 1024 * GIB),
     (StorageConfig, "threads_max"): (4, 65_536),
     (StorageConfig, "resync_batch"): (1, 4096),

@@ -2,6 +2,7 @@
 
 import asyncio
 import shlex
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NotRequired, TypedDict, Unpack
@@ -9,10 +10,11 @@ from typing import NotRequired, TypedDict, Unpack
 import click
 
 from ..errors import Busy, Error, InvalidArgument, Timeout, Unavailable
+from ..kv.checkpoint.history import format_moment
 from ..units import format_bytes
 from ..wire import SERVICE, Minter, RpcClients
 from ..wire.etcd import EtcdClient, EtcdOptions
-from . import private_etcd
+from . import metadata_restore, private_etcd
 from .administration import confirm
 from .datadir import DataDir, Shape, check_shape
 from .metadata_log import log_of, patiently
@@ -305,10 +307,7 @@ def migrate(data_path: Path, target: str, **given: Unpack[AccessGiven]) -> None:
         raise InvalidArgument(
             f"--to {EMBEDDED} has no other options: there is one process of mgmtd and of meta"
         )
-    if data.is_supervised():
-        raise Busy(
-            f"the cluster runs: stop it first with `luciola down --data {shlex.quote(str(data.root))}`"
-        )
+    _require_stopped(data)
     if wanted.is_private:
         private_etcd.require_programs()
     with data.supervised():
@@ -327,6 +326,78 @@ def migrate(data_path: Path, target: str, **given: Unpack[AccessGiven]) -> None:
         f"the old stores are kept in {data.root}, as NAME{migrated.suffix}: remove them when the cluster works"
     )
     click.echo(f"to start it: luciola up --data {shlex.quote(str(data.root))}")
+
+
+@metadata.command()
+@data_option(required=True)
+@click.option(
+    "--at", metavar="TIME", required=True, help="As in 2026-12-02T14:30:00, or with +01:00 or Z behind it."
+)
+@click.option("--dry-run", is_flag=True, help="Make that state, say what it would change, and remove it.")
+@yes_option
+def restore(data_path: Path, at: str, *, dry_run: bool, yes: bool) -> None:
+    """Bring names, attributes and small files of a cluster that is stopped back to how they were at a time.
+
+    For replicated metadata with a history (`[metadata] history_s`). Files that were removed have their bytes again;
+    bytes that were written over stay as they are now, and what has grown keeps its length. Nothing is removed: the
+    stores that are replaced are renamed, and the abandoned state can be restored as well. End all mounts before.
+
+    \b
+    Example:
+      luciola down --data /var/lib/luciola
+      luciola metadata restore --at 2026-12-02T14:30:00 --data /var/lib/luciola
+      luciola up --data /var/lib/luciola
+    """
+    _replicated(data_path)
+    at_ms = metadata_restore.parse_time(at, now_ms=time.time_ns() // 1_000_000)
+    data = DataDir(data_path.absolute())
+    _require_stopped(data)
+    with data.supervised():
+        end_leftovers(data)
+        if finish(data):
+            click.echo("finished a migration or restore that was interrupted")
+        shape, _ = _replicated(data_path)
+        made = metadata_restore.stage(data, shape, at_ms)
+        try:
+            _print_staged(made)
+            if dry_run:
+                metadata_restore.give_up(data)
+                return
+            confirm("All later changes are abandoned. Restore it?", yes=yes)
+        except BaseException:
+            metadata_restore.give_up(data)
+            raise
+        suffix = metadata_restore.decide(data, shape, made)
+        finish(data)
+    click.echo(
+        f"the replaced stores are kept in {data.root}, as NAME{suffix}: remove them when the cluster works"
+    )
+    click.echo(f"to start it: luciola up --data {shlex.quote(str(data.root))}")
+
+
+def _print_staged(made: metadata_restore.Staged) -> None:
+    later = made.last.index - made.record
+    click.echo(
+        f"the state of {format_moment(made.unix_ms)}: record {made.record}, and {later} later ones abandoned"
+    )
+    report = made.report
+    if report.grown:
+        click.echo(
+            f"{report.grown} of {report.files} files in chunks have been written since, and keep their length"
+        )
+    if report.gone_count:
+        named = ", ".join(map(str, report.gone))
+        click.echo(
+            f"{report.gone_count} of {report.files} files in chunks lost their bytes since: inodes {named}"
+        )
+
+
+def _require_stopped(data: DataDir) -> None:
+    """Raises: Busy."""
+    if data.is_supervised():
+        raise Busy(
+            f"the cluster runs: stop it first with `luciola down --data {shlex.quote(str(data.root))}`"
+        )
 
 
 def _is_there(data: DataDir, shape: Shape, wanted: MetadataWanted) -> bool:

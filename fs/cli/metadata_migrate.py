@@ -18,17 +18,18 @@ from typing import Final
 
 from ..errors import Busy, CorruptData, InvalidArgument
 from ..kv.applied import Applied, adopt, release
-from ..kv.checkpoint.catalog import Catalog, sync_directory, sync_file
+from ..kv.checkpoint.catalog import Catalog
 from ..kv.engine import KEY_END
 from ..kv.log import Bounds, Diverged, OrderedLog, Position, Trimmed
 from ..kv.log.etcd import EtcdLog, LogChange
 from ..kv.log.ordered_log import check_position
-from ..kv.replicated import checkpoints_of
+from ..kv.replicated import checkpoints_of, history_of
 from ..kv.rocksdb import RocksEngine
 from . import private_etcd
 from .datadir import DataDir, Shape, migrated_shape, with_free_ports
 from .metadata_log import bounds_without_leader, etcd_of, log_id_of, log_of, patiently
 from .metadata_options import MetadataWanted
+from .metadata_stores import bring_up, furthest_first, make_durable, opened
 from .metadata_switch import begin, clear, staged
 from .stores import set_aside
 from .supervisor import store_names
@@ -96,9 +97,10 @@ def to_stores(data: DataDir, shape: Shape) -> Migrated:
 
 
 def _store_names(shape: Shape) -> list[str]:
-    """Directories of all stores of a cluster with logs, and of their checkpoints."""
+    """Directories of all stores of a cluster with logs, of their checkpoints and of their histories."""
     stores = [name for kind in KINDS for name in store_names(shape, kind)]
-    return [*stores, *(checkpoints_of(Path(name)).name for name in stores)]
+    beside = [place(Path(name)).name for name in stores for place in (checkpoints_of, history_of)]
+    return [*stores, *beside]
 
 
 def _etcd_names() -> list[str]:
@@ -132,12 +134,12 @@ def _removed_on_error(data: DataDir, more: Sequence[str]) -> Iterator[None]:
 
 async def _stage_adopted(data: DataDir, moved: Shape, kind: str) -> Position:
     """Make the store of the first replica, and its first checkpoint; return where its log has to begin."""
-    with _opened(data.root / kind) as source, _copied(source, staged(data, kind)) as copy:
+    with opened(data.root / kind) as source, _copied(source, staged(data, kind)) as copy:
         position = adopt(copy, log_id=log_id_of(moved, kind))
         await copy.sync()
         _require_equal(source, copy)
         await Catalog(staged(data, checkpoints_of(data.root / kind).name)).create(copy)
-    _make_durable(staged(data, kind))
+    make_durable(staged(data, kind))
     return position
 
 
@@ -190,7 +192,7 @@ async def stage_released(
         "no store is here to continue with: start the cluster, and stop it when all replicas have come up with the log "
         "(`luciola metadata status`)"
     )
-    for store in _furthest_first(stores, log_id):
+    for store in furthest_first(stores, log_id):
         try:
             await _stage_one(ordered, bounds, store, target, log_id)
         except Diverged as error:  # which may have what the log has lost
@@ -201,46 +203,21 @@ async def stage_released(
             log.warning("%s is left out: %s", store, error.message)
             shutil.rmtree(target, ignore_errors=True)
             continue
-        _make_durable(target)
+        make_durable(target)
         return
     raise refused
 
 
 async def _stage_one(ordered: OrderedLog, bounds: Bounds, store: Path, target: Path, log_id: bytes) -> None:
-    with _opened(store) as source:
-        applied = Applied(source, log_id=log_id)
-        while applied.position.index < bounds.last.index:
-            for record in await patiently(lambda: ordered.read(applied.position)):
-                applied.apply(record)
-        check_position(applied.position, bounds)
-        await source.sync()
+    with opened(store) as source:
+        await bring_up(ordered, bounds, source, log_id)
         with _copied(source, target) as copy:
             release(Applied(copy, log_id=log_id))
             await copy.sync()
             _require_equal(source, copy)
 
 
-def _furthest_first(stores: Sequence[Path], log_id: bytes) -> Sequence[Path]:
-    found = []
-    for store in stores:
-        try:
-            with _opened(store) as engine:
-                found.append((Applied(engine, log_id=log_id).position.index, store))
-        except CorruptData as error:
-            log.warning("%s is left out: %s", store, error)
-    return [store for _, store in sorted(found, reverse=True)]
-
-
 # Both ways.
-
-
-@contextmanager
-def _opened(store: Path) -> Iterator[RocksEngine]:
-    engine = RocksEngine(store)
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 @contextmanager
@@ -248,7 +225,7 @@ def _copied(source: RocksEngine, target: Path) -> Iterator[RocksEngine]:
     """A copy of the store at `target`, open."""
     source.checkpoint(target)
     target.chmod(0o700)
-    with _opened(target) as copy:
+    with opened(target) as copy:
         yield copy
 
 
@@ -258,13 +235,6 @@ def _require_equal(first: RocksEngine, second: RocksEngine) -> None:
     for one, other in zip_longest(left, right):
         if one != other:
             raise CorruptData(f"the copy of {first.directory} differs from it: its disk is not to be trusted")
-
-
-def _make_durable(store: Path) -> None:
-    """See to it that files and names of a closed store survive power loss."""
-    for path in store.iterdir():
-        sync_file(path)
-    sync_directory(store)
 
 
 __all__ = ["KINDS", "Migrated", "stage_released", "to_logs", "to_stores"]

@@ -139,7 +139,8 @@ def _require(*paths: Path) -> None:
     if not any(path.exists() for path in paths):
         names = " and ".join(path.name for path in paths)
         raise NotFound(
-            f"a migration was interrupted, and {names} were removed: put one back", path=str(paths[0].parent)
+            f"a migration or restore was interrupted, and {names} were removed: put one back",
+            path=str(paths[0].parent),
         )
 
 

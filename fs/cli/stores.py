@@ -101,7 +101,8 @@ async def _rebuild_log(
 def set_aside_broken_meta(data: DataDir) -> None:
     """Put directories aside that RocksDB would not open, so that empty stores can be made in their place."""
     for store in (data.root / "meta", *data.root.glob("meta-*")):
-        if not (store / "CURRENT").exists() and ".aside-" not in store.name:
+        is_store = store.name.removeprefix("meta-").isdecimal() or store.name == "meta"
+        if is_store and not (store / "CURRENT").exists():
             set_aside(store)
 
 

@@ -26,6 +26,10 @@ from .record_sizes import RecordSizes
 
 IDENTITY_KEY: Final = KEY_END + b"/log"
 POSITION_KEY: Final = KEY_END + b"/position"
+SKIPPED: Final = (
+    KEY_END + b"/skipped/"
+)  # of keys that are removed, and never there, for the versions that this takes
+SKIPPED_MAX: Final = 4096  # in one transaction
 FORMAT: Final = 1
 _STORED: Final = Struct(f"<BQQ{DIGEST_BYTES}s")  # format, epoch, index, digest
 
@@ -147,6 +151,25 @@ def adopt(engine: Engine, *, log_id: bytes) -> Position:
     return position
 
 
+def begin_again(applied: Applied, *, behind: Position) -> Position:
+    """Let the store, whose content is the caller's business, follow its log from a new position on, and return it.
+
+    The log has to begin there (`EtcdLog.change`). It is one further than `behind`, its present end, and no other store
+    has it; the version of the store is brought there, so that what says how far a store has come never goes back. The
+    caller syncs.
+    """
+    engine = applied.engine
+    position = Position(behind.index + 1, secrets.token_bytes(DIGEST_BYTES))
+    while engine.version < position.index:
+        transaction = _StoreTransaction(engine)
+        for number in range(min(SKIPPED_MAX, position.index - engine.version)):
+            transaction.put_own(SKIPPED + b"%d" % number, None)
+        transaction.commit()
+    _follow(engine, applied.log_id, position)
+    applied.epoch, applied.position = 0, position
+    return position
+
+
 def release(applied: Applied) -> None:
     """Let the store follow no log any more. The caller syncs. Raises: CorruptData."""
     engine = applied.engine
@@ -193,4 +216,13 @@ def decode_position(stored: bytes) -> tuple[int, Position]:
     return epoch, Position(index, digest)
 
 
-__all__ = ["IDENTITY_KEY", "POSITION_KEY", "Applied", "Gap", "adopt", "decode_position", "release"]
+__all__ = [
+    "IDENTITY_KEY",
+    "POSITION_KEY",
+    "Applied",
+    "Gap",
+    "adopt",
+    "begin_again",
+    "decode_position",
+    "release",
+]

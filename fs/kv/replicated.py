@@ -19,7 +19,9 @@ from ..wire.etcd import EtcdClient, EtcdOptions
 from .applied import Applied
 from .checkpoint.catch_up import StoreDisk, open_store
 from .checkpoint.fetch import Source
+from .checkpoint.history import Archive, History
 from .checkpoint.keeper import Keeper, Member, Policy, StoreCheckpoints
+from .checkpoint.segment import MomentKey
 from .log import LEASE_S, OrderedLog, Trimmed
 from .log.etcd import EtcdLog
 from .replica import Replica, Serve
@@ -36,6 +38,7 @@ RETRY_STORE_S: Final = 2.0  # between attempts to get a checkpoint: who has one 
 class ReplicaSettings:
     """What a replica is made of.
 
+    `history_s`: how far back a history is kept, 0 for none, of moments that the store has under `moment_key`.
     `create`: the log may be new. `owner` says to others how to reach the process that leads; `member` is how this
     replica gives its checkpoints, those of `service`, and `source` how others do. `cached` and `cache_bytes`: see
     `RocksEngine`.
@@ -54,6 +57,8 @@ class ReplicaSettings:
     cached: bytes = b""
     cache_bytes: int = CACHE_BYTES
     lease_s: float = LEASE_S
+    history_s: float = 0.0
+    moment_key: bytes = b""
 
     @property
     def log_id(self) -> bytes:
@@ -64,6 +69,11 @@ class ReplicaSettings:
 def checkpoints_of(data: Path) -> Path:
     """Return the directory for the checkpoints of the store at `data`: beside it, where hard links are possible."""
     return data.with_name(f"{data.name}-checkpoints")
+
+
+def history_of(data: Path) -> Path:
+    """Return the directory for the history of the store at `data`: beside it, for hard links to its checkpoints."""
+    return data.with_name(f"{data.name}-history")
 
 
 async def run_replica(settings: ReplicaSettings, serve: Serve) -> NoReturn:
@@ -105,13 +115,25 @@ async def _keeping(
     settings: ReplicaSettings, ordered: OrderedLog, applied: Applied
 ) -> AsyncGenerator[Keeper]:
     checkpoints = StoreCheckpoints(applied, settings.service.catalog)
-    keeper = Keeper(ordered, checkpoints, member=settings.member, policy=settings.policy)
+    keeper = Keeper(
+        ordered, checkpoints, member=settings.member, policy=settings.policy, history=_history(settings)
+    )
     keeping = asyncio.create_task(keeper.run(), name="kv-keep")
     try:
         yield keeper
     finally:
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
+
+
+def _history(settings: ReplicaSettings) -> History | None:
+    if not settings.history_s:
+        return None
+    assert settings.moment_key, "states are found by their moments"
+    archive = Archive(
+        history_of(settings.data), log_id=settings.log_id, moment=MomentKey(settings.moment_key)
+    )
+    return History(archive, settings.service.catalog, window_s=settings.history_s)
 
 
 async def _open_log(settings: ReplicaSettings, client: EtcdClient) -> EtcdLog:
@@ -151,4 +173,4 @@ async def _open_store(settings: ReplicaSettings, ordered: OrderedLog) -> Applied
         await asyncio.sleep(RETRY_STORE_S)
 
 
-__all__ = ["ReplicaSettings", "checkpoints_of", "open_replica", "run_replica"]
+__all__ = ["ReplicaSettings", "checkpoints_of", "history_of", "open_replica", "run_replica"]

@@ -37,7 +37,7 @@ from ..wire import SERVICE, LaneServer, Minter, RpcClients, RpcServer, load_clus
 from ..wire import Cluster as ClusterFile
 from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import NODE_META
-from . import schema
+from . import moments, schema
 from .admission import admit_store, mark_of
 from .background import collect, resume_truncations
 from .bootstrap import build
@@ -237,6 +237,8 @@ def replica_settings(  # noqa: PLR0913, it puts these together
         create=arguments.create or arguments.accept_loss,
         cached=schema.INODES,
         cache_bytes=config.meta.cache_bytes,
+        history_s=config.metadata.history_s,
+        moment_key=moments.KEY,
     )
 
 

@@ -108,10 +108,14 @@ async def build(  # noqa: PLR0913, the seams of the service
     clock: Clock,
     cluster_id: str,
     session_timeout_s: float,
+    history_s: float = 0.0,
     placer: Placer | None = None,
     create: bool = True,
 ) -> tuple[MetaService, Collector, Dependencies]:
-    """Put together a service and its collector over `engine`. `create`: an empty store is a new cluster's."""
+    """Put together a service and its collector over `engine`. `create`: an empty store is a new cluster's.
+
+    `history_s`: how far back a state may be restored, which needs the chunks of files that were removed since.
+    """
     await format_store(engine, cluster_id=cluster_id, clock=clock, create=create)
     placer = placer or Placer(config)
     chunks = Chunks(control, placer)
@@ -173,6 +177,7 @@ async def build(  # noqa: PLR0913, the seams of the service
         removal_clock=removal_clock,
         membership=membership,
         session_timeout_s=session_timeout_s,
+        history_s=history_s,
     )
     return MetaService(dependencies), collector, dependencies
 

@@ -4,7 +4,9 @@ C1  An inode without links stays while a client has it open, and at least `gc_de
     `gc_delay_ms` of this process, so that readers can register their holds again (`RemovalClock`, A3).
 C2  Chunks are removed only when the transaction that made them garbage is on disk, and after `gc_delay_ms`: a reader
     with the old layout of a file that was truncated has seen the new one by then.
-    Its record is forgotten only when the removal is on the disks of all replicas.
+    Its record is forgotten only when the removal is on the disks of all replicas. Chunks that a file had, and not
+    only might have had, stay for `history_s` besides, measured by the wall clock: a state from before their removal may
+    be restored until then. Their record moves from `G` to `H` meanwhile.
 C3  Content that an inode refers to is never removed, whatever a record says.
 C4  All progress is in the store: after a crash the same records are found again, and every step may be repeated.
 C5  A session of a client that mgmtd has not known for `client_session_timeout_ms` ends, after its file's length has
@@ -30,7 +32,7 @@ from ..clock import Clock
 from ..config import MetaConfig
 from ..errors import Error
 from ..ids import ChainId
-from ..kv import Engine, Transaction, run
+from ..kv import Engine, Pair, Transaction, run
 from ..wire.pb.meta_pb2 import DIRECTORY, REGULAR, Inode, RemovedContent
 from . import schema
 from .context import NS_PER_MS
@@ -110,6 +112,7 @@ class Collector:
         removal_clock: RemovalClock,
         membership: Membership,
         session_timeout_s: float,
+        history_s: float = 0.0,
     ) -> None:
         self._engine = engine
         self._clock = clock
@@ -124,7 +127,11 @@ class Collector:
         self._membership = membership
         self._session_timeout_s = session_timeout_s
         self._orphans = RemovalQueue(engine, clock, b"O")
-        self._garbage = RemovalQueue(engine, clock, b"G")
+        self._garbage = RemovalQueue(engine, clock, schema.GARBAGE)
+        self._kept = RemovalQueue(engine, clock, schema.KEPT)
+        self._history_ms = int(history_s * 1000)
+        # The wall clock's time is read once: one that is set forwards must not end what is kept.
+        self._unix_ms_at_0 = clock.unix_ns() // NS_PER_MS - int(clock.monotonic() * 1000)
         self._emptied: dict[int, bytes] = {}  # removed directory → names up to here are out of it
         self._progress: dict[
             tuple[ChainId, int], int
@@ -292,8 +299,10 @@ class Collector:
         if not self._is_ready():
             return 0
         due = self._garbage.take(self._batch, before_ms=self._before_ms())
+        due, moved = await self._keep(due)
+        due += self._kept.take(self._batch, before_ms=self._kept_since_ms())
         if not due:
-            return 0
+            return moved
         await self._engine.sync()  # C2
         waits: dict[bytes, int] = {}  # record → chains that still hold chunks of its content
         by_chain: dict[ChainId, dict[ChunkRange, bytes]] = {}
@@ -320,7 +329,39 @@ class Collector:
             await run(self._engine, partial(_give_up, key=key), clock=self._clock)
             self._garbage.put_off(key, self._clock.monotonic())
         await asyncio.gather(*(self._remove_on(chain, keys, waits) for chain, keys in by_chain.items()))
-        return len(spares) + await self._forget_garbage([key for key, count in waits.items() if not count])
+        forgotten = await self._forget_garbage([key for key, count in waits.items() if not count])
+        return moved + len(spares) + forgotten
+
+    async def _keep(self, due: Sequence[Pair]) -> tuple[list[Pair], int]:
+        """Put aside what a state may be restored with; return the others, and how many were put aside (C2)."""
+        if not self._history_ms:
+            return list(due), 0
+        others: list[Pair] = []
+        kept: list[tuple[Pair, bytes]] = []
+        for pair in due:
+            try:
+                record = schema.decode_garbage(pair[1])
+            except Error:  # reported by who removes
+                record = RemovedContent(spare=True)
+            if record.spare or record.removed_unix_ms < self._kept_since_ms():
+                others.append(pair)
+            else:
+                kept.append((pair, schema.kept_key(record.removed_unix_ms, record.content)))
+        for first in range(0, len(kept), GARBAGE_SLICE):
+            batch = kept[first : first + GARBAGE_SLICE]
+            await run(self._engine, partial(_move, batch=batch), clock=self._clock)
+            for (key, _), moved_to in batch:
+                self._garbage.done(key)
+                self._kept.add(moved_to)
+            await self._pace()
+        return others, len(kept)
+
+    def _kept_since_ms(self) -> int:
+        """Return the moment of the wall clock from which on removed contents are kept."""
+        return max(0, self._unix_ms_at_0 + int(self._clock.monotonic() * 1000) - self._history_ms)
+
+    def _queue_of(self, key: bytes) -> RemovalQueue:
+        return self._kept if key.startswith(schema.KEPT) else self._garbage
 
     def _chains_of(self, record: RemovedContent) -> Sequence[ChainId]:
         """Return the chains whose chunks of the content are to be removed. Raises: Unavailable."""
@@ -355,7 +396,7 @@ class Collector:
                 self._progress.pop((chain, removal.content), None)
             else:
                 self._progress[chain, removal.content] = first
-                self._garbage.put_off(key, self._clock.monotonic())
+                self._queue_of(key).put_off(key, self._clock.monotonic())
 
     def _is_away(self, chain: ChainId) -> bool:
         """Return whether the chain could not be asked a moment ago."""
@@ -373,7 +414,7 @@ class Collector:
             batch = keys[first : first + GARBAGE_SLICE]
             await run(self._engine, partial(_delete, keys=batch), clock=self._clock)
             for key in batch:
-                self._garbage.done(key)
+                self._queue_of(key).done(key)
             await self._pace()
         return len(keys)
 
@@ -491,6 +532,15 @@ class Collector:
             self._requests.still_there(client, slots)
             raise
         return len(keys)
+
+
+def _move(txn: Transaction, *, batch: Sequence[tuple[Pair, bytes]]) -> None:
+    """Store each record under its other key, unless it is not there any more."""
+    txn.may_use_reserve = True
+    for (key, value), moved_to in batch:
+        if txn.get(key) is not None:
+            txn.delete(key)
+            txn.put(moved_to, value)
 
 
 def _give_up(txn: Transaction, *, key: bytes) -> bool:

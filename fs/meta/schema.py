@@ -10,17 +10,19 @@
     R client slot             record          the answer to a request that has been carried out (requests.py)
     O removed_at inode        orphan          an inode without a name, until it is open nowhere
     G removed_at content      garbage         the `RemovedContent` message: chunks to remove
+    H removed_at content      kept garbage    the same, while a state may be restored in which a file had the chunks
     P inode                   cut             a truncation in progress
     X inode name              attribute       an extended attribute
     Q due content             quarantine      the `QuarantinedContent` message: chunks that no file names
     L                         load            the `LoadState` message, while a dump is being loaded
     A kind                    allocator       first id, or moment of `RemovalClock`, that is not reserved
 
-Ids in keys are big-endian: keys sort by number. `removed_at` is a moment of `RemovalClock`. Making a file writes
-T but neither reads it nor writes its directory's I or N, so creates in one directory never conflict. A directory's
-record holds 2 as its link count while it has a name, and 0 after; `OperationContext.visible` puts together what callers
-see. Every D has its C, written and deleted with it (`OperationContext.add_entry`). A cookie is the id of the inode that
-was made with the name, or an id of its own: no two entries have the same, and a name keeps its cookie until it goes.
+Ids in keys are big-endian: keys sort by number. `removed_at` is a moment of `RemovalClock`, for H of the wall clock.
+Making a file writes T but neither reads it nor writes its directory's I or N, so creates in one directory never
+conflict. A directory's record holds 2 as its link count while it has a name, and 0 after; `OperationContext.visible`
+puts together what callers see. Every D has its C, written and deleted with it (`OperationContext.add_entry`). A cookie
+is the id of the inode that was made with the name, or an id of its own: no two entries have the same, and a name keeps
+its cookie until it goes.
 """
 
 from struct import Struct
@@ -48,6 +50,8 @@ _INTENT: Final = Struct("<QQ")
 
 SUPERBLOCK: Final = b"M"
 LOAD: Final = b"L"
+GARBAGE: Final = b"G"
+KEPT: Final = b"H"  # of garbage, for `[metadata] history_s`
 INODES: Final = b"I"  # first byte of the keys of all inodes
 QUARANTINE: Final = b"Q"
 
@@ -143,7 +147,11 @@ def orphan_key(removed_ms: int, inode: int) -> bytes:
 
 
 def garbage_key(removed_ms: int, content: int) -> bytes:
-    return pack_two(b"G", removed_ms, content)
+    return pack_two(GARBAGE, removed_ms, content)
+
+
+def kept_key(removed_unix_ms: int, content: int) -> bytes:
+    return pack_two(KEPT, removed_unix_ms, content)
 
 
 def removal_begin(kind: bytes, removed_ms: int) -> bytes:
@@ -336,7 +344,9 @@ def decode_quarantined(value: bytes) -> QuarantinedContent:
 __all__ = [
     "ENTRY_BYTES",
     "FORMAT_VERSION",
+    "GARBAGE",
     "INODES",
+    "KEPT",
     "LOAD",
     "QUARANTINE",
     "SUPERBLOCK",
@@ -377,6 +387,7 @@ __all__ = [
     "garbage_key",
     "inode_key",
     "intent_key",
+    "kept_key",
     "kind_range",
     "orphan_key",
     "quarantine_key",

@@ -185,8 +185,13 @@ class MetaService:
         identity: Identity,  # noqa: ARG002, a handler
     ) -> AsyncIterator[pb.RemovedContent]:
         """Every content whose chunks wait to be removed."""
-        async for _, value in self._scan(b"G", request.limit):
-            yield schema.decode_garbage(value)
+        left = request.limit or 1 << 62
+        for kind in (schema.GARBAGE, schema.KEPT):
+            if left <= 0:
+                return
+            async for _, value in self._scan(kind, left):
+                left -= 1
+                yield schema.decode_garbage(value)
 
     async def scan_quarantined(
         self,

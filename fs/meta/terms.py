@@ -34,6 +34,7 @@ from .committed_replies import committed
 from .dependencies import Dependencies
 from .feed import Feed
 from .layout import Placer
+from .moments import Moments
 from .schema import Superblock
 from .service import MetaService
 from .storage import StorageControl
@@ -121,6 +122,7 @@ class Terms:
             await first_end(
                 collect(collector, dependencies, self._clock),
                 resume_truncations(dependencies, self._clock),
+                *([Moments(engine, self._clock).run()] if self._settings.config.metadata.history_s else []),
             )
         finally:
             self._current.service = self._mark = self.service = None
@@ -138,6 +140,7 @@ class Terms:
             clock=self._clock,
             cluster_id=settings.cluster_id,
             session_timeout_s=settings.config.mgmtd.client_session_timeout_ms / 1000,
+            history_s=settings.config.metadata.history_s,
             placer=settings.placer,
             create=False,
         )

@@ -8,6 +8,7 @@ replica has announced counts until it is withdrawn, by who removes the replica: 
     K2  the log is trimmed only behind what `copies` replicas have announced, of which this one's is known to be there
     K3  nothing here ends the replica: what fails is tried again
     K4  what the log keeps has a limit in bytes, as long as `copies` replicas make their checkpoints
+    K5  where a history is kept, a checkpoint is announced when the records up to it are there (`history`, H1)
 
 Any replica trims, not only the primary: a full etcd has none, and that is when room is needed.
 """
@@ -120,6 +121,16 @@ class Checkpoints(Protocol):
         """Remove all but the `count` newest."""
 
 
+class KeptHistory(Protocol):
+    """What a replica keeps of what the log forgets (`history.History`)."""
+
+    async def archive(self, ordered: OrderedLog) -> None:
+        """Keep the records up to the newest checkpoint. Raises: what the log raises."""
+
+    def is_empty(self) -> bool:
+        """Return whether it waits for a first checkpoint."""
+
+
 class StoreCheckpoints:
     """`Checkpoints` of a store in RocksDB."""
 
@@ -158,15 +169,17 @@ class Member:
 class Keeper:
     """Keeps the checkpoints of `member`, whose store follows `log`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, what it looks after
         self,
         log: OrderedLog,
         checkpoints: Checkpoints,
         *,
         member: Member,
         policy: Policy,
+        history: KeptHistory | None = None,
         clock: Clock = _SYSTEM_CLOCK,
     ) -> None:
+        self._history = history
         self._log = log
         self._checkpoints = checkpoints
         self._member = member
@@ -227,6 +240,7 @@ class Keeper:
             position - newest >= self._policy.records
             or self._checkpoints.sizes.at_most(newest, position) >= self._policy.size_bytes
             or self._clock.monotonic() - self._made_s >= self._policy.interval_s
+            or (self._history is not None and self._history.is_empty())
         )
 
     async def _make(self) -> None:
@@ -245,6 +259,8 @@ class Keeper:
             log.warning("the checkpoint of this replica cannot be announced: %s", error)
 
     async def _announce(self) -> None:
+        if self._history is not None:  # K5
+            await self._history.archive(self._log)
         announcement = Announcement(self._checkpoints.newest(), self._member.address)
         await self._log.announce(self._member.name, announcement.encode())
         self._announced = True
@@ -285,6 +301,7 @@ __all__ = [
     "Announcement",
     "Checkpoints",
     "Keeper",
+    "KeptHistory",
     "Member",
     "Policy",
     "StoreCheckpoints",

@@ -28,7 +28,7 @@ def _restore(checkpoint: Checkpoint, store: Path) -> None:
     try:
         part.mkdir(mode=0o700, parents=True)
         for file in checkpoint.seal.files:
-            _place(checkpoint.directory / file.name, part / file.name)
+            place(checkpoint.directory / file.name, part / file.name)
         sync_directory(part)
         part.rename(store)
         sync_directory(store.parent)
@@ -37,7 +37,8 @@ def _restore(checkpoint: Checkpoint, store: Path) -> None:
             shutil.rmtree(part)
 
 
-def _place(source: Path, target: Path) -> None:
+def place(source: Path, target: Path) -> None:
+    """Make `target` the same file of a checkpoint as `source`: a hard link to a table, else a durable copy."""
     if source.suffix == TABLE:
         try:
             os.link(source, target)
@@ -49,4 +50,4 @@ def _place(source: Path, target: Path) -> None:
     sync_file(target)
 
 
-__all__ = ["restore"]
+__all__ = ["place", "restore"]

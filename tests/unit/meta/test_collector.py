@@ -75,6 +75,60 @@ class TestDelays:
         assert len(world.keys(b"O")) == 9
 
 
+class TestHistory:
+    """Chunks stay as long as a state may be restored in which a file had them."""
+
+    def test_removed_and_replaced_contents_stay_for_the_history(self):
+        world = World(history_s=100.0)
+        removed, _ = world.chunked(b"removed", DATA)
+        replaced, _ = world.chunked(b"replaced", DATA)
+        world.clock.advance(1000)
+        world.unlink(b"removed")
+        world.set_attr(b"replaced", length=0)
+        world.clock.advance(50)
+        world.collect()
+        world.clock.advance(49)
+        world.crash()  # the next process does not wait for all of it again
+        world.clock.advance(0.9)
+        world.collect()
+        assert world.control.contents() == {removed.content, replaced.content}
+        check_store(world)
+        listed = world.run(_all(world.service.scan_removed(pb.ScanRequest(), world.identity)))
+        assert {each.content for each in listed} == {removed.content, replaced.content}
+        world.clock.advance(52)  # an inode is erased by the collector, and its content is kept from then on
+        world.collect()
+        assert world.control.contents() == set()
+        assert world.keys(b"G") == world.keys(b"H") == []
+
+    def test_a_clock_that_is_set_forwards_ends_nothing(self):
+        world = World(history_s=100.0)
+        inode, _ = world.chunked(b"f", DATA)
+        world.unlink(b"f")
+        world.clock.offset_ns = 10**15
+        world.clock.advance(2)
+        world.collect()
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.contents() == {inode.content}
+
+    def test_a_history_that_is_switched_off_ends_what_was_kept(self):
+        world = World(history_s=1e6)
+        world.chunked(b"f", DATA)
+        world.unlink(b"f")
+        world.clock.advance(2)
+        world.collect()
+        assert len(world.keys(b"H")) == 1
+        world.history_s = 0.0
+        world.crash()
+        world.clock.advance(2)
+        world.collect()
+        assert world.control.contents() == set()
+
+
+async def _all(stream):
+    return [each async for each in stream]
+
+
 class TestTrouble:
     def test_content_in_use_is_never_removed(self, world):
         """Even if a record says so: this one is wrong."""

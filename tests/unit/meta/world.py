@@ -63,7 +63,7 @@ OPENED: list["World"] = []  # closed after each test, however it ends
 class World:
     """One meta service, and what it talks to. `crash` replaces the process; the store stays."""
 
-    def __init__(self, engine: Engine | None = None, **config: object) -> None:
+    def __init__(self, engine: Engine | None = None, *, history_s: float = 0.0, **config: object) -> None:
         self.loop = asyncio.new_event_loop()
         OPENED.append(self)
         self.clock = PatientClock()
@@ -72,6 +72,7 @@ class World:
         self.members = KnownClients()
         self.config = MetaConfig(**{"chunk_bytes": CHUNK, "stripe": 4, "gc_delay_ms": 1000} | config)  # type: ignore[arg-type]
         self.identity = Identity(TRUSTED, 0, 0, ())
+        self.history_s = history_s
         self.sequence = 0
         self.start()
 
@@ -89,6 +90,7 @@ class World:
                 clock=self.clock,
                 cluster_id="test",
                 session_timeout_s=TIMEOUT_S,
+                history_s=self.history_s,
                 placer=placer,
             )
         )
@@ -460,7 +462,7 @@ def check_store(world: World) -> None:
     assert stored == mirrored
     assert world.call("stat_fs", pb.StatFsRequest()).inode_count == len(inodes)
     known = {inode.content for inode in inodes.values() if inode.content}
-    waiting = {schema.split_two(key)[1] for key in world.keys(b"G")}
+    waiting = {schema.split_two(key)[1] for key in world.keys(b"G") + world.keys(b"H")}
     assert not known & waiting, "content in use waits to be removed"
     assert world.control.contents() <= known | waiting, "chunks that will never be removed"
     for number, inode in inodes.items():
