@@ -13,6 +13,7 @@ from luciola.errors import AlreadyExists, ConfigError, InvalidArgument, Unavaila
 from luciola.ids import NodeId
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
+from luciola.mgmtd.metrics import manager_families
 from luciola.mgmtd.records import Change, NodeRecord
 from luciola.mgmtd.service import PRIMARY_LEASE_S, STORE_FAILED_S, Service, Settings
 from luciola.mgmtd.store import Store
@@ -177,6 +178,36 @@ def test_dead_node_is_replaced_after_its_lease_and_comes_back():
         routing = await cluster.routing()
         assert serving(routing) == {1000, 1001, 1002}
         assert all(t.state == pb.SERVING for chain in routing.chains for t in chain.targets)
+
+    scenario(story)
+
+
+async def shown_by(cluster: Cluster) -> dict[str, Any]:
+    """The metrics of a manager by name; those with labels as a dict."""
+    families = await manager_families(cluster.service, now_s=cluster.clock.monotonic())
+    return {each.name: dict(each.samples) if each.labels else each.samples[0][1] for each in families}
+
+
+def test_metrics_follow_a_node_that_dies_and_comes_back():
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        await cluster.call("extend_client", pb.ExtendClientRequest(client=9, kind=pb.NODE_MOUNT, pid=4))
+        await alive(cluster, 1, 1000, 1001, 1002)
+        shown = await shown_by(cluster)
+        assert (shown["luciola_mgmtd_primary"], shown["luciola_mgmtd_term"]) == (1, 1)
+        assert (shown["luciola_client_sessions"], shown["luciola_node_leases"]) == (1, 3)
+        assert shown["luciola_chains"] == {("complete",): 9, ("degraded",): 0, ("down",): 0}
+        assert shown["luciola_nodes"] == {("mgmtd", "connected"): 1, ("storage", "connected"): 3}
+        await alive(cluster, 4, 1000, 1001)
+        shown = await shown_by(cluster)
+        assert shown["luciola_node_leases"] == 2
+        assert shown["luciola_nodes"]["storage", "failed"] == 1
+        assert shown["luciola_chains"] == {("complete",): 3, ("degraded",): 6, ("down",): 0}
+        assert (shown["luciola_targets"]["serving",], shown["luciola_targets"]["offline",]) == (12, 6)
+        await cluster.wait(5.0)
+        assert (await shown_by(cluster))["luciola_node_leases"] == 0
+        cluster.service.end_term()
+        assert await shown_by(cluster) == {"luciola_mgmtd_primary": 0}
 
     scenario(story)
 

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from contextlib import asynccontextmanager
+from threading import Event
 
 import pytest
 
@@ -149,6 +150,27 @@ def test_empty_replica_gets_everything_page_by_page(tmp_path):
         await pair.until_done()
         assert equal(pair)
         assert pair.first.recovery.counters.sent == count
+        sent_bytes = sum(each.length for each in pair.first.fake.chain(CHAIN).values())
+        assert pair.first.recovery.counters.sent_bytes == sent_bytes > 0
+        assert pair.first.recovery.pending_bytes == 0
+
+    run(tmp_path, test)
+
+
+def test_bytes_that_wait_to_be_sent_are_counted(tmp_path):
+    async def test(pair):
+        go_on = Event()
+        pair.first.fake.before_sync = go_on.wait
+        pair.first.fake.put(CHAIN, *(record(1, n) for n in range(10)))
+        waiting = sum(each.length for each in pair.first.fake.chain(CHAIN).values())
+        pair.join()
+        await until(lambda: pair.first.recovery.pending_bytes == waiting)
+        assert pair.first.recovery.chain_count == 1
+        assert pair.first.recovery.counters.sent_bytes == 0
+        go_on.set()
+        await pair.until_done()
+        await until(lambda: pair.first.recovery.chain_count == 0)
+        assert (pair.first.recovery.pending_bytes, pair.first.recovery.counters.sent_bytes) == (0, waiting)
 
     run(tmp_path, test)
 
