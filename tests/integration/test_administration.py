@@ -1,8 +1,6 @@
 """`luciola chain` and `luciola node` on a cluster that runs: replicas away, back, and given up."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,13 +11,9 @@ from cluster import luciola as command
 CONFIG = "[mgmtd]\nheartbeat_interval_ms = 300\nlease_ms = 2000\nbootstrap_ms = 2200\n"
 
 
-def asked(cluster: LocalCluster, *arguments: str) -> Any:
-    return json.loads(command(*arguments, "--data", str(cluster.data), "--json").stdout)
-
-
 def states(cluster: LocalCluster, node: int) -> set[str]:
     """Of all replicas of the node."""
-    chains = asked(cluster, "chain", "list")
+    chains = cluster.ask("chain", "list")
     return {each["state"] for chain in chains for each in chain["targets"] if each["node"] == node}
 
 
@@ -29,13 +23,13 @@ def test_replicas_that_served_last_are_given_up_one_by_one(tmp_path: Path) -> No
         with luciola.connect(cluster.data) as fs:
             fs.write("/old", b"o" * 300_000)
         data = ["--data", str(cluster.data)]
-        nodes = asked(cluster, "node", "list")
+        nodes = cluster.ask("node", "list")
         first, second = (node["id"] for node in nodes if node["kind"] == "storage")
-        chains = asked(cluster, "chain", "list")
+        chains = cluster.ask("chain", "list")
         assert {each["state"] for each in chains} == {"serving"}
         assert {node["serving"] for node in nodes if node["kind"] == "storage"} == {len(chains)}
-        assert asked(cluster, "chain", "list", "--incomplete") == []
-        assert asked(cluster, "node", "counters", str(first))["lease_left_ms"] > 0
+        assert cluster.ask("chain", "list", "--incomplete") == []
+        assert cluster.ask("node", "counters", str(first))["lease_left_ms"] > 0
 
         refused = command(
             "chain", "rotate", str(chains[0]["id"]), "--last-serving", "--yes", *data, check=False
@@ -54,7 +48,7 @@ def test_replicas_that_served_last_are_given_up_one_by_one(tmp_path: Path) -> No
         until(lambda: states(cluster, second) == {"lastsrv"}, what="the second node to be out")
         command("node", "enable", str(first), *data)
         until(
-            lambda: {n["id"]: n["status"] for n in asked(cluster, "node", "list")}[first] == "connected",
+            lambda: {n["id"]: n["status"] for n in cluster.ask("node", "list")}[first] == "connected",
             what="the first node",
         )
         assert states(cluster, second) == {"lastsrv"}, "chains wait for it"
@@ -71,13 +65,13 @@ def test_replicas_that_served_last_are_given_up_one_by_one(tmp_path: Path) -> No
 
         removed = next(
             target["target"]
-            for target in asked(cluster, "chain", "list", number)[0]["targets"]
+            for target in cluster.ask("chain", "list", number)[0]["targets"]
             if target["node"] == second
         )
-        (after,) = asked(cluster, "chain", "remove", number, str(removed), "--yes")
+        (after,) = cluster.ask("chain", "remove", number, str(removed), "--yes")
         assert [each["node"] for each in after["targets"]] == [first]
         command("node", "enable", str(second), *data)
-        (added,) = asked(cluster, "chain", "add", number, str(second))
+        (added,) = cluster.ask("chain", "add", number, str(second))
         assert [each["node"] for each in added["targets"]] == [first, second]
         cluster.wait_healthy()
         assert cluster.fsck()["problems"] == []

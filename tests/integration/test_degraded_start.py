@@ -1,6 +1,5 @@
 """A cluster with a node or a disk missing starts with what it has, and says what helps."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -58,7 +57,7 @@ def test_chains_that_lost_their_last_disk_do_not_keep_the_others_from_starting(t
         assert "--last-serving" in said
         assert (cluster.mountpoint / "small").read_bytes() == b"in its inode"
         assert command("status", *data, check=False).returncode == 1
-        found = json.loads(command("chain", "list", "--json", *data).stdout)
+        found = cluster.ask("chain", "list")
         lost = [str(each["id"]) for each in found if each["state"] == "unavailable"]
         assert {len(lost), len(found) - len(lost)} != {0}, "one node is whole"
     finally:

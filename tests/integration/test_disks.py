@@ -1,7 +1,6 @@
 """Disks that lie, lose or fill: what applications see, and what is repaired."""
 
 import errno
-import json
 import os
 import re
 import subprocess
@@ -118,7 +117,7 @@ def test_a_hanging_disk_is_left_behind_and_its_process_says_so(tmp_path: Path) -
             assert path.read_bytes() == content
             log = (cluster.data / "log" / "storage-202.log").read_text()
             assert "disk failed: a write of one block has not ended for 2 s" in log
-            chains = json.loads(luciola("chain", "list", "--data", str(cluster.data), "--json").stdout)
+            chains = cluster.ask("chain", "list")
             members = [each for chain in chains for each in chain["targets"] if each["node"] == 202]
             assert {each["state"] for each in members} == {"offline"}
         finally:
@@ -198,7 +197,7 @@ def lying_disk(directory: Path, backing: Path) -> Iterator[None]:
 
 def states(cluster: LocalCluster, node: int) -> set[str]:
     """What the cluster says of the replicas on one node."""
-    chains = json.loads(luciola("chain", "list", "--data", str(cluster.data), "--json").stdout)
+    chains = cluster.ask("chain", "list")
     return {replica["state"] for chain in chains for replica in chain["targets"] if replica["node"] == node}
 
 

@@ -1,6 +1,5 @@
 """Which writes through a mount are durable when they return: open(2) with `O_DSYNC` and `O_SYNC`, `RWF_DSYNC`."""
 
-import json
 import mmap
 import os
 from collections.abc import Iterator
@@ -20,8 +19,7 @@ def syncs(cluster: LocalCluster) -> int:
     """How often storage nodes have been asked to make chunks durable."""
     total = 0
     for node in cluster.services("storage"):
-        counters = luciola("node", "counters", str(node["id"]), "--data", str(cluster.data), "--json")
-        total += json.loads(counters.stdout)["syncs"]
+        total += cluster.ask("node", "counters", str(node["id"]))["syncs"]
     return total
 
 

@@ -1,6 +1,5 @@
 """Files that several processes and mounts use: fsync covers what any of them wrote, appends do not overwrite."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import pytest
 
 import luciola
 from cluster import LocalCluster, meta_status
-from cluster import luciola as command
 
 pytestmark = pytest.mark.mount
 
@@ -27,8 +25,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
 
 def syncs(cluster: LocalCluster) -> int:
     """How often the storage node was asked to make chains durable."""
-    result = command("node", "counters", NODE, "--data", str(cluster.data), "--json")
-    return int(json.loads(result.stdout)["syncs"])
+    return int(cluster.ask("node", "counters", NODE)["syncs"])
 
 
 def operations(cluster: LocalCluster) -> int:

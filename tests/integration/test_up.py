@@ -130,10 +130,10 @@ def test_status_has_the_promised_shape(shared_cluster: LocalCluster) -> None:
 
 
 def test_every_counter_is_explained(shared_cluster: LocalCluster) -> None:
-    result = luciola("node", "counters", "201", "--data", str(shared_cluster.data), "--json")
+    counters = shared_cluster.ask("node", "counters", "201")
     docs = Path(__file__).parents[2] / "docs"
     text = (docs / "operations.md").read_text() + (docs / "rdma.md").read_text()
-    assert [name for name in json.loads(result.stdout) if f"`{name}`" not in text] == []
+    assert [name for name in counters if f"`{name}`" not in text] == []
 
 
 def test_second_supervisor_is_refused(shared_cluster: LocalCluster) -> None:

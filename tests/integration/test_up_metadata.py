@@ -94,7 +94,7 @@ def test_commands_reach_whichever_manager_is_the_primary(cluster: LocalCluster) 
     for primary in ("2", "1"):
         until(lambda primary=primary: _is_promoted(cluster, "mgmtd", primary), what=f"manager {primary}")
         luciola("node", "enable", "201", "--data", str(cluster.data))
-        nodes = json.loads(luciola("node", "list", "--data", str(cluster.data), "--json").stdout)
+        nodes = cluster.ask("node", "list")
         assert {"1", "2"} <= {str(node["id"]) for node in nodes}
 
 
@@ -143,7 +143,7 @@ def test_log_of_the_managers_is_made_again_of_what_the_storage_nodes_remember(cl
     cluster.wait_healthy()
     _await_roles(cluster, "mgmtd")
     assert _epochs(cluster)["mgmtd"] > epoch
-    chains = json.loads(luciola("chain", "list", "--data", str(cluster.data), "--json").stdout)
+    chains = cluster.ask("chain", "list")
     assert all(chain["version"] > VERSION_GAP for chain in chains)
     _check(cluster.mountpoint / "rebuilt", written)
     asides = {path.name.partition(".aside-")[0] for path in cluster.data.glob("*.aside-*")}
@@ -229,9 +229,7 @@ def _is_replaced(cluster: LocalCluster, kind: str, old: dict[str, Any]) -> bool:
 
 
 def _metadata_status(cluster: LocalCluster) -> dict[str, Any]:
-    result = luciola("metadata", "status", "--data", str(cluster.data), "--json", check=False)
-    assert result.stdout, result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)
+    report: dict[str, Any] = cluster.ask("metadata", "status")
     return report
 
 
