@@ -21,11 +21,10 @@ from ..metrics import address_of
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.storage_pb2 import SpaceReply
-from . import private_etcd, processes, stores
+from . import private_etcd, processes
 from .administration import confirm
 from .datadir import DataDir, Shape, check_shape, choose_shape
 from .health import describe_progress, describe_space, describe_trouble
-from .live_table import LiveTable
 from .metadata_options import Given, metadata_options, wanted_metadata
 from .metadata_status import (
     PRIMARY,
@@ -131,6 +130,8 @@ def up(
     if detach:
         _detach(data, [*sys.argv[1:], "--yes"])
         return
+    from .live_table import LiveTable
+
     _log_to_stderr()
     if ready_fd is not None:
         rotate_output()
@@ -141,6 +142,8 @@ def up(
             finish(data)  # a migration that was interrupted
             shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
             if accept_metadata_loss:
+                from . import stores
+
                 stores.set_aside_broken_meta(data)
             supervisor = Supervisor(
                 data,
@@ -159,8 +162,11 @@ def up(
 
 
 def _confirm_losses(data: DataDir, *, rebuild_mgmtd: bool, accept_metadata_loss: bool, yes: bool) -> None:
-    if rebuild_mgmtd or accept_metadata_loss:
-        data.read_shape()
+    if not (rebuild_mgmtd or accept_metadata_loss):
+        return
+    from . import stores
+
+    data.read_shape()
     if rebuild_mgmtd:
         confirm(stores.rebuild_question(data), yes=yes)
     if accept_metadata_loss:

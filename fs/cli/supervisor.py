@@ -30,7 +30,7 @@ from ..fuse import check_mountpoint, clean_stale_mount, is_mounted, read_records
 from ..wire import create_secret, write_private
 from ..wire.etcd import EtcdClient
 from ..wire.pb import mgmtd_pb2 as pb
-from . import private_etcd, processes, stores
+from . import private_etcd, processes
 from .datadir import DataDir, Shape
 from .health import NAMED_MAX, awaited, describe_trouble
 from .mgmtd_client import MgmtdClient
@@ -119,6 +119,8 @@ class Supervisor:
         self._create_secret()
         await self._start_etcd()
         if self.rebuild_mgmtd:
+            from . import stores
+
             await stores.rebuild_mgmtd(self.data, self.shape.cluster)
         async with MgmtdClient.connect(self.shape.cluster) as manager:
             for node in manager_nodes(self.shape):

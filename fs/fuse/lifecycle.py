@@ -20,7 +20,6 @@ from typing import IO, Final
 
 import luciola_core
 
-from ..client.connection import explained
 from ..config import ClientConfig, MetricsConfig, MountConfig, rdma_options
 from ..errors import (
     Busy,
@@ -152,6 +151,8 @@ def _run(mount: luciola_core.Mount, failures: list[BaseException]) -> None:
 
 
 def _connect(settings: Settings) -> luciola_core.Client:
+    from ..client.connection import explained  # commands that mount nothing start without the client
+
     address, token = _door(settings)
     with explained(settings.cluster, address):
         return _native(settings, address, token)

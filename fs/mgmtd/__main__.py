@@ -154,6 +154,7 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
         async with listening(cluster, settings.node, service, shown):
             await first_end(stopping.wait(), service.run())
             log.info("stopping")
+            service.release_waiting()
     finally:
         await service.finish_writes()
         await service.keep_engines()

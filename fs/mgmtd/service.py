@@ -96,6 +96,7 @@ class Service:
         self._seen: Lease | None = None
         self._seen_s = self._clock.monotonic()
         self._waiters = 0
+        self._is_ending = False
         self._snapshots = asyncio.Lock()
         self._writes: set[asyncio.Task[object]] = set()
         self._refusal: asyncio.Queue[ConfigError] = asyncio.Queue()
@@ -251,7 +252,8 @@ class Service:
         return self._routing(self._primary(), request.known_version)
 
     async def _wait_news(self, known: int, duration_s: float) -> None:
-        """Return when the version is not `known` any more, or after `duration_s`."""
+        """Return when the version is not `known` any more, or after `duration_s`. Raises: Unavailable at the end."""
+        self._refuse_to_wait_at_end()
         term = self._primary()
         if term.publisher.version != known:
             return
@@ -266,6 +268,11 @@ class Service:
             self._waiters -= 1
             changed.cancel()
             late.cancel()
+        self._refuse_to_wait_at_end()
+
+    def _refuse_to_wait_at_end(self) -> None:
+        if self._is_ending:
+            raise Unavailable("this manager is being stopped")
 
     async def _register(self, request: pb.HeartbeatRequest, received_s: float) -> pb.HeartbeatReply:
         def decide(model: Model) -> Change:
@@ -358,6 +365,12 @@ class Service:
         """Refuse everything from now on, also to those who wait for changes: another process may be primary."""
         if self._term is not None:
             self._step_down(self._term, "its term on the log has ended")
+
+    def release_waiting(self) -> None:
+        """End the calls that wait for changes: a server that is being stopped would wait for them."""
+        self._is_ending = True
+        if self._term is not None:
+            self._wake(self._term)
 
     async def finish_writes(self) -> None:
         """Return when nothing is being stored any more; call it before the engine is closed."""

@@ -294,6 +294,28 @@ def test_stream_says_that_it_is_alive():
     scenario(story)
 
 
+def test_calls_that_wait_for_changes_end_with_the_manager_and_others_are_answered():
+    async def story(cluster: Cluster) -> None:
+        await cluster.wait(0.2)
+        stream = cluster.service.stream_routing(pb.GetRoutingRequest(), WHO)
+        known = (await anext(stream)).version
+        poll = pb.GetRoutingRequest(known_version=known, wait_ms=2000)
+        waiting = [
+            asyncio.ensure_future(anext(stream)),
+            asyncio.ensure_future(cluster.call("get_routing", poll)),
+        ]
+        await settle()
+        assert not any(each.done() for each in waiting)
+        cluster.service.release_waiting()
+        await settle()
+        assert [type(each.exception()) for each in waiting] == [Unavailable, Unavailable]
+        with pytest.raises(Unavailable):
+            await cluster.call("get_routing", poll)
+        assert (await cluster.routing()).version == known
+
+    scenario(story)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
