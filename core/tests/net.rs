@@ -21,7 +21,7 @@ use luciola_core::types::*;
 use luciola_core::wire::credential::{self, Nonces};
 use luciola_core::wire::frame::{self, Envelope, PayloadLocation};
 use luciola_core::wire::handshake;
-use luciola_core::wire::pb::{Claims, claims::Role};
+use luciola_core::wire::pb::{Claims, Revocations, RevokedToken, claims::Role};
 use luciola_core::wire::rdma;
 use parking_lot::RwLock;
 
@@ -189,6 +189,38 @@ fn a_connection_ends_with_its_token() {
     wait_until("the token expires", || connection.ping(soon()) == Err(Status::Disconnected));
     let refused = Connection::connect(&running.tcp(), &token, A_MINUTE);
     assert!(matches!(refused, Err(ConnectError::Refused)));
+}
+
+#[test]
+fn a_connection_ends_when_its_token_is_revoked() {
+    let running = Running::start();
+    let mint = |id: u8| Secret::new(SECRET).mint(&Claims { nonce: vec![id; 16], ..Claims::default() });
+    let (void, good) = (mint(1), mint(2));
+    for endpoint in [running.tcp(), running.unix()] {
+        running.server.authority().set_revocations(Revocations::default());
+        let mut first = Connection::connect(&endpoint, &void, A_MINUTE).unwrap();
+        let mut second = Connection::connect(&endpoint, &good, A_MINUTE).unwrap();
+        first.ping(soon()).unwrap();
+        let tokens = vec![RevokedToken { id: vec![1; 16], expires_unix_s: 0 }];
+        running.server.authority().set_revocations(Revocations { tokens, ..Revocations::default() });
+        assert_eq!(first.ping(soon()), Err(Status::Disconnected));
+        second.ping(soon()).unwrap();
+        let refused = Connection::connect(&endpoint, &void, A_MINUTE);
+        assert!(matches!(refused, Err(ConnectError::Refused)));
+    }
+}
+
+#[test]
+fn a_token_is_refused_outside_its_networks() {
+    let running = Running::start();
+    for (network, is_welcome) in [("127.0.0.0/8", true), ("10.0.0.0/8", false)] {
+        let claims = Claims { networks: vec![network.into()], version: 2, ..Claims::default() };
+        let token = Secret::new(SECRET).mint(&claims);
+        for endpoint in [running.tcp(), running.unix()] {
+            let connected = Connection::connect(&endpoint, &token, A_MINUTE);
+            assert_eq!(connected.is_ok(), is_welcome, "{network} {endpoint}");
+        }
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 DATA/                 0700
   secret              0600  the cluster secret
+  tokens              0600  which tokens were made here, without their keys (`token_record`)
   cluster.json        0600  identity, shape and addresses
   mgmtd/ meta/ storage-N/   what each service keeps; mgmtd-N/ and meta-N/ of further ones
   etcd/ etcd-N/             certificate and members of a private etcd (`private_etcd`)
@@ -73,6 +74,10 @@ class DataDir:
     @property
     def cluster(self) -> Path:
         return self.root / "cluster.json"
+
+    @property
+    def tokens(self) -> Path:
+        return self.root / "tokens"
 
     @property
     def lock(self) -> Path:

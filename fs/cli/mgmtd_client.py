@@ -97,6 +97,14 @@ class MgmtdClient:
         request = pb.NodeRequest(node=node)
         await self._change(methods.Mgmtd.unregister_node, request)
 
+    async def revoke(self, revocations: pb.Revocations) -> None:
+        """Make tokens void, for good. Raises: InvalidArgument beyond a limit."""
+        await self._change(methods.Mgmtd.revoke_tokens, revocations)
+
+    async def revoked(self) -> pb.Revocations:
+        """Return what is revoked."""
+        return await self._change(methods.Mgmtd.list_revoked, Empty())
+
     async def answers(self) -> bool:
         """Return whether mgmtd is there."""
         try:

@@ -2,33 +2,39 @@
 
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import Final
 
 import click
 
+from ..errors import InvalidArgument, NotADirectory, NotFound
+from ..wire import Token, load_cluster
 from ..wire.credentials import (
     ADMIN,
     CLIENT,
-    SERVICE,
+    NETWORKS_MAX,
     TRUSTED,
+    Limits,
     format_unix_s,
     load_secret,
     load_token,
     mint,
     save_token,
 )
+from ..wire.pb import mgmtd_pb2 as pb
+from .administration import ClusterTarget, cluster_options
 from .datadir import DataDir
 from .options import data_option, json_option
-from .output import print_json
+from .output import print_json, print_table
+from .token_record import TokenState, describe, has_expired, remember, remembered
 
 ROLES: Final = {"client": CLIENT, "trusted": TRUSTED, "admin": ADMIN}
-NAMES: Final = {role: name for name, role in ROLES.items()} | {SERVICE: "service"}
 UNITS_S: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
-LIFETIME_S_MAX: Final = (
-    366 * 86_400
-)  # a token cannot be taken back: only its end, or a new secret, makes it void
+LIFETIME_S_MAX: Final = 366 * 86_400
+RESOLVE_S: Final = 60.0  # of the token with which the path of another is looked up
+ID_DIGITS: Final = re.compile("[0-9a-f]{32}")
 
 
 def parse_lifetime(_: click.Context, __: click.Parameter, text: str) -> int:
@@ -74,6 +80,19 @@ def token() -> None:
     help="client: that user only. trusted: a mount, speaks for every user. admin: also changes the cluster.",
 )
 @click.option(
+    "--path",
+    metavar="DIRECTORY",
+    help="Only names and attributes in this directory of the cluster, which must run.  [default: all]",
+)
+@click.option("--read-only", is_flag=True, help="Nothing can be changed with it.")
+@click.option(
+    "--network",
+    "networks",
+    metavar="CIDR",
+    multiple=True,
+    help="Only from addresses in this network, as 10.0.0.0/8 (repeatable).  [default: from anywhere]",
+)
+@click.option(
     "--lifetime",
     "lifetime_s",
     callback=parse_lifetime,
@@ -94,6 +113,9 @@ def create(
     gid: int | None,
     groups: tuple[int, ...],
     role: str,
+    path: str | None,
+    read_only: bool,
+    networks: tuple[str, ...],
     lifetime_s: int,
     out: Path | None,
 ) -> None:
@@ -102,15 +124,43 @@ def create(
     \b
     Example:
       luciola token create --data /var/lib/luciola --uid 1000 --gid 1000 --lifetime 12h --out job.token
+      luciola token create --data /var/lib/luciola --path /datasets --read-only --out data.token
     """
-    secret = load_secret(DataDir(data_path).secret)
+    data = DataDir(data_path)
+    secret = load_secret(data.secret)
+    if len(networks) > NETWORKS_MAX:
+        raise click.UsageError(f"--network: at most {NETWORKS_MAX}")
+    limits = Limits(
+        read_only=read_only,
+        root=0 if path is None else _directory(data, secret, path),
+        path=b"" if path is None else os.fsencode(path),
+        audience=load_cluster(data.cluster).cluster_id if data.cluster.exists() else "",
+        networks=networks,
+    )
     user = os.geteuid() if uid is None else uid
     group = (os.getegid() if uid is None else user) if gid is None else gid
-    made = mint(secret, role=ROLES[role], uid=user, gid=group, groups=groups, lifetime_s=lifetime_s)
+    made = mint(
+        secret, role=ROLES[role], uid=user, gid=group, groups=groups, lifetime_s=lifetime_s, limits=limits
+    )
+    remember(data.tokens, made)  # first: one that is given away can be revoked
     if out is None:
         click.echo(made.encode())
     else:
         save_token(out, made)
+
+
+def _directory(data: DataDir, secret: bytes, path: str) -> int:
+    """Return the inode of a directory. Raises: InvalidArgument, NotFound, NotADirectory; as `connect`."""
+    from ..client import connect  # the other tokens are made without the native module
+
+    if not path.startswith("/"):
+        raise InvalidArgument("a path on the cluster is absolute: write /datasets", path=path)
+    token = mint(secret, role=TRUSTED, lifetime_s=RESOLVE_S)
+    with connect(load_cluster(data.cluster).mgmtd_lane, token=token.encode()) as files:
+        about = files.stat(path)
+    if not stat.S_ISDIR(about.st_mode):
+        raise NotADirectory("a token opens a directory and what is below it", path=path)
+    return about.st_ino
 
 
 @token.command()
@@ -123,31 +173,118 @@ def show(file: Path, *, as_json: bool) -> None:
     Example:
       luciola token show job.token
     """
-    found = load_token(file)
-    claims = found.described()
-    has_expired = 0 < claims.expires_unix_s <= time.time()
-    # The number of a role that this release does not know is shown as it is.
-    role = NAMES.get(claims.role, str(claims.role))
+    found = describe(load_token(file))
+    if as_json:
+        print_json({**found, "expired": has_expired(found)})
+        return
+    click.echo(f"id       {found['id']}")
+    click.echo(f"role     {found['role']}")
+    click.echo(f"uid      {found['uid']}")
+    click.echo(f"gid      {found['gid']}")
+    click.echo(f"groups   {' '.join(map(str, found['groups'])) or '-'}")
+    click.echo(f"opens    {_opens(found)}")
+    click.echo(f"from     {' '.join(found['networks']) or 'anywhere'}")
+    click.echo(f"cluster  {found['cluster'] or 'any with the same secret'}")
+    click.echo(f"expires  {_end(found)}{' (it has expired)' if has_expired(found) else ''}")
+
+
+@token.command(name="list")
+@cluster_options
+@json_option
+def list_tokens(target: ClusterTarget, *, as_json: bool) -> None:
+    """List tokens: with --data those that were made there and have not expired, and those that are revoked.
+
+    A holder of the secret can make tokens elsewhere: these are listed only once they are revoked.
+
+    \b
+    Example:
+      luciola token list --data /var/lib/luciola
+    """
+    revoked = target.ask(lambda manager: manager.revoked())
+    made = [] if target.data_path is None else remembered(DataDir(target.data_path).tokens)
+    made = [each for each in made if not has_expired(each)]
+    void = {each.id.hex(): each.expires_unix_s or None for each in revoked.tokens}
+    floors = {each.key_id: each.minted_unix_s for each in revoked.minted_before}
+    states = {
+        each["id"]: "revoked"
+        if each["id"] in void or (each["minted_unix_s"] or 0) < floors.get(each["key"], 0)
+        else "valid"
+        for each in made
+    }
+    elsewhere = {each: end for each, end in void.items() if each not in states}
     if as_json:
         print_json(
             {
-                "id": found.id,
-                "role": role,
-                "uid": claims.uid,
-                "gid": claims.gid,
-                "groups": list(claims.groups),
-                "expires_unix_s": claims.expires_unix_s or None,
-                "expired": has_expired,
+                "tokens": [{**each, "state": states[each["id"]]} for each in made],
+                "revoked_elsewhere": [
+                    {"id": each, "expires_unix_s": end} for each, end in sorted(elsewhere.items())
+                ],
+                "void_if_minted_before": [
+                    {"key": key, "minted_unix_s": time} for key, time in sorted(floors.items())
+                ],
             }
         )
         return
-    end = "never" if not claims.expires_unix_s else format_unix_s(claims.expires_unix_s)
-    click.echo(f"id       {found.id}")
-    click.echo(f"role     {role}")
-    click.echo(f"uid      {claims.uid}")
-    click.echo(f"gid      {claims.gid}")
-    click.echo(f"groups   {' '.join(map(str, claims.groups)) or '-'}")
-    click.echo(f"expires  {end}{' (it has expired)' if has_expired else ''}")
+    rows = [
+        (each["id"], states[each["id"]], each["role"], str(each["uid"]), _opens(each), _end(each))
+        for each in made
+    ]
+    rows += [
+        (each, "revoked", "?", "?", "?", "never" if end is None else format_unix_s(end))
+        for each, end in sorted(elsewhere.items())
+    ]
+    print_table(("ID", "STATE", "ROLE", "UID", "OPENS", "EXPIRES"), rows, right=(3,))
+    for key, minted_unix_s in sorted(floors.items()):
+        click.echo(f"key {key}: tokens made before {format_unix_s(minted_unix_s)} are revoked")
+
+
+@token.command()
+@click.argument("tokens", metavar="[ID|FILE]...", nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="Every token that was made until now.")
+@cluster_options
+def revoke(target: ClusterTarget, tokens: tuple[str, ...], *, is_all: bool) -> None:
+    """Make tokens void, for good: named by their ids, or by files that hold them. It takes effect within seconds.
+
+    Connections of these tokens end at once, and mounts with them fail. Tokens that services make for themselves stay.
+
+    \b
+    Example:
+      luciola token revoke 0123456789abcdef0123456789abcdef --data /var/lib/luciola
+      luciola token revoke --all --data /var/lib/luciola
+    """
+    if is_all == bool(tokens):
+        raise click.UsageError("name tokens, by id or file, or say --all")
+    known = [] if target.data_path is None else remembered(DataDir(target.data_path).tokens)
+    ends = {each["id"]: each["expires_unix_s"] or 0 for each in known}
+    revocations = pb.Revocations(tokens=[_named(each, ends) for each in tokens])
+    if is_all:
+        # Of a token that is made in this second it cannot be said whether it was before: it stays.
+        keys = {0, *(each["key"] for each in known)}
+        now = int(time.time())
+        revocations.minted_before.extend(pb.MintedBefore(key_id=key, minted_unix_s=now) for key in keys)
+    target.ask(lambda manager: manager.revoke(revocations))
+    click.echo("revoked: every token that was made until now" if is_all else f"revoked: {len(tokens)}")
+
+
+def _named(text: str, ends: dict[str, int]) -> pb.RevokedToken:
+    """Return the token with the id `text`, or that in a file of this name. Raises: NotFound; as `load_token`."""
+    if ID_DIGITS.fullmatch(text.lower()):
+        return pb.RevokedToken(id=bytes.fromhex(text), expires_unix_s=ends.get(text.lower(), 0))
+    if not Path(text).exists():
+        raise NotFound(
+            "neither the id of a token, 32 hex digits (`luciola token show`), nor a file", path=text
+        )
+    found: Token = load_token(Path(text))
+    return pb.RevokedToken(id=bytes.fromhex(found.id), expires_unix_s=found.described().expires_unix_s)
+
+
+def _opens(token: TokenState) -> str:
+    where = "everything" if token["path"] is None else token["path"]
+    return f"{where}, read-only" if token["read_only"] else where
+
+
+def _end(token: TokenState) -> str:
+    return "never" if token["expires_unix_s"] is None else format_unix_s(token["expires_unix_s"])
 
 
 __all__ = ["token"]

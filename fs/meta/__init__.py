@@ -5,6 +5,7 @@
     permissions  who may do what
     verbs        one row a verb: its method, its function, how it is run and recorded
     context      one request, and one attempt at it: its transaction, its caller, its effects
+    confinement  the same for a token that opens one directory
     retry        why an attempt ends without an outcome
     resolve      from a path to an inode
     operations/  one verb a file: functions of a transaction, without waiting

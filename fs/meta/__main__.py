@@ -33,7 +33,7 @@ from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..metrics import Exposition, RequestMeter, exposed
 from ..tasks import first_end
-from ..wire import SERVICE, LaneServer, Minter, RpcClients, RpcServer, load_cluster, methods
+from ..wire import SERVICE, Authority, LaneServer, Minter, RpcClients, RpcServer, load_cluster, methods
 from ..wire import Cluster as ClusterFile
 from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import NODE_META
@@ -137,9 +137,10 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
             create=False,
         )
         mark = partial(mark_of, superblock, position)
+        authority = Authority.of_cluster(cluster_file, waits=True)
         shown.add("store", partial(engine_families, engine))
         shown.add("service", partial(meta_families, service))
-        async with listening(arguments, cluster_file, committed(service, engine), shown) as addresses:
+        async with listening(arguments, authority, committed(service, engine), shown) as addresses:
             node = describe(
                 NODE_META,
                 number=arguments.node_id,
@@ -150,7 +151,7 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
             )
             await first_end(
                 stop.wait(),
-                cluster.watch(partial(follow, placer)),
+                cluster.watch(partial(follow, placer), authority),
                 cluster.beat(node, mark),
                 collect(collector, dependencies, clock),
                 resume_truncations(dependencies, clock),
@@ -177,7 +178,8 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
     current = CurrentService(methods.Meta, standby)
     replicas = ReplicaService(Catalog(checkpoints_of(arguments.data)))
     given = methods.bind(methods.Replicas, replicas)
-    async with listening(arguments, cluster_file, current, shown, given) as addresses:
+    authority = Authority.of_cluster(cluster_file, waits=True)
+    async with listening(arguments, authority, current, shown, given) as addresses:
         node = describe(
             NODE_META,
             number=arguments.node_id,
@@ -204,7 +206,7 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
         shown.add("service", lambda: meta_families(terms.service))
         await first_end(
             stop.wait(),
-            cluster.watch(partial(follow, placer)),
+            cluster.watch(partial(follow, placer), authority),
             cluster.beat(node, terms.mark),
             run_replica(
                 replica_settings(arguments, config, cluster_file, addresses, replicas, clients), terms.serve
@@ -250,7 +252,7 @@ def follow(placer: Placer, routing: RoutingTable) -> None:
 @asynccontextmanager
 async def listening(
     arguments: argparse.Namespace,
-    cluster_file: ClusterFile,
+    authority: Authority,
     service: object,
     shown: Exposition,
     more: Sequence[methods.Bound] = (),
@@ -259,8 +261,7 @@ async def listening(
     meter = RequestMeter()
     shown.add("requests", meter.families)
     bound = meter.measured(methods.bind(methods.Meta, service))
-    secret = cluster_file.secret()
-    lane, rpc = LaneServer(bound, secret=secret), RpcServer((*bound, *more), secret=secret)
+    lane, rpc = LaneServer(bound, secret=authority), RpcServer((*bound, *more), secret=authority)
     try:
         addresses = Addresses(lane=await lane.start(arguments.listen), rpc=await rpc.start(arguments.listen))
         log.info("meta %d listens: lane %s, gRPC %s", arguments.node_id, addresses.lane, addresses.rpc)

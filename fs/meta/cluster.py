@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from ..clock import Clock
 from ..errors import ConfigError, Error, InvalidArgument, StaleRouting, Unavailable
 from ..ids import ChainId
-from ..wire import RpcClients, methods
+from ..wire import Authority, RpcClients, methods
 from ..wire.pb.common_pb2 import Empty
 from ..wire.pb.mgmtd_pb2 import (
     CONNECTED,
@@ -93,14 +93,19 @@ class Cluster:
         self._changed = asyncio.Event()
         self._hurried = asyncio.Event()
 
-    async def watch(self, listener: Callable[[RoutingTable], None]) -> None:
-        """Follow routing, and call `listener` with every change. Return never."""
+    async def watch(self, listener: Callable[[RoutingTable], None], authority: Authority) -> None:
+        """Follow routing, and call `listener` with every change. Return never.
+
+        `authority` is given what is revoked.
+        """
         while True:
             try:
                 request = GetRoutingRequest(known_version=self.routing.version)
                 stream = self._clients.stream(self._mgmtd, methods.Mgmtd.stream_routing, request)
                 async for routing in stream:
                     self.routing.apply(routing)
+                    if routing.HasField("revocations"):
+                        authority.set_revocations(routing.revocations)
                     self._changed.set()
                     self._changed = asyncio.Event()
                     listener(self.routing)

@@ -64,6 +64,7 @@ class Request(Generic[Body_co]):
     is_recorded: bool = False  # the reply is recorded with the operation, if the request is numbered
     client_requests: ClientRequests | None = None  # of a numbered request's client
     session: int = 0  # for a file that is opened for writing
+    root: int = 0  # of what the caller's token opens; 0: all
     measured: dict[int, Measured] = field(default_factory=dict)
     intents: dict[int, TruncateIntent] = field(default_factory=dict)  # carried out for this request
     checked: set[int] = field(default_factory=set)  # directories below which the user may remove everything
@@ -224,6 +225,10 @@ class OperationContext:
             return False
         value = self.txn.get(schema.session_key(inode, session))
         return value is not None and schema.decode_session(value).client == self.request.client
+
+    def only_entry(self, directory: int) -> int | None:  # noqa: ARG002 (there is one in `confinement`)
+        """Return the inode of the only entry that the caller may see in `directory`; None: it may see all."""
+        return None
 
     def pause(self, inode: Inode) -> None:
         """Raises: RetryAfterWait while a truncation other than this operation's own is in progress."""

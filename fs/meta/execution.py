@@ -19,7 +19,15 @@ from typing import Final, TypeAlias, TypeVar, cast
 
 from google.protobuf.message import Message
 
-from ..errors import Busy, Conflict, Error, InvalidArgument, MaybeCommitted, NotFound
+from ..errors import (
+    Busy,
+    Conflict,
+    Error,
+    InvalidArgument,
+    MaybeCommitted,
+    NotFound,
+    PermissionDenied,
+)
 from ..kv import Transaction
 from ..wire import Identity
 from ..wire.methods import Answer, Sent
@@ -27,6 +35,7 @@ from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Caller
 from ..wire.preserialized import Preserialized
 from . import schema
+from .confinement import context_of
 from .context import OperationContext, Request
 from .dependencies import Dependencies
 from .operations.length import Overtaken
@@ -48,6 +57,7 @@ from .verbs import READ, RECORDED, Length, Verb
 
 log: Final = logging.getLogger("luciola.meta")
 
+EROFS: Final = 30
 Body = TypeVar("Body", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 Attempt: TypeAlias = Callable[[Verb[Body, Reply], Request[Body]], Sent[Reply]]
@@ -83,12 +93,17 @@ class Execution:
         """Carry out a request. Raises: what the operation raises, Conflict or Busy after `TRIES_MAX` attempts."""
         caller: Caller = message.caller  # type: ignore[attr-defined] # which the requests of all verbs have
         user = User(*identity.user(caller))
+        if identity.limits.read_only and verb.changes_of(message):
+            raise PermissionDenied("the token is read-only", errno=EROFS)
+        root = identity.limits.root
         admitted = self.admit(caller)
         self.count += 1
         mode = verb.mode_of(message)
         if mode is READ:
-            return self._run_read(verb, Request(message, user, caller.client))
-        request = Request(message, user, caller.client, caller.sequence, mode is RECORDED, admitted)
+            return self._run_read(verb, Request(message, user, caller.client, root=root))
+        request = Request(
+            message, user, caller.client, caller.sequence, mode is RECORDED, admitted, root=root
+        )
         if verb.opens_session is not None and verb.opens_session(message):
             request.session = self._random.getrandbits(63) | 1
         return self._run_write(verb, request)
@@ -114,7 +129,7 @@ class Execution:
 
     def _look(self, verb: Verb[Body, Reply], request: Request[Body]) -> Sent[Reply]:
         self._require_open()
-        context = OperationContext(self._shared, self._engine.begin(), request, now_ns=self._now_ns())
+        context = context_of(self._shared, self._engine.begin(), request, now_ns=self._now_ns())
         reply = verb.operation(context, request.message)
         assert context.txn.is_read_only, f"{verb.method.path} is a reading verb"
         return reply
@@ -132,7 +147,7 @@ class Execution:
         record = _find_record(txn, request)
         if record is not None:
             return self._answer_again(verb, request, record)
-        context = OperationContext(
+        context = context_of(
             self._shared,
             txn,
             request,
@@ -179,7 +194,7 @@ class Execution:
             raise InvalidArgument("this sequence number was used for another request")
         self._inode_counter.added(request.uncertain_inodes)
         reply = verb.method.reply.FromString(record.reply)
-        context = OperationContext(self._shared, self._engine.begin(), request, now_ns=self._now_ns())
+        context = context_of(self._shared, self._engine.begin(), request, now_ns=self._now_ns())
         for inode in inodes_of(reply):
             now = context.find(inode.id)
             if now is not None:

@@ -12,15 +12,17 @@ from typing import Final
 
 from google.protobuf.message import Message
 
-from ..errors import InvalidArgument, NotADirectory, Unsupported
+from ..errors import InvalidArgument, NotADirectory, PermissionDenied, Unsupported
 from ..ids import ROOT_INODE
-from ..kv import Pair
+from ..kv import Pair, Transaction
 from ..wire import Identity
+from ..wire.credentials import Limits
 from ..wire.methods import Answer, Meta, Sent
 from ..wire.pb import meta_pb2 as pb
 from ..wire.pb.common_pb2 import Caller, Empty
 from ..wire.preserialized import Preserialized
 from . import schema
+from .confinement import context_of
 from .context import EMFILE, NS_PER_MS, OperationContext, Request
 from .dependencies import Dependencies
 from .execution import Execution
@@ -101,30 +103,34 @@ class MetaService:
             raise InvalidArgument(
                 f"a client holds at most {HOLDS_MAX} inodes and {SESSIONS_MAX} write sessions"
             )
-        if user.uid and not request.keep_holds:
-            return self._hold_readable(request, user)
+        limits = identity.limits
+        if (user.uid or limits.root) and not request.keep_holds:
+            return self._hold_readable(request, user, limits)
         if not request.keep_holds:
             self._holds.replace(request.caller.client, request.inodes)
-        return self._compare_sessions(request)
+        return self._compare_sessions(request, limits)
 
-    async def _hold_readable(self, request: pb.HoldRequest, user: User) -> pb.HoldReply:
+    async def _hold_readable(self, request: pb.HoldRequest, user: User, limits: Limits) -> pb.HoldReply:
         """Hold what the user may read now, and nothing else: a hold lets its client read."""
         held: list[int] = []
+        asked = Request(request, user, request.caller.client, root=limits.root)
         for number, inode in enumerate(request.inodes):
             if number % HOLDS_SLICE == HOLDS_SLICE - 1:
                 await asyncio.sleep(0)
-            value = self._engine.begin().snapshot_get(schema.inode_key(inode))
-            if value is not None and may(user, schema.decode_inode(value), READ):
+            found = self._context(self._engine.begin(), asked).find(inode)
+            if found is not None and may(user, found, READ):
                 held.append(inode)
         self._holds.replace(request.caller.client, held)
-        return self._compare_sessions(request)
+        return self._compare_sessions(request, limits)
 
-    def _compare_sessions(self, request: pb.HoldRequest) -> pb.HoldReply:
+    def _compare_sessions(self, request: pb.HoldRequest, limits: Limits) -> pb.HoldReply:
         """Abandon write sessions that their client does not know, and report those that only the client knows.
+
+        A token that is read-only ends no session, whatever client it names.
 
         A session younger than an open can last may be that of an open whose reply is on its way.
         """
-        known = self._writers.of_client(request.caller.client)
+        known = set() if limits.read_only else self._writers.of_client(request.caller.client)
         named = {(each.inode, each.session) for each in request.sessions}
         opened_before_ms = self._clock.unix_ns() // NS_PER_MS - OPEN_LASTS_MS
         snapshot = self._engine.begin()
@@ -271,16 +277,20 @@ class MetaService:
             )
         self._dependencies.load.require_open()
         user = User(*identity.user(request.user))
-        watched = Watched(self._watched_directory(request.path, user), user, request.children_only)
+        watched = Watched(self._watched_directory(request.path, user, identity), user, request.children_only)
         return self.feed.changes(watched, request.after, wait_s=request.wait_ms / 1000)
 
-    def _watched_directory(self, path: pb.Path, user: User) -> int:
+    def _context(self, txn: Transaction, request: Request[Message]) -> OperationContext:
+        return context_of(self._dependencies.shared, txn, request, now_ns=self._clock.unix_ns())
+
+    def _watched_directory(self, path: pb.Path, user: User, identity: Identity) -> int:
         """Return the directory at `path`. One that is named by its number may be gone. Raises: as `locate`."""
         assert self.feed is not None, "the caller has looked"
-        shared, now_ns = self._dependencies.shared, self._clock.unix_ns()
-        request = Request(pb.WatchRequest(), user, client=0)
-        context = OperationContext(shared, self.feed.begin(), request, now_ns=now_ns)
+        root = identity.limits.root
+        context = self._context(self.feed.begin(), Request(pb.WatchRequest(), user, client=0, root=root))
         found = inode_at(context, path, follow=True) if path.path else context.find(path.at or ROOT_INODE)
+        if root and (found is None or context.only_entry(found.id) is not None):
+            raise PermissionDenied("the token does not open this directory: it is not below its path")
         if found is None:
             return path.at
         if found.type != pb.DIRECTORY:

@@ -66,10 +66,17 @@ class Verb(Generic[Body, Reply]):
     opens_session: Callable[[Body], bool] | None = None  # a write session, whose number the service chooses
     mode: Callable[[Body], Mode] | None = None  # where some requests do less than the method's mode says
     has_name: bool | Callable[[Body], bool] = False  # the caller found each inode of the reply by a name
+    changes: Callable[[Body], bool] | None = (
+        None  # where a request that does not only read may change nothing
+    )
 
     def mode_of(self, request: Body) -> Mode:
         """Return what the transaction of `request` does."""
         return self.method.mode if self.mode is None else self.mode(request)
+
+    def changes_of(self, request: Body) -> bool:
+        """Return whether `request` may change something, which a token that is read-only must not."""
+        return self.mode_of(request) is not READ if self.changes is None else self.changes(request)
 
     def has_name_of(self, request: Body) -> bool:
         """Return whether `request` has a name of each inode in its reply, where it might have a guessed number."""
@@ -121,7 +128,7 @@ _ROWS: Final = (
     Verb(Meta.create, create, Length.EXACT, _writes, has_name=True),
     Verb(Meta.open, open_path, Length.EXACT, _writes, _open_mode, has_name=_has_path),
     Verb(Meta.close, close, mode=_close_mode),
-    Verb(Meta.sync, sync, mode=_sync_mode),
+    Verb(Meta.sync, sync, mode=_sync_mode, changes=reports_sync),
     Verb(Meta.mknod, mknod, has_name=True),
     Verb(Meta.mkdir, mkdir, has_name=True),
     Verb(Meta.symlink, symlink, has_name=True),

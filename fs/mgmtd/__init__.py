@@ -5,6 +5,7 @@
     records       what is stored
     model         what is known and what follows from it, without I/O
     sessions      clients that are alive
+    revocations   tokens that are void before they expire
     routing       what is published, in versions and deltas
     store         records in the key-value store; who is primary
     rebuild       a new store of what the storage nodes remember

@@ -35,6 +35,7 @@ from ..metrics import Exposition, Family, RequestMeter, exposed
 from ..tasks import first_end
 from ..wire import (
     SERVICE,
+    Authority,
     Cluster,
     LaneServer,
     Minter,
@@ -125,6 +126,7 @@ async def serve(
         node=_node(cluster, node_id),
         config=config.mgmtd,
         sole=True,  # one process at a time has a RocksDB open, or leads a log
+        authority=Authority.of_cluster(cluster),
     )
     shown = Exposition("mgmtd")
     async with exposed(config.metrics, data, shown, labels={"kind": "mgmtd", "id": str(node_id)}):
@@ -151,7 +153,7 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
     try:
         shown.add("store", partial(engine_families, engine))
         shown.add("service", partial(_families_of, lambda: service))
-        async with listening(cluster, settings.node, service, shown):
+        async with listening(settings, service, shown):
             await first_end(stopping.wait(), service.run())
             log.info("stopping")
             service.release_waiting()
@@ -177,7 +179,7 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
     given = methods.bind(methods.Replicas, replicas)
     async with (
         RpcClients(Minter(cluster.secret(), role=SERVICE)) as clients,
-        listening(cluster, settings.node, terms.current, shown, given),
+        listening(settings, terms.current, shown, given),
     ):
         shown.add("store", replicas.families)
         shown.add("service", partial(_families_of, lambda: terms.service))
@@ -222,8 +224,7 @@ async def _stopped(stopping: asyncio.Event, terms: Terms) -> None:
 
 @asynccontextmanager
 async def listening(
-    cluster: Cluster,
-    node: NodeRecord,
+    settings: Settings,
     service: object,
     shown: Exposition,
     more: Sequence[methods.Bound] = (),
@@ -232,8 +233,8 @@ async def listening(
     meter = RequestMeter()
     shown.add("requests", meter.families)
     bound = meter.measured(methods.bind(methods.Mgmtd, service))
-    secret = cluster.secret()
-    lane, rpc = LaneServer(bound, secret=secret), RpcServer((*bound, *more), secret=secret)
+    node, authority = settings.node, settings.authority
+    lane, rpc = LaneServer(bound, secret=authority), RpcServer((*bound, *more), secret=authority)
     try:
         await lane.start(*parse_address(node.lane_address))
         await rpc.start(*parse_address(node.grpc_address))

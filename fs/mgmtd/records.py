@@ -182,9 +182,17 @@ class Change:
     removed_nodes: tuple[NodeId, ...] = ()
     meta_store: StoreMark | None = None  # None: as it was
     engines: tuple[tuple[NodeId, EngineMark], ...] = ()
+    revoked: tuple[tuple[bytes, int], ...] = ()  # ids of tokens, and when they expire
+    forgotten_tokens: tuple[bytes, ...] = ()  # that were revoked, and have expired
+    minted_before: tuple[tuple[int, int], ...] = ()  # of a key: every token made earlier is void
 
     def __bool__(self) -> bool:
-        return any((self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store, self.engines))
+        records = (self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store, self.engines)
+        return any(records) or self.revokes
+
+    @property
+    def revokes(self) -> bool:
+        return any((self.revoked, self.forgotten_tokens, self.minted_before))
 
 
 @dataclass(slots=True)
@@ -196,6 +204,8 @@ class Records:
     tables: dict[tuple[TableId, int], TableRecord] = field(default_factory=dict)
     meta_store: StoreMark | None = None  # the highest that was seen
     engines: dict[NodeId, EngineMark] = field(default_factory=dict)  # the highest of each storage node
+    revoked: dict[bytes, int] = field(default_factory=dict)  # ids of tokens, and when they expire
+    minted_before: dict[int, int] = field(default_factory=dict)  # by key: tokens made earlier are void
     _by_node: dict[int, set[ChainId]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -217,6 +227,10 @@ class Records:
             self.engines.pop(node, None)
         self.meta_store = change.meta_store or self.meta_store
         self.engines.update(change.engines)
+        self.revoked.update(change.revoked)
+        for token in change.forgotten_tokens:
+            self.revoked.pop(token, None)
+        self.minted_before.update(change.minted_before)
 
     def add_chain(self, chain: ChainRecord) -> None:
         """The chain as it is now."""

@@ -14,6 +14,7 @@ from ..ids import ChainId, NodeId, RoutingVersion, TableId, TargetId
 from ..wire.pb import mgmtd_pb2 as pb
 from .model import Model
 from .records import Change
+from .revocations import all_revoked
 
 TERM_SHIFT: Final = 32  # four billion changes in one term
 # For so long a snapshot is handed out again, though what nodes say of their replicas (bytes used) may have changed. To
@@ -38,6 +39,7 @@ class Publisher:
         self._changed_at: dict[Record, int] = {}  # the latest change last
         self._removed: list[tuple[int, int]] = []
         self._snapshot: tuple[float, pb.Routing] | None = None
+        self._revoked_at: int = self.version
         records = model.records
         for node in records.nodes:
             self._changed_at["node", node, 0] = self.version
@@ -53,9 +55,11 @@ class Publisher:
         touched += [("chain", chain.id, 0) for chain in change.chains]
         touched += [("table", table.id, table.version) for table in change.tables]
         self._model.touched.clear()
-        if not touched and not change.removed_nodes:
+        if not touched and not change.removed_nodes and not change.revokes:
             return False
         self.bump()
+        if change.revokes:
+            self._revoked_at = self.version
         for record in touched:
             self._changed_at.pop(record, None)
             self._changed_at[record] = self.version
@@ -94,6 +98,18 @@ class Publisher:
         gone = {node for version, node in self._removed if version > known}
         routing.removed_nodes.extend(sorted(gone - self._model.records.nodes.keys()))
         return routing
+
+    def for_service(self, routing: pb.Routing, *, known: int) -> pb.Routing:
+        """Return `routing`, for a service that knows version `known`, with all revoked tokens if they are news to it.
+
+        Clients do not get them: they may be many, and are of no use there.
+        """
+        if routing.delta and known >= self._revoked_at:
+            return routing
+        whole = pb.Routing()
+        whole.CopyFrom(routing)
+        whole.revocations.CopyFrom(all_revoked(self._model.records))
+        return whole
 
     def _everything(self, now_s: float, asked_s: float) -> pb.Routing:
         blank = self._blank(now_s, delta=False)

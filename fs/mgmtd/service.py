@@ -19,12 +19,14 @@ from ..clock import Clock, SystemClock
 from ..config import MgmtdConfig
 from ..errors import ConfigError, CorruptData, Error, Unavailable
 from ..ids import ChainId, NodeId, TableId
+from ..wire.authority import Authority
 from ..wire.credentials import Identity
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
 from .model import Model, longest_lease_ms
 from .placement import default_chains, place
 from .records import Change, NodeRecord, StoreMark
+from .revocations import all_revoked, revoke
 from .routing import Publisher
 from .sessions import Sessions
 from .store import Lease, Store
@@ -63,12 +65,16 @@ class Term:
 
 @dataclass(frozen=True)
 class Settings:
-    """Who this manager is. `sole`: no other process can write to the store, so no other holder can be alive."""
+    """Who this manager is, and what its servers ask about tokens.
+
+    `sole`: no other process can write to the store, so no other holder can be alive.
+    """
 
     cluster_id: str
     node: NodeRecord
     config: MgmtdConfig = field(default_factory=MgmtdConfig)
     sole: bool = False
+    authority: Authority = field(default_factory=lambda: Authority({}))
 
 
 class Service:
@@ -120,13 +126,13 @@ class Service:
     ) -> AsyncIterator[pb.Routing]:
         known = request.known_version
         routing = await self._whole_routing(request)
-        known = routing.version
-        yield routing
         while True:
-            await self._wait_news(known, KEEP_ALIVE_S)
-            routing = self._routing(self._primary(), known)
+            # As of a moment not before that of `routing`: what is newer comes again with the next.
+            routing = self._primary().publisher.for_service(routing, known=known)
             known = routing.version
             yield routing
+            await self._wait_news(known, KEEP_ALIVE_S)
+            routing = self._routing(self._primary(), known)
 
     def heartbeat(
         self,
@@ -205,6 +211,18 @@ class Service:
             log.info("node %d: process %d has ended", request.node, request.pid)
             self._publish(term, Change())
         return Empty()
+
+    async def revoke_tokens(self, request: pb.Revocations, identity: Identity) -> Empty:
+        now_unix_s = self._clock.unix_ns() // 1_000_000_000
+        await self._change(lambda model: revoke(model.records, request, now_unix_s=now_unix_s))
+        for token in request.tokens:
+            log.info("token %s: revoked", token.id.hex())
+        for each in request.minted_before:
+            log.info("key %d: tokens made before %d are revoked", each.key_id, each.minted_unix_s)
+        return Empty()
+
+    def list_revoked(self, request: Empty, identity: Identity) -> pb.Revocations:
+        return all_revoked(self._primary().model.records)
 
     # What handlers share.
 
@@ -347,6 +365,8 @@ class Service:
             raise Unavailable("this manager stopped being primary while it stored the change")
         try:
             term.model.apply(change)
+            if change.revokes:
+                self._settings.authority.set_revocations(all_revoked(term.model.records))
             self._publish(term, change)
         except BaseException as error:
             # The records are right, the model may not be: the next term makes a new one.
@@ -470,6 +490,7 @@ class Service:
         own = model.lives[self._settings.node.id]
         own.status, own.reported_s = pb.CONNECTED, float("inf")
         timeout_s = self._config.client_session_timeout_ms / 1000
+        self._settings.authority.set_revocations(all_revoked(records))
         self._term = Term(
             lease=lease,
             valid_until_s=begun_s + PRIMARY_LEASE_S * (1 - PRIMARY_DRIFT),

@@ -8,6 +8,8 @@
     mgmtd/table/<id><version>           ChainTable
     mgmtd/engine/<id>                   EngineMark: the highest of that node's chunk engine
     mgmtd/meta                          StoreMark: the highest that meta's store was seen with
+    mgmtd/revoked/<id of a token>       RevokedToken
+    mgmtd/minted/<key>                  MintedBefore: tokens made earlier with that key are void
 
 Numbers in keys are 32-bit big-endian. Every commit is durable against power loss before it is believed.
 
@@ -38,6 +40,8 @@ CHAIN: Final = b"mgmtd/chain/"
 TABLE: Final = b"mgmtd/table/"
 ENGINE: Final = b"mgmtd/engine/"
 META_STORE: Final = b"mgmtd/meta"
+REVOKED: Final = b"mgmtd/revoked/"
+MINTED: Final = b"mgmtd/minted/"
 PAGE: Final = 10_000
 
 
@@ -181,6 +185,14 @@ def _write(transaction: Transaction, change: Change) -> None:
         transaction.put(key, table.to_pb().SerializeToString())
     for engine_node, engine in change.engines:
         transaction.put(ENGINE + _number(engine_node), engine.to_pb().SerializeToString())
+    for token, end in change.revoked:
+        revoked = pb.RevokedToken(id=token, expires_unix_s=end)
+        transaction.put(REVOKED + token, revoked.SerializeToString())
+    for token in change.forgotten_tokens:
+        transaction.delete(REVOKED + token)
+    for key_id, time in change.minted_before:
+        minted = pb.MintedBefore(key_id=key_id, minted_unix_s=time)
+        transaction.put(MINTED + _number(key_id), minted.SerializeToString())
     if change.meta_store is not None:
         transaction.put(META_STORE, change.meta_store.to_pb().SerializeToString())
 
@@ -200,6 +212,12 @@ def _load(transaction: Transaction) -> Records:
         engine = transaction.get(ENGINE + _number(known))
         if engine is not None:
             records.engines[known] = EngineMark.from_pb(pb.EngineMark.FromString(engine))
+    for value in _values(transaction, REVOKED):
+        revoked = pb.RevokedToken.FromString(value)
+        records.revoked[revoked.id] = revoked.expires_unix_s
+    for value in _values(transaction, MINTED):
+        minted = pb.MintedBefore.FromString(value)
+        records.minted_before[minted.key_id] = minted.minted_unix_s
     mark = transaction.get(META_STORE)
     if mark is not None:
         records.meta_store = StoreMark.from_pb(pb.StoreMark.FromString(mark))

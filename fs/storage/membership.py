@@ -32,6 +32,7 @@ from ..wire.pb.mgmtd_pb2 import (
     HeartbeatReply,
     HeartbeatRequest,
     LocalTarget,
+    Revocations,
     Routing,
 )
 from . import model
@@ -97,10 +98,15 @@ class Membership:
         self._known_free_bytes = FREE_AGAIN_BYTES
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
+        self._revocation_listeners: list[Callable[[Revocations], None]] = []
 
     def on_routing(self, listener: Callable[[], None]) -> None:
         """`listener` is called after each change of routing."""
         self._listeners.append(listener)
+
+    def on_revocations(self, listener: Callable[[Revocations], None]) -> None:
+        """`listener` is called with all revoked tokens when they change, and when routing is known first."""
+        self._revocation_listeners.append(listener)
 
     async def admit(self, routing: Routing) -> bool:
         """Return whether to adopt `routing`, once the marks that it raises are on disk (M4)."""
@@ -147,7 +153,10 @@ class Membership:
     def routing_changed(self, routing: Routing) -> None:
         """Take in what mgmtd published (already in `table`)."""
         assert routing.version <= self.table.version, "the table has taken it in"
-        self._engine.node.set_routing(routing.SerializeToString())  # M3
+        self._engine.node.set_routing(routing.SerializeToString())  # M3; revoked tokens, too
+        if routing.HasField("revocations"):
+            for revoked in self._revocation_listeners:
+                revoked(routing.revocations)
         if not routing.delta:
             self._seen = {}
         for chain in routing.chains:  # of a delta: those that changed, not all of the cluster's

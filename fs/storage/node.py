@@ -20,7 +20,17 @@ from ..config import ClusterConfig, rdma_options
 from ..errors import Error
 from ..ids import NodeId, new_incarnation
 from ..metrics import Exposition, RequestMeter, exposed
-from ..wire import SERVICE, Cluster, Minter, RpcClients, RpcServer, follow_routing, format_address, methods
+from ..wire import (
+    SERVICE,
+    Authority,
+    Cluster,
+    Minter,
+    RpcClients,
+    RpcServer,
+    follow_routing,
+    format_address,
+    methods,
+)
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
 from . import slow_ops
 from .directory import Directory, boot_id
@@ -92,8 +102,10 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     scrub = Scrub(engine, directory, membership.table, node=settings.node, config=config)
     quarantine = Quarantine(engine, directory.quarantine, config=config)
     service = StorageService(engine, membership, recovery, scrub, quarantine)
+    authority = Authority.of_cluster(settings.cluster, waits=True)
+    membership.on_revocations(authority.set_revocations)
     meter = RequestMeter()
-    server = RpcServer(meter.measured(methods.bind(methods.Storage, service)), secret=secret)
+    server = RpcServer(meter.measured(methods.bind(methods.Storage, service)), secret=authority)
     metrics = StorageMetrics(engine.node, membership, recovery, scrub, quarantine)
     shown = Exposition("storage")
     shown.add("engine", metrics.engine_families)

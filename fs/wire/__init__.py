@@ -1,6 +1,7 @@
 """How processes talk: protobuf messages (`pb`), credentials, and two carriers for the same handlers.
 
     credentials   the cluster secret, tokens, identities
+    authority     which tokens a service believes
     cluster       the cluster file
     addresses     host and port, and back
     atomic_write  files that only their owner may read, replaced as a whole
@@ -45,6 +46,7 @@ from typing import TYPE_CHECKING
 from . import methods
 from .addresses import format_address, parse_address, parse_addresses
 from .atomic_write import read_private, write_private
+from .authority import Authority
 from .cluster import Cluster, Metadata, load_cluster, parse_cluster, save_cluster
 from .credentials import (
     ADMIN,
@@ -82,6 +84,7 @@ __all__ = [
     "CLIENT",
     "SERVICE",
     "TRUSTED",
+    "Authority",
     "Cluster",
     "Expiries",
     "Identity",

@@ -11,12 +11,13 @@ import binascii
 import contextlib
 import hashlib
 import hmac
+import ipaddress
 import math
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -33,6 +34,12 @@ CLAIMS_BYTES_MAX: Final = 1024  # claims_len of the handshake; about 200 groups
 NONCE_BYTES: Final = 16
 SERVICE_TOKEN_S: Final = 600.0  # a service's token is of use for so long to who captures it
 RENEW_S: Final = 60.0  # a service makes another after this: clocks of hosts may differ by nine minutes
+VERSION: Final = 2  # of claims that a release before them would not obey; 0: of all others
+VERSION_2: Final = (
+    b"luciola claims 2\0"  # before such claims where their key is derived: earlier releases refuse it
+)
+NETWORKS_MAX: Final = 16
+PATH_BYTES_MAX: Final = 512  # of the path in a token, which only people read
 
 CLIENT: Final = Claims.CLIENT
 TRUSTED: Final = Claims.TRUSTED
@@ -113,6 +120,32 @@ class Token(NamedTuple):
         return token
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a token does not open. Without any it opens what its role does.
+
+    `root`: inode of the directory that it opens, 0 for all; `path`: of that directory when the token was made.
+    `audience`: id of the cluster that it is for. `networks`: where its bearer may call from, each as "10.0.0.0/8".
+    """
+
+    read_only: bool = False
+    root: int = 0
+    path: bytes = b""
+    audience: str = ""
+    networks: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != NO_LIMITS
+
+    @property
+    def confines(self) -> bool:
+        """Whether it opens only some files, or only to be read: administration would go around that."""
+        return self.read_only or self.root != 0
+
+
+NO_LIMITS: Final = Limits()
+
+
 def mint(  # noqa: PLR0913 (the fields of Claims)
     secret: bytes,
     *,
@@ -122,13 +155,17 @@ def mint(  # noqa: PLR0913 (the fields of Claims)
     groups: Iterable[int] | None = None,
     lifetime_s: float | None = None,
     now_unix_s: float | None = None,
+    limits: Limits = NO_LIMITS,
+    key_id: int = 0,
 ) -> Token:
     """Return a token for this process's user, or for the one named. `lifetime_s` None: it never expires.
 
-    Raises: InvalidArgument for more groups than fit.
+    `key_id`: of `secret`. Raises: InvalidArgument for more groups than fit, and for limits out of bounds.
     """
+    _check_limits(limits, role)
     own = uid is None
     now = time.time() if now_unix_s is None else now_unix_s
+    version = VERSION if limits or key_id else 0
     claims = Claims(
         role=role,
         uid=os.geteuid() if uid is None else uid,
@@ -136,16 +173,43 @@ def mint(  # noqa: PLR0913 (the fields of Claims)
         groups=(os.getgroups() if own else ()) if groups is None else groups,
         expires_unix_s=0 if lifetime_s is None else max(1, int(now + lifetime_s)),
         nonce=os.urandom(NONCE_BYTES),
+        key_id=key_id,
+        audience=limits.audience,
+        path=limits.path,
+        read_only=limits.read_only,
+        networks=limits.networks,
+        minted_unix_s=max(0, int(now)),
+        version=version,
+        root=limits.root,
     ).SerializeToString(deterministic=True)
     if len(claims) > CLAIMS_BYTES_MAX:
-        raise InvalidArgument(f"too many groups for a token: {len(claims)} bytes, {CLAIMS_BYTES_MAX} fit")
-    return Token(claims, derive_key(secret, claims))
+        raise InvalidArgument(
+            f"too many groups, or too long a path, for a token: {len(claims)} bytes, {CLAIMS_BYTES_MAX} fit"
+        )
+    return Token(claims, derive_key(secret, claims, version=version))
 
 
-def derive_key(secret: bytes, claims: bytes) -> bytes:
-    """Return the key that belongs to serialized `claims`."""
+def _check_limits(limits: Limits, role: Claims.Role) -> None:
+    if limits.confines and role >= ADMIN:
+        raise InvalidArgument(
+            "an administrator could go around a path, or change what is read-only: use the role client or trusted"
+        )
+    if len(limits.path) > PATH_BYTES_MAX:
+        raise InvalidArgument(f"the path of a token has at most {PATH_BYTES_MAX} bytes")
+    if len(limits.networks) > NETWORKS_MAX:
+        raise InvalidArgument(f"a token names at most {NETWORKS_MAX} networks")
+    for text in limits.networks:
+        try:
+            ipaddress.ip_network(text)
+        except ValueError as error:
+            raise InvalidArgument(f"not a network, as 10.0.0.0/8 is one: {error}") from error
+
+
+def derive_key(secret: bytes, claims: bytes, *, version: int) -> bytes:
+    """Return the key that belongs to serialized `claims` of that version."""
     assert len(secret) == SECRET_BYTES, "a secret is 32 bytes"
-    return hmac.digest(secret, claims, "sha256")
+    assert version in (0, VERSION), "there are two ways"
+    return hmac.digest(secret, VERSION_2 + claims if version else claims, "sha256")
 
 
 class Minter:
@@ -234,17 +298,35 @@ def format_unix_s(unix_s: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who calls, as proved by a token. `expires_unix_s` 0: never."""
+    """Who calls, as proved by a token. `expires_unix_s` 0: never. `token`: its id."""
 
     role: Claims.Role
     uid: int
     gid: int
     groups: tuple[int, ...]
     expires_unix_s: int = 0
+    token: bytes = field(default=b"", compare=False)
+    key_id: int = 0
+    minted_unix_s: int = field(default=0, compare=False)
+    limits: Limits = NO_LIMITS
 
     def may(self, role: Claims.Role) -> bool:
         """Return whether this identity may do what `role` may: each role includes those before it."""
-        return self.role >= role
+        return self.role >= role and (role < ADMIN or not self.limits.confines)
+
+    def has_expired(self, now_unix_s: float) -> bool:
+        return 0 < self.expires_unix_s <= now_unix_s
+
+    def may_call_from(self, host: str) -> bool:
+        """Return whether the token may be used by a process at the address `host`."""
+        if not self.limits.networks:
+            return True
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in ipaddress.ip_network(each) for each in self.limits.networks)
 
     def user(self, caller: Caller) -> tuple[int, int, tuple[int, ...]]:
         """(uid, gid, groups) that a request of `caller` runs as.
@@ -267,20 +349,66 @@ NOBODY: Final = 65534  # root without trust is squashed to it, as NFS does
 
 def verify(secret: bytes, token: Token, *, now_unix_s: float | None = None) -> Identity:
     """Return the identity that `token` proves. Raises: Unauthenticated."""
-    if len(token.claims) > CLAIMS_BYTES_MAX or not hmac.compare_digest(
-        derive_key(secret, token.claims), token.key
-    ):
-        raise Unauthenticated("the token was not made with this cluster's secret")
-    return read_claims(token.claims, now_unix_s=now_unix_s)
+    return verify_with({0: secret}, token, now_unix_s=now_unix_s)
 
 
-def read_claims(claims: bytes, *, now_unix_s: float | None = None) -> Identity:
-    """Return the identity in `claims`, whose key was proved. Raises: Unauthenticated if they have expired."""
+def verify_with(keys: Mapping[int, bytes], token: Token, *, now_unix_s: float | None = None) -> Identity:
+    """Return the identity that `token` proves with one of the secrets in `keys`, by id. Raises: Unauthenticated."""
+    identity, _ = prove(
+        keys, token.claims, lambda key: hmac.compare_digest(key, token.key), now_unix_s=now_unix_s
+    )
+    return identity
+
+
+def prove(
+    keys: Mapping[int, bytes],
+    claims: bytes,
+    is_shown: Callable[[bytes], bool],
+    *,
+    now_unix_s: float | None = None,
+) -> tuple[Identity, bytes]:
+    """Return the identity in `claims` and their key, which `is_shown` recognises.
+
+    Nothing of the claims is read before that. Raises: Unauthenticated.
+    """
+    if len(claims) > CLAIMS_BYTES_MAX:
+        raise Unauthenticated("the token's claims are too long")
+    for key_id, secret in keys.items():
+        for version in (0, VERSION):
+            key = derive_key(secret, claims, version=version)
+            if is_shown(key):
+                identity = read_claims(claims, version=version, now_unix_s=now_unix_s)
+                if identity.key_id != key_id:
+                    raise Unauthenticated("the token names another key than it was made with")
+                return identity, key
+    raise Unauthenticated("the token was not made with this cluster's secret")
+
+
+def read_claims(claims: bytes, *, version: int | None = None, now_unix_s: float | None = None) -> Identity:
+    """Return the identity in `claims`, whose key was proved, in the way of `version` unless that is None.
+
+    Raises: Unauthenticated if they have expired, or say what this release does not know.
+    """
     message = _parse_claims(claims)
     now = time.time() if now_unix_s is None else now_unix_s
-    if message.expires_unix_s and now >= message.expires_unix_s:
+    limits = Limits(message.read_only, message.root, message.path, message.audience, tuple(message.networks))
+    known = VERSION if limits or message.key_id else 0
+    if message.version != known or version not in (None, known) or message.role not in Claims.Role.values():
+        raise Unauthenticated("the token says what only another release knows")
+    identity = Identity(
+        message.role,
+        message.uid,
+        message.gid,
+        tuple(message.groups),
+        message.expires_unix_s,
+        message.nonce,
+        message.key_id,
+        message.minted_unix_s,
+        limits,
+    )
+    if identity.has_expired(now):
         raise Unauthenticated("the token has expired")
-    return Identity(message.role, message.uid, message.gid, tuple(message.groups), message.expires_unix_s)
+    return identity
 
 
 def _parse_claims(claims: bytes) -> Claims:
@@ -310,11 +438,14 @@ __all__ = [
     "CLAIMS_BYTES_MAX",
     "CLIENT",
     "KEY_BYTES",
+    "NETWORKS_MAX",
     "NOBODY",
+    "NO_LIMITS",
     "SECRET_BYTES",
     "SERVICE",
     "TRUSTED",
     "Identity",
+    "Limits",
     "Minter",
     "Token",
     "create_secret",
@@ -325,8 +456,10 @@ __all__ = [
     "load_token",
     "mint",
     "proof",
+    "prove",
     "read_claims",
     "require_current",
     "save_token",
     "verify",
+    "verify_with",
 ]

@@ -11,7 +11,8 @@ import struct
 from typing import Final
 
 from ..errors import Unauthenticated, Unavailable
-from .credentials import CLAIMS_BYTES_MAX, KEY_BYTES, Identity, Token, derive_key, proof, read_claims
+from .authority import Authority
+from .credentials import CLAIMS_BYTES_MAX, KEY_BYTES, Identity, Token, proof
 
 MAGIC: Final = b"LUC1"
 LANE: Final = 1
@@ -30,9 +31,9 @@ REFUSAL: Final = WELCOME.pack(1, bytes(KEY_BYTES))
 class ServerSide:
     """The server's half of one handshake: send `hello`, feed what arrives to `answer`."""
 
-    def __init__(self, secret: bytes, *, kind: int) -> None:
+    def __init__(self, secret: bytes | Authority, *, kind: int) -> None:
         assert kind in (LANE, DATA), "a connection is of one kind"
-        self._secret = secret
+        self._authority = Authority.of(secret)
         self._kind = kind
         self._nonce = os.urandom(NONCE_BYTES)
         self.hello: Final = HELLO.pack(MAGIC, kind, VERSION, 0, self._nonce)
@@ -54,10 +55,9 @@ class ServerSide:
             return None
         claims = bytes(data[ANSWER.size : ANSWER.size + claims_bytes])
         shown = bytes(data[ANSWER.size + claims_bytes : used])
-        key = derive_key(self._secret, claims)
-        if not hmac.compare_digest(shown, self._proof(key, b"client", nonce_client)):
-            raise Unauthenticated("the proof does not belong to the claims")
-        identity = read_claims(claims)
+        identity, key = self._authority.prove(
+            claims, lambda key: hmac.compare_digest(shown, self._proof(key, b"client", nonce_client))
+        )
         assert used <= ANSWER_BYTES_MAX, "an ANSWER is bounded"
         return identity, WELCOME.pack(0, self._proof(key, b"server", nonce_client)), used
 

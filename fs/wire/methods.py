@@ -118,6 +118,8 @@ class Mgmtd:
     )
     unregister_node: Final = _method("Mgmtd.UnregisterNode", mgmtd_pb2.NodeRequest, Empty, ADMIN)
     process_ended: Final = _method("Mgmtd.ProcessEnded", mgmtd_pb2.ProcessEndedRequest, Empty, ADMIN)
+    revoke_tokens: Final = _method("Mgmtd.RevokeTokens", mgmtd_pb2.Revocations, Empty, ADMIN)
+    list_revoked: Final = _method("Mgmtd.ListRevoked", Empty, mgmtd_pb2.Revocations, ADMIN)
 
 
 class Meta:

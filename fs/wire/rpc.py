@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from time import monotonic
 from typing import Final, NoReturn, Self, TypeAlias, cast
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -22,7 +23,8 @@ from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthen
 from . import errors as wire_errors
 from . import grpc_fork  # noqa: F401 (for what it does)
 from .addresses import format_address, parse_address
-from .credentials import Identity, Token, verify
+from .authority import Authority
+from .credentials import Identity, Token
 from .failover import Endpoints, was_refused
 from .lane import DEFAULT_TIMEOUT_S
 from .methods import Bound, Method, Reply, Request
@@ -80,17 +82,17 @@ def _channel_options(connect_s: float) -> tuple[tuple[str, int], ...]:
 
 
 class RpcServer:
-    """Serves `bound` methods over gRPC to clients that show a token made with `secret`."""
+    """Serves `bound` methods over gRPC to clients that show a token made with `secret`, and valid for `Authority`."""
 
     def __init__(
         self,
         bound: Iterable[Bound],
         *,
-        secret: bytes,
+        secret: bytes | Authority,
         handshake_s: float = HANDSHAKE_S,
         request_s: float = REQUEST_S,
     ) -> None:
-        self._dispatcher = _Dispatcher(bound, secret, request_s)
+        self._dispatcher = _Dispatcher(bound, Authority.of(secret), request_s)
         self._options = (*_SERVER, ("grpc.server_handshake_timeout_ms", round(handshake_s * 1000)))
         self._server: grpc.aio.Server | None = None
         self.address = ""
@@ -119,9 +121,9 @@ class RpcServer:
 class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic when it runs
     """Chooses what serves a call from its headers alone: the method's handler, or a refusal."""
 
-    def __init__(self, bound: Iterable[Bound], secret: bytes, request_s: float) -> None:
+    def __init__(self, bound: Iterable[Bound], authority: Authority, request_s: float) -> None:
         self._bound = {entry.method.path: entry for entry in bound}
-        self._secret = secret
+        self._authority = authority
         self._request_s = request_s
 
     def service(self, call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
@@ -138,7 +140,8 @@ class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not gener
             return grpc.stream_unary_rpc_method_handler(_refusal(error))
         # On the wire as unary requests. A handler of these would be called only when the request is in memory.
         if entry.method.streams:
-            return grpc.stream_stream_rpc_method_handler(_stream(entry, identity, self._request_s))
+            stream = _stream(entry, identity, self._authority, self._request_s)
+            return grpc.stream_stream_rpc_method_handler(stream)
         return grpc.stream_unary_rpc_method_handler(_unary(entry, identity, self._request_s))
 
     def _identify(self, call: grpc.HandlerCallDetails) -> Identity:
@@ -147,7 +150,7 @@ class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not gener
                 text = value if isinstance(value, str) else value.decode("ascii", "replace")
                 if not text.startswith(BEARER):
                     raise Unauthenticated("authorization must be a bearer token")
-                return verify(self._secret, Token.parse(text.removeprefix(BEARER)))
+                return self._authority.verify(Token.parse(text.removeprefix(BEARER)))
         raise Unauthenticated("a token of this cluster is needed")
 
 
@@ -165,6 +168,7 @@ def _unary(
 
     async def serve(requests: _Requests, context: _Context) -> bytes:
         try:
+            _require_network(identity, context)
             payload = await _received(requests, method, request_s)
             result = entry.handler(_parse(method, payload), identity)
             if inspect.isawaitable(result):
@@ -178,22 +182,33 @@ def _unary(
 
 
 def _stream(
-    entry: Bound, identity: Identity, request_s: float
+    entry: Bound, identity: Identity, authority: Authority, request_s: float
 ) -> Callable[[_Requests, _Context], AsyncIterator[bytes]]:
     method = entry.method
 
     async def serve(requests: _Requests, context: _Context) -> AsyncIterator[bytes]:
         try:
+            _require_network(identity, context)
             payload = await _received(requests, method, request_s)
             items = entry.handler(_parse(method, payload), identity)
             assert isinstance(items, AsyncIterator), f"{method.path} is a stream"
             async for item in items:
                 assert type(item) is method.reply, f"{method.path} streams {method.reply.__name__}"
+                authority.require_valid(identity)  # a stream may last for days
                 yield bytes(item.SerializeToString())
         except Exception as error:  # noqa: BLE001 (as above)
             await _abort(context, error)
 
     return serve
+
+
+def _require_network(identity: Identity, context: _Context) -> None:
+    """Raises: Unauthenticated if the token may not be used where the caller is."""
+    if identity.limits.networks:
+        kind, _, place = context.peer().partition(":")
+        host = unquote(place.rpartition(":")[0]).strip("[]")
+        if kind not in ("ipv4", "ipv6") or not identity.may_call_from(host):
+            raise Unauthenticated(f"the token may not be used from {host or 'there'}")
 
 
 async def _received(requests: _Requests, method: Method[Request, Reply], timeout_s: float) -> bytes:

@@ -1,11 +1,13 @@
 //! The handshake over a socket (docs/protocol.md).
 
 use std::io;
-use std::time::{Instant, SystemTime};
+use std::net::IpAddr;
+use std::time::Instant;
 
 use super::connect_error::ConnectError;
 use super::stream::Stream;
-use crate::wire::credential::{self, ChannelKind, Credential, Nonces, Secret};
+use crate::wire::authority::Authority;
+use crate::wire::credential::{self, ChannelKind, Credential, Nonces};
 use crate::wire::frame::Malformed;
 use crate::wire::handshake::{
     CLIENT_HELLO_BYTES, PROOF_BYTES, SERVER_HELLO_BYTES, ServerHello, VERDICT_BYTES, Verdict,
@@ -50,7 +52,8 @@ pub(crate) fn as_client(
 pub(crate) fn as_server(
     stream: &mut Stream,
     kind: ChannelKind,
-    secret: &Secret,
+    authority: &Authority,
+    peer: Option<IpAddr>,
     admit: impl FnOnce(&Claims) -> bool,
     deadline: Instant,
 ) -> io::Result<Claims> {
@@ -64,8 +67,7 @@ pub(crate) fn as_server(
     let (claims, proof) = rest.split_at(claims_len);
     let proof = proof.try_into().expect("split at its length");
     let nonces = Nonces { server, client };
-    let now = SystemTime::UNIX_EPOCH.elapsed().map_or(u64::MAX, |since| since.as_secs());
-    match secret.verify(kind, &nonces, claims, proof, now) {
+    match authority.verify(kind, &nonces, claims, proof, peer) {
         Ok((claims, _)) if !admit(&claims) => {
             stream.send(&encode_verdict(Verdict::Busy), &[], None, deadline)?;
             Err(io::Error::other("too many connections of clients"))

@@ -24,6 +24,7 @@ use super::session::{Common, RegionCache, ServerSession};
 use super::stream::{Stream, with_short_path};
 use super::{Secret, Service, handshake};
 use crate::rdma::Fabric;
+use crate::wire::authority::Authority;
 use crate::wire::credential::ChannelKind;
 use crate::wire::handshake::{ServerHello, encode_server_hello};
 use crate::wire::pb::{Claims, claims::Role};
@@ -75,7 +76,6 @@ pub struct Server {
 
 struct ServerInner {
     service: Arc<dyn Service>,
-    secret: Secret,
     threads_max: usize,
     common: Arc<Common>,
     stopping: AtomicBool,
@@ -120,11 +120,11 @@ impl Server {
         };
         let inner = Arc::new(ServerInner {
             service,
-            secret: options.secret,
             threads_max: options.threads_max,
             common: Arc::new(Common {
                 budget: Arc::new(Budget::new(options.payload_bytes_max)),
                 regions: RegionCache::default(),
+                authority: Authority::new(options.secret),
                 fabric: options.fabric,
             }),
             stopping: AtomicBool::new(false),
@@ -161,6 +161,11 @@ impl Server {
 
     pub fn unix_path(&self) -> Option<&Path> {
         self.socket_file.as_ref().map(|file| file.path.as_path())
+    }
+
+    /// What says whether tokens are valid. Connections of those that are not any more end at their next request.
+    pub fn authority(&self) -> &Authority {
+        &self.inner.common.authority
     }
 
     /// Connections being served now.
@@ -292,14 +297,14 @@ impl Admission {
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let inner = self.inner.clone();
         let admit = |claims: &Claims| self.admit(claims);
-        let claims =
-            match handshake::as_server(&mut stream, ChannelKind::Data, &inner.secret, admit, deadline) {
-                Ok(claims) => claims,
-                Err(error) => {
-                    note("refused", &error);
-                    return;
-                }
-            };
+        let (kind, authority, peer) = (ChannelKind::Data, &inner.common.authority, stream.peer());
+        let claims = match handshake::as_server(&mut stream, kind, authority, peer, admit, deadline) {
+            Ok(claims) => claims,
+            Err(error) => {
+                note("refused", &error);
+                return;
+            }
+        };
         if inner.stopping.load(Ordering::SeqCst) {
             return;
         }

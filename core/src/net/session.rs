@@ -12,7 +12,7 @@ mod placements;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::budget::Budget;
 use super::handshake::invalid;
@@ -21,6 +21,7 @@ use super::{Sender, Service, upgrade};
 use crate::buffer::Placement;
 use crate::clock;
 use crate::rdma::{Fabric, Half};
+use crate::wire::authority::Authority;
 use crate::wire::credential::Refusal;
 use crate::wire::frame::{self, Envelope, FrameKind, HEADER_BYTES, Header, Malformed, REGIONS_MAX};
 use crate::wire::pb::{Claims, claims::Role};
@@ -46,6 +47,7 @@ const _: () = assert!(PASSED_MAX < REGIONS_MAX, "descriptors wait for registrati
 pub(super) struct Common {
     pub(super) budget: Arc<Budget>,
     pub(super) regions: RegionCache,
+    pub(super) authority: Authority,
     pub(super) fabric: Option<Arc<Fabric>>,
 }
 
@@ -63,6 +65,8 @@ enum Direct {
 pub(super) struct ServerSession {
     stream: Stream,
     claims: Claims,
+    /// Of `Authority`, when the token was last looked at.
+    generation: u64,
     common: Arc<Common>,
     direct: Direct,
     regions: [Option<RegisteredBuffer>; REGIONS_MAX],
@@ -82,6 +86,8 @@ impl ServerSession {
         ServerSession {
             stream,
             claims,
+            // It is looked at once more before the first request: it may have been revoked since the handshake.
+            generation: u64::MAX,
             common,
             direct: Direct::No,
             regions: [const { None }; REGIONS_MAX],
@@ -105,9 +111,7 @@ impl ServerSession {
             self.receive(frame_bytes, false)?;
             let taken = self.frame_reader.take(frame_bytes);
             let table = &taken[HEADER_BYTES..];
-            if self.has_expired() {
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, Refusal::Expired));
-            }
+            self.check_token().map_err(|refusal| io::Error::new(io::ErrorKind::PermissionDenied, refusal))?;
             let deadline = self.deadline(&header);
             match header.kind {
                 FrameKind::Read => self.read(service, &header, table, deadline)?,
@@ -149,10 +153,14 @@ impl ServerSession {
         Instant::now() + asked.min(Duration::from_millis(left.max(0) as u64))
     }
 
-    /// A token is good for new requests only until it expires, also on a connection that stands.
-    fn has_expired(&self) -> bool {
-        let expires = self.claims.expires_unix_s;
-        expires != 0 && SystemTime::UNIX_EPOCH.elapsed().is_ok_and(|now| now.as_secs() >= expires)
+    /// A token is good for new requests only until it expires or is revoked, also on a connection that stands.
+    fn check_token(&mut self) -> Result<(), Refusal> {
+        let generation = self.common.authority.generation();
+        if generation != self.generation || self.claims.expires_unix_s != 0 {
+            self.common.authority.check(&self.claims)?;
+            self.generation = generation;
+        }
+        Ok(())
     }
 
     /// Receive until `bytes` are buffered. False if the client closed before the first of them.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -96,6 +96,15 @@ impl Stream {
         // A host that vanished without a word is noticed while a connection is idle.
         sockopt::set_socket_keepalive(&stream, true)?;
         Stream::new(stream.into(), false)
+    }
+
+    /// Where the other end is; `None`: on this host, over a Unix socket. An end that has gone is nowhere.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        if self.shares_memory {
+            return None;
+        }
+        let peer = self.fd.try_clone().and_then(|fd| TcpStream::from(fd).peer_addr());
+        Some(peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |address| address.ip()))
     }
 
     pub(crate) fn from_unix(stream: UnixStream) -> io::Result<Stream> {

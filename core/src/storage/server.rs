@@ -136,8 +136,16 @@ impl StorageServer {
     }
 
     /// Apply a snapshot or a delta of the manager's; return the version then known.
-    pub fn set_routing(&self, update: pb::Routing) -> Result<u64> {
-        self.node.set_routing(update)
+    pub fn set_routing(&self, mut update: pb::Routing) -> Result<u64> {
+        let (revocations, cluster) = (update.revocations.take(), update.cluster_id.clone());
+        let version = self.node.set_routing(update)?;
+        if !cluster.is_empty() {
+            self.server.authority().set_cluster(&cluster);
+        }
+        if let Some(revocations) = revocations {
+            self.server.authority().set_revocations(revocations);
+        }
+        Ok(version)
     }
 
     /// `until_ns` on the monotonic clock; see [`Lease`].

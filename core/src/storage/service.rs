@@ -224,6 +224,9 @@ impl Node {
         if let Some(status) = self.refusal(op.chain) {
             return Err(status);
         }
+        if matches!(sender, Sender::Client(claims) if claims.read_only) {
+            return Err(Status::Denied);
+        }
         let is_replace = matches!(op.op, Op::Replace { .. });
         let is_of_client = op.version == Version(0) && !is_replace;
         // Without a client it would be executed again when it is sent again; and what is under way is not settled.

@@ -69,6 +69,11 @@ impl Alone {
     }
 
     fn write_as(&self, chain_version: u64, index: u32, sequence: u64) -> UpdateResult {
+        let claims = pb::Claims { role: Role::Client as i32, ..pb::Claims::default() };
+        self.write_with(&claims, chain_version, index, sequence)
+    }
+
+    fn write_with(&self, claims: &pb::Claims, chain_version: u64, index: u32, sequence: u64) -> UpdateResult {
         let op = UpdateOp {
             chain: CHAIN,
             chain_version: ChainVersion(chain_version),
@@ -81,10 +86,9 @@ impl Alone {
             fresh: false,
             payload_crc: None,
         };
-        let claims = pb::Claims { role: Role::Client as i32, ..pb::Claims::default() };
         let payload = [Placement::from_vec(vec![sequence as u8; 5000])];
         let mut out = Vec::new();
-        self.server.node.update(Sender::Client(&claims), &[op], &payload, soon(), &mut out);
+        self.server.node.update(Sender::Client(claims), &[op], &payload, soon(), &mut out);
         out[0]
     }
 
@@ -377,4 +381,16 @@ fn an_update_that_waits_for_a_successor_says_so() {
         assert_eq!(writer.join().unwrap().status, Status::Ok);
     });
     assert!(alone.server.slow_ops(Duration::ZERO).is_empty());
+}
+
+#[test]
+fn a_token_that_is_read_only_writes_nothing() {
+    let alone = Alone::start();
+    assert_eq!(alone.write(1).status, Status::Ok);
+    for role in [Role::Client, Role::Trusted] {
+        let claims = pb::Claims { role: role as i32, read_only: true, version: 2, ..pb::Claims::default() };
+        assert_eq!(alone.write_with(&claims, 1, 0, 2).status, Status::Denied);
+    }
+    assert_eq!(alone.read(), Ok(vec![1; 5000]));
+    assert_eq!(alone.write(2).status, Status::Ok);
 }

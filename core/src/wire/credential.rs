@@ -13,6 +13,11 @@ use super::pb::{Claims, claims::Role};
 /// Longest serialized `Claims` that a handshake may carry.
 pub const CLAIMS_BYTES_MAX: usize = 1024;
 
+/// Version of claims with limits, which releases before them would not obey; 0: of all others.
+pub const VERSION: u32 = 2;
+/// Before such claims where their key is derived, so that those releases refuse it.
+const VERSION_2: &[u8] = b"luciola claims 2\0";
+
 /// What the handshake is for; part of every proof, so that one cannot be replayed as the other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -30,6 +35,12 @@ pub enum Refusal {
     WrongKey,
     #[error("the token has expired")]
     Expired,
+    #[error("the token has been revoked")]
+    Revoked,
+    #[error("the token is for another cluster")]
+    WrongCluster,
+    #[error("the token may not be used from there")]
+    Elsewhere,
 }
 
 /// 32 bytes that never show in logs.
@@ -66,18 +77,25 @@ impl Secret {
         Some(Secret::new(bytes))
     }
 
-    fn key_of(&self, claims: &[u8]) -> Key {
-        Key(sign(&self.0, &[claims]))
+    fn key_of(&self, claims: &[u8], version: u32) -> Key {
+        let prefix: &[u8] = if version == 0 { &[] } else { VERSION_2 };
+        Key(sign(&self.0, &[prefix, claims]))
     }
 
-    /// A token for `claims`.
+    /// A token for `claims`, whose `version` must be the one that they need.
     pub fn mint(&self, claims: &Claims) -> Credential {
+        assert_eq!(
+            claims.version,
+            version_of(claims),
+            "limits are of a version that is refused without them"
+        );
+        let version = claims.version;
         let claims = claims.encode_to_vec();
-        let key = self.key_of(&claims);
+        let key = self.key_of(&claims, version);
         Credential { claims, key }
     }
 
-    /// Check a client's proof and its claims' expiry; return the claims and the key for the server's proof.
+    /// As `verify_as` with the key that has the id 0.
     pub fn verify(
         &self,
         kind: ChannelKind,
@@ -86,16 +104,47 @@ impl Secret {
         proof: &[u8; 32],
         now_unix_s: u64,
     ) -> Result<(Claims, Key), Refusal> {
-        let key = self.key_of(claims);
-        verify(&key, &["client".as_bytes(), &[kind as u8], &nonces.server, &nonces.client], proof)?;
+        self.verify_as(0, kind, nonces, claims, proof, now_unix_s)
+    }
+
+    /// Check a client's proof and its claims' expiry; return the claims and the key for the server's proof. `key_id`: of
+    /// this secret.
+    pub fn verify_as(
+        &self,
+        key_id: u32,
+        kind: ChannelKind,
+        nonces: &Nonces,
+        claims: &[u8],
+        proof: &[u8; 32],
+        now_unix_s: u64,
+    ) -> Result<(Claims, Key), Refusal> {
+        let parts: [&[u8]; 4] = [b"client", &[kind as u8], &nonces.server, &nonces.client];
+        let (version, key) = [0, VERSION]
+            .into_iter()
+            .map(|version| (version, self.key_of(claims, version)))
+            .find(|(_, key)| verify(key, &parts, proof).is_ok())
+            .ok_or(Refusal::WrongKey)?;
         // Decoded only after the proof: unauthenticated bytes reach no parser.
         let claims = Claims::decode(claims).map_err(|_| Refusal::Malformed)?;
         Role::try_from(claims.role).map_err(|_| Refusal::Malformed)?;
+        if claims.version != version || version != version_of(&claims) || claims.key_id != key_id {
+            return Err(Refusal::Malformed);
+        }
         if claims.expires_unix_s != 0 && claims.expires_unix_s <= now_unix_s {
             return Err(Refusal::Expired);
         }
         Ok((claims, key))
     }
+}
+
+/// The version that claims need: an earlier release would take those with limits for claims without.
+fn version_of(claims: &Claims) -> u32 {
+    let has_limits = claims.read_only
+        || claims.root != 0
+        || !claims.path.is_empty()
+        || !claims.audience.is_empty()
+        || !claims.networks.is_empty();
+    if has_limits || claims.key_id != 0 { VERSION } else { 0 }
 }
 
 /// What both sides threw in.
@@ -223,7 +272,7 @@ mod tests {
     #[test]
     fn a_server_without_the_secret_is_noticed() {
         let token = Secret::new([7; 32]).mint(&claims(0));
-        let squatter = Secret::new([8; 32]).key_of(token.claims());
+        let squatter = Secret::new([8; 32]).key_of(token.claims(), 0);
         let proof = server_proof(&squatter, ChannelKind::Data, &NONCES);
         assert_eq!(token.check_server(ChannelKind::Data, &NONCES, &proof), Err(Refusal::WrongKey));
     }

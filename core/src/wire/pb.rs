@@ -13,6 +13,22 @@ pub struct Claims {
     pub expires_unix_s: u64,
     #[prost(bytes = "vec", tag = "6")]
     pub nonce: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint32, tag = "7")]
+    pub key_id: u32,
+    #[prost(string, tag = "8")]
+    pub audience: ::prost::alloc::string::String,
+    #[prost(bytes = "vec", tag = "9")]
+    pub path: ::prost::alloc::vec::Vec<u8>,
+    #[prost(bool, tag = "10")]
+    pub read_only: bool,
+    #[prost(string, repeated, tag = "11")]
+    pub networks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint64, tag = "12")]
+    pub minted_unix_s: u64,
+    #[prost(uint32, tag = "13")]
+    pub version: u32,
+    #[prost(uint64, tag = "14")]
+    pub root: u64,
 }
 /// Nested message and enum types in `Claims`.
 pub mod claims {
@@ -285,6 +301,29 @@ pub struct Routing {
     pub removed_nodes: ::prost::alloc::vec::Vec<u32>,
     #[prost(uint64, tag = "9")]
     pub manager: u64,
+    #[prost(message, optional, tag = "10")]
+    pub revocations: ::core::option::Option<Revocations>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RevokedToken {
+    #[prost(bytes = "vec", tag = "1")]
+    pub id: ::prost::alloc::vec::Vec<u8>,
+    #[prost(uint64, tag = "2")]
+    pub expires_unix_s: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MintedBefore {
+    #[prost(uint32, tag = "1")]
+    pub key_id: u32,
+    #[prost(uint64, tag = "2")]
+    pub minted_unix_s: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Revocations {
+    #[prost(message, repeated, tag = "1")]
+    pub tokens: ::prost::alloc::vec::Vec<RevokedToken>,
+    #[prost(message, repeated, tag = "2")]
+    pub minted_before: ::prost::alloc::vec::Vec<MintedBefore>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetRoutingRequest {

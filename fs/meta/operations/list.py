@@ -20,9 +20,12 @@ from ..replies import INLINE_DATA_TAG, StoredReply
 from ..resolve import NAME_BYTES_MAX
 from ..schema import (
     ENTRY_BYTES,
+    cookie_key,
     cookie_range,
+    decode_entry,
     decode_inode,
     encode_inode,
+    entry_key,
     entry_range,
     inode_key,
     unpack_found,
@@ -47,7 +50,11 @@ def list_directory(context: OperationContext, request: ListRequest) -> StoredRep
     require(context.user, directory, READ | (EXECUTE if request.with_inodes else 0))
     limit = min(request.limit or context.shared.config.list_limit, LIMIT_MAX)
     begin, end = _range(directory.id, request)
-    entries = [value for _, value in context.txn.snapshot_range(begin, end, limit=limit + 1)]
+    only = context.only_entry(directory.id)
+    if only is None:
+        entries = [value for _, value in context.txn.snapshot_range(begin, end, limit=limit + 1)]
+    else:
+        entries = _only(context, directory.id, only, request, (begin, end))
     found = [unpack_found(entry) for entry in entries[:limit]]
     inodes = _attributes(context, found) if request.with_inodes else None
     count = len(found) if inodes is None else len(inodes)
@@ -60,6 +67,20 @@ def list_directory(context: OperationContext, request: ListRequest) -> StoredRep
     encoded.append(rest.SerializeToString())
     shown = () if inodes is None else [number for number, _ in found]
     return StoredReply(ListReply, b"".join(encoded), shown)
+
+
+def _only(
+    context: OperationContext, directory: int, only: int, request: ListRequest, within: tuple[bytes, bytes]
+) -> list[bytes]:
+    """Return the entry of the directory `only`, the one that the caller may see, if it is asked for."""
+    name = context.load(only).name
+    value = context.txn.snapshot_get(entry_key(directory, name))
+    if value is None:
+        return []
+    key = (
+        cookie_key(directory, decode_entry(value).cookie) if request.by_cookie else entry_key(directory, name)
+    )
+    return [value] if within[0] <= key < within[1] else []
 
 
 def _range(directory: int, request: ListRequest) -> tuple[bytes, bytes]:

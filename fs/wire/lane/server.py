@@ -27,6 +27,7 @@ from ...errors import (
 from .. import errors as wire_errors
 from .. import handshake
 from ..addresses import format_address
+from ..authority import Authority
 from ..credentials import Identity
 from ..methods import AnyMethod, Bound, by_lane
 from ..preserialized import Preserialized, is_reply
@@ -43,6 +44,7 @@ IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
 HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
 BATCH_REPLIES: Final = 64  # written together; then other connections have their turn
 BATCH_BYTES: Final = 1 << 20  # the same, of longer replies
+LOOPBACK: Final = "127.0.0.1"
 assert HELD_BYTES_MAX > FRAME_BYTES_MAX, "a request of any size is served"
 assert max(HANDSHAKES_MAX, IDLE_CLOSED) < CONNECTIONS_MAX, (
     "some connections are past their handshake, and stay"
@@ -50,13 +52,18 @@ assert max(HANDSHAKES_MAX, IDLE_CLOSED) < CONNECTIONS_MAX, (
 
 
 class LaneServer:
-    """Serves `bound` methods to clients that prove a token made with `secret`."""
+    """Serves `bound` methods to clients that prove a token made with `secret`, and valid for `Authority`."""
 
     def __init__(
-        self, bound: Iterable[Bound], *, secret: bytes, handshake_s: float = handshake.TIMEOUT_S
+        self,
+        bound: Iterable[Bound],
+        *,
+        secret: bytes | Authority,
+        handshake_s: float = handshake.TIMEOUT_S,
     ) -> None:
         self.methods: Final = by_lane(bound)
-        self.secret: Final = secret
+        self.authority: Final = Authority.of(secret)
+        self.authority.on_change(self._close_void)
         self.handshake_s: Final = handshake_s
         self.pending: Final = PendingRequests()
         self._connections: set[_ServerConnection] = set()
@@ -138,6 +145,13 @@ class LaneServer:
         self._unauthenticated.pop(connection, None)
         self._connections.discard(connection)
 
+    def _close_void(self) -> None:
+        """Close the connections whose tokens are not valid any more."""
+        for connection in list(self._connections):
+            if connection.identity is not None and not self.authority.is_valid(connection.identity):
+                log.info("lane: closed a connection of a revoked token")
+                connection.close()
+
     def _close_idle(self) -> None:
         """Make room: close the connections that have been idle for longest. Their clients open new ones."""
         idle = [each for each in self._connections if each.is_idle]
@@ -155,8 +169,8 @@ class _ServerConnection(asyncio.Protocol):
     def __init__(self, server: LaneServer) -> None:
         self._server = server
         self._methods = server.methods
-        self._shake = handshake.ServerSide(server.secret, kind=handshake.LANE)
-        self._identity: Identity | None = None
+        self._shake = handshake.ServerSide(server.authority, kind=handshake.LANE)
+        self.identity: Identity | None = None
         self._buffer = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
@@ -172,7 +186,7 @@ class _ServerConnection(asyncio.Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether its client has no request in flight, as far as this end knows."""
-        return self._identity is not None and not self.in_flight and not self._buffer
+        return self.identity is not None and not self.in_flight and not self._buffer
 
     # Life and flow control.
 
@@ -199,6 +213,11 @@ class _ServerConnection(asyncio.Protocol):
     def _peer(self) -> object:
         """Return who is at the other end, for the log."""
         return self._transport.get_extra_info("peername") or "a client on this host"
+
+    def _host(self) -> str:
+        """Return the address of the other end; a client that came over the Unix socket is on this host."""
+        name = self._transport.get_extra_info("peername")
+        return str(name[0]) if isinstance(name, tuple) else LOOPBACK
 
     def _end_handshake(self) -> None:
         self._server.authenticated(self)
@@ -233,9 +252,9 @@ class _ServerConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.active_s = self._loop.time()
-        if self._identity is None:
+        if self.identity is None:
             data = self._welcome(data)
-            if self._identity is None:
+            if self.identity is None:
                 return
         if self._turn is not None:
             self._buffer += data
@@ -253,12 +272,21 @@ class _ServerConnection(asyncio.Protocol):
             self._transport.write(handshake.REFUSAL)
             self.close()
             return b""
+        except Unavailable:
+            self._transport.abort()  # no verdict: its client tries again
+            return b""
         if answer is None:
             return b""
-        self._identity, welcome, used = answer
+        identity, welcome, used = answer
+        if not identity.may_call_from(self._host()):
+            log.info("lane: refused %s: its token may not be used there", self._peer())
+            self._transport.write(handshake.REFUSAL)
+            self.close()
+            return b""
+        self.identity = identity
         self._end_handshake()
-        if self._identity.expires_unix_s:
-            self._timer = self._loop.call_later(self._identity.expires_unix_s - time.time(), self.close)
+        if identity.expires_unix_s:
+            self._timer = self._loop.call_later(identity.expires_unix_s - time.time(), self.close)
         self._transport.write(welcome)
         rest = bytes(buffer[used:])
         buffer.clear()
@@ -310,13 +338,13 @@ class _ServerConnection(asyncio.Protocol):
 
     def _serve(self, number: int, request: int, payload: bytes, replies: list[bytes]) -> None:
         entry = self._methods.get(number)
-        identity = self._identity
+        identity = self.identity
         assert identity is not None, "the handshake is over"
         if entry is None:
             _append_error(replies, number, request, Unsupported(f"no method {number} on this service"))
             return
         method = entry.method
-        if identity.role < method.role:
+        if not identity.may(method.role):
             refusal = PermissionDenied(f"{method.path} is not for this token's role")
             _append_error(replies, number, request, refusal)
             return

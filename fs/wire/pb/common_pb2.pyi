@@ -65,7 +65,7 @@ META_REAL_PATH: Method
 META_APPLY: Method
 
 class Claims(_message.Message):
-    __slots__ = ("role", "uid", "gid", "groups", "expires_unix_s", "nonce")
+    __slots__ = ("role", "uid", "gid", "groups", "expires_unix_s", "nonce", "key_id", "audience", "path", "read_only", "networks", "minted_unix_s", "version", "root")
     class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         CLIENT: _ClassVar[Claims.Role]
@@ -82,13 +82,29 @@ class Claims(_message.Message):
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_UNIX_S_FIELD_NUMBER: _ClassVar[int]
     NONCE_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    AUDIENCE_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    READ_ONLY_FIELD_NUMBER: _ClassVar[int]
+    NETWORKS_FIELD_NUMBER: _ClassVar[int]
+    MINTED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROOT_FIELD_NUMBER: _ClassVar[int]
     role: Claims.Role
     uid: int
     gid: int
     groups: _containers.RepeatedScalarFieldContainer[int]
     expires_unix_s: int
     nonce: bytes
-    def __init__(self, role: _Optional[_Union[Claims.Role, str]] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., expires_unix_s: _Optional[int] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+    key_id: int
+    audience: str
+    path: bytes
+    read_only: bool
+    networks: _containers.RepeatedScalarFieldContainer[str]
+    minted_unix_s: int
+    version: int
+    root: int
+    def __init__(self, role: _Optional[_Union[Claims.Role, str]] = ..., uid: _Optional[int] = ..., gid: _Optional[int] = ..., groups: _Optional[_Iterable[int]] = ..., expires_unix_s: _Optional[int] = ..., nonce: _Optional[bytes] = ..., key_id: _Optional[int] = ..., audience: _Optional[str] = ..., path: _Optional[bytes] = ..., read_only: _Optional[bool] = ..., networks: _Optional[_Iterable[str]] = ..., minted_unix_s: _Optional[int] = ..., version: _Optional[int] = ..., root: _Optional[int] = ...) -> None: ...
 
 class Caller(_message.Message):
     __slots__ = ("uid", "gid", "groups", "client", "sequence", "settled_below")

@@ -144,7 +144,7 @@ class ChainTable(_message.Message):
     def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., replicas: _Optional[int] = ..., description: _Optional[str] = ..., changed_at: _Optional[int] = ...) -> None: ...
 
 class Routing(_message.Message):
-    __slots__ = ("version", "bootstrapping", "nodes", "chains", "tables", "cluster_id", "delta", "removed_nodes", "manager")
+    __slots__ = ("version", "bootstrapping", "nodes", "chains", "tables", "cluster_id", "delta", "removed_nodes", "manager", "revocations")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     BOOTSTRAPPING_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +154,7 @@ class Routing(_message.Message):
     DELTA_FIELD_NUMBER: _ClassVar[int]
     REMOVED_NODES_FIELD_NUMBER: _ClassVar[int]
     MANAGER_FIELD_NUMBER: _ClassVar[int]
+    REVOCATIONS_FIELD_NUMBER: _ClassVar[int]
     version: int
     bootstrapping: bool
     nodes: _containers.RepeatedCompositeFieldContainer[Node]
@@ -163,7 +164,32 @@ class Routing(_message.Message):
     delta: bool
     removed_nodes: _containers.RepeatedScalarFieldContainer[int]
     manager: int
-    def __init__(self, version: _Optional[int] = ..., bootstrapping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., cluster_id: _Optional[str] = ..., delta: _Optional[bool] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., manager: _Optional[int] = ...) -> None: ...
+    revocations: Revocations
+    def __init__(self, version: _Optional[int] = ..., bootstrapping: _Optional[bool] = ..., nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., cluster_id: _Optional[str] = ..., delta: _Optional[bool] = ..., removed_nodes: _Optional[_Iterable[int]] = ..., manager: _Optional[int] = ..., revocations: _Optional[_Union[Revocations, _Mapping]] = ...) -> None: ...
+
+class RevokedToken(_message.Message):
+    __slots__ = ("id", "expires_unix_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    id: bytes
+    expires_unix_s: int
+    def __init__(self, id: _Optional[bytes] = ..., expires_unix_s: _Optional[int] = ...) -> None: ...
+
+class MintedBefore(_message.Message):
+    __slots__ = ("key_id", "minted_unix_s")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    MINTED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    key_id: int
+    minted_unix_s: int
+    def __init__(self, key_id: _Optional[int] = ..., minted_unix_s: _Optional[int] = ...) -> None: ...
+
+class Revocations(_message.Message):
+    __slots__ = ("tokens", "minted_before")
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MINTED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedCompositeFieldContainer[RevokedToken]
+    minted_before: _containers.RepeatedCompositeFieldContainer[MintedBefore]
+    def __init__(self, tokens: _Optional[_Iterable[_Union[RevokedToken, _Mapping]]] = ..., minted_before: _Optional[_Iterable[_Union[MintedBefore, _Mapping]]] = ...) -> None: ...
 
 class GetRoutingRequest(_message.Message):
     __slots__ = ("known_version", "wait_ms")

@@ -8,8 +8,18 @@ import pytest
 from click.testing import CliRunner
 
 from luciola.cli import cli
+from luciola.cli.token_record import remember, remembered
 from luciola.errors import ConfigError, InvalidArgument, NotFound
-from luciola.wire.credentials import TRUSTED, Token, create_secret, load_token, mint, save_token, verify
+from luciola.wire.credentials import (
+    TRUSTED,
+    Limits,
+    Token,
+    create_secret,
+    load_token,
+    mint,
+    save_token,
+    verify,
+)
 
 
 @pytest.fixture
@@ -41,6 +51,12 @@ def test_token_is_written_for_its_owner_alone_and_shown_without_its_key(tmp_path
         "uid": 7,
         "gid": 8,
         "groups": [9],
+        "path": None,
+        "read_only": False,
+        "networks": [],
+        "cluster": None,
+        "key": 0,
+        "minted_unix_s": identity.minted_unix_s,
         "expires_unix_s": identity.expires_unix_s,
         "expired": False,
     }
@@ -67,7 +83,8 @@ def test_token_that_is_there_is_replaced_and_a_link_is_not_followed(tmp_path, se
     link.symlink_to(other)
     assert isinstance(create(tmp_path, "--out", link).exception, InvalidArgument)
     assert (link.is_symlink(), other.read_text()) == (True, "kept")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["job.token", "link", "other", "secret"]
+    names = {each.name for each in tmp_path.iterdir()}
+    assert names == {"job.token", "link", "other", "secret", "tokens", "tokens.lock"}
 
 
 def test_a_directory_that_is_missing_is_named(tmp_path, secret):
@@ -118,3 +135,51 @@ def test_what_is_no_private_file_is_not_shown(tmp_path, secret):
     save_token(path, mint(secret))
     path.chmod(0o640)
     assert isinstance(CliRunner().invoke(cli, ["token", "show", str(path)]).exception, ConfigError)
+
+
+def test_limits_are_in_the_token(tmp_path, secret):
+    path = tmp_path / "job.token"
+    done = create(tmp_path, "--read-only", "--network", "10.0.0.0/8", "--network", "::1", "--out", path)
+    assert (done.exit_code, done.output) == (0, "")
+    assert verify(secret, load_token(path)).limits == Limits(read_only=True, networks=("10.0.0.0/8", "::1"))
+    shown = CliRunner().invoke(cli, ["token", "show", str(path)]).output
+    for line in ("opens    everything, read-only", "from     10.0.0.0/8 ::1"):
+        assert line in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--read-only", "--role", "admin"], "administrator"),
+        (["--network", "10.0.0.0/40"], "not a network"),
+        (["--path", "datasets"], "absolute"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused(tmp_path, secret, options, message):
+    error = create(tmp_path, *options).exception
+    assert isinstance(error, InvalidArgument)
+    assert message in str(error)
+
+
+def test_tokens_that_were_made_are_remembered_without_their_keys(tmp_path, secret):
+    first, second = (Token.parse(create(tmp_path, "--uid", uid).output.strip()) for uid in (1, 2))
+    path = tmp_path / "tokens"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [(each["id"], each["uid"]) for each in remembered(path)] == [(first.id, 1), (second.id, 2)]
+    assert first.encode().partition(".")[2] not in path.read_text()
+    remember(path, mint(secret, lifetime_s=-100))
+    third = Token.parse(create(tmp_path).output.strip())
+    assert [each["id"] for each in remembered(path)] == [first.id, second.id, third.id], (
+        "the expired one is gone"
+    )
+    path.write_text("no record\n")
+    assert isinstance(create(tmp_path).exception, InvalidArgument)
+
+
+def test_revoke_needs_a_token_or_all(tmp_path):
+    for arguments in ((), ("--all", "0" * 32)):
+        done = CliRunner().invoke(cli, ["token", "revoke", "--data", str(tmp_path), *arguments])
+        assert done.exit_code == 2
+    error = CliRunner().invoke(cli, ["token", "revoke", "--data", str(tmp_path), "no-such-file"]).exception
+    assert isinstance(error, NotFound)
+    assert "32 hex digits" in str(error)

@@ -35,6 +35,8 @@ def values(field: FieldDescriptor) -> st.SearchStrategy:
         return st.booleans()
     if field.type == FieldDescriptor.TYPE_STRING:
         return st.sampled_from(["", "a", "\x00", "é", "[mgmtd]\nlease_ms = 1", "x" * 300_000])
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return st.sampled_from([b"", b"a", b"\xff" * 16, b"x" * 300_000])
     return INTEGERS[field.type]
 
 

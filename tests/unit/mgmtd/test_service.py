@@ -9,7 +9,7 @@ import pytest
 
 from luciola.clock import ManualClock
 from luciola.config import MgmtdConfig
-from luciola.errors import AlreadyExists, ConfigError, InvalidArgument, Unavailable
+from luciola.errors import AlreadyExists, ConfigError, InvalidArgument, Unauthenticated, Unavailable
 from luciola.ids import NodeId
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine
@@ -17,7 +17,7 @@ from luciola.mgmtd.metrics import manager_families
 from luciola.mgmtd.records import Change, NodeRecord
 from luciola.mgmtd.service import PRIMARY_LEASE_S, STORE_FAILED_S, Service, Settings
 from luciola.mgmtd.store import Store
-from luciola.wire import SERVICE, RoutingTable, methods
+from luciola.wire import SERVICE, Authority, RoutingTable, methods, mint
 from luciola.wire.credentials import Identity
 from luciola.wire.pb import mgmtd_pb2 as pb
 from luciola.wire.pb.common_pb2 import Empty
@@ -117,7 +117,7 @@ def serving(routing: pb.Routing) -> set[int]:
 
 def test_every_method_of_the_table_has_a_handler():
     service = Service(Store(MemoryEngine(), cluster_id="c"), settings())
-    assert len(methods.bind(methods.Mgmtd, service)) == 11
+    assert len(methods.bind(methods.Mgmtd, service)) == 13
 
 
 def test_nodes_register_themselves_and_chains_are_placed_over_them():
@@ -278,6 +278,45 @@ def test_stream_brings_a_snapshot_and_then_every_change():
         await asyncio.gather(following, return_exceptions=True)
 
     scenario(story)
+
+
+def test_stream_brings_revoked_tokens_at_its_start_and_when_there_are_more_and_clients_get_none():
+    engine = MemoryEngine()
+    first, second = (pb.RevokedToken(id=bytes([number]) * 16) for number in (1, 2))
+
+    async def revoke_both(cluster: Cluster) -> None:
+        stream = cluster.service.stream_routing(pb.GetRoutingRequest(), WHO)
+        assert (await anext(stream)).HasField("revocations"), "none is news, too"
+        following = asyncio.ensure_future(anext(stream))
+        await cluster.call("revoke_tokens", pb.Revocations(tokens=[first]))
+        routing = await following
+        assert (routing.delta, list(routing.revocations.tokens)) == (True, [first])
+        following = asyncio.ensure_future(anext(stream))
+        await cluster.beat(1000)
+        while not (routing := await following).nodes:
+            following = asyncio.ensure_future(anext(stream))
+        assert not routing.HasField("revocations"), "they have not changed"
+        await cluster.call("revoke_tokens", pb.Revocations(tokens=[second]))
+        assert list((await cluster.call("list_revoked")).tokens) == [first, second]
+        late = cluster.service.stream_routing(pb.GetRoutingRequest(known_version=routing.version), WHO)
+        assert list((await anext(late)).revocations.tokens) == [first, second]
+        assert not (await cluster.routing()).HasField("revocations")
+        assert not (await cluster.routing(routing.version)).HasField("revocations")
+
+    async def restart(cluster: Cluster) -> None:
+        stream = cluster.service.stream_routing(pb.GetRoutingRequest(), WHO)
+        assert list((await anext(stream)).revocations.tokens) == [first, second]
+
+    authority = Authority({0: bytes(32)})
+    token = mint(bytes(32))
+    scenario(revoke_both, engine=engine)
+    scenario(restart, engine=engine, authority=authority)
+    assert authority.verify(token)
+    first.id = bytes.fromhex(token.id)
+    scenario(lambda cluster: cluster.call("revoke_tokens", pb.Revocations(tokens=[first])), engine=engine)
+    scenario(lambda cluster: settle(), engine=engine, authority=authority)
+    with pytest.raises(Unauthenticated):
+        authority.verify(token)
 
 
 def test_stream_says_that_it_is_alive():
