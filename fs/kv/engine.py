@@ -83,6 +83,7 @@ class Transaction:
         "_engine",
         "_keys",
         "_open",
+        "_parts",
         "_ranges",
         "_view",
         "_writes",
@@ -97,6 +98,7 @@ class Transaction:
         self._ranges: list[KeyRange] = []
         self._writes: dict[bytes, bytes | None] = {}
         self._cleared: list[KeyRange] = []
+        self._parts: list[dict[bytes, bytes | None]] | None = None  # `_writes` by operation
         self.size_bytes = 0  # of keys and values to be written
         self.may_use_reserve = False  # set it in operations that free space: they may write to a full disk
         self._open = True
@@ -163,6 +165,8 @@ class Transaction:
         if self.size_bytes > TRANSACTION_BYTES_MAX:
             raise _too_large()
         self._writes[key] = value
+        if self._parts is not None:
+            self._parts[-1][key] = value
 
     def delete(self, key: bytes) -> None:
         """Remove `key`, if it is there."""
@@ -173,10 +177,13 @@ class Transaction:
         if self.size_bytes > TRANSACTION_BYTES_MAX:
             raise _too_large()
         self._writes[key] = None
+        if self._parts is not None:
+            self._parts[-1][key] = None
 
     def delete_range(self, begin: bytes, end: bytes) -> None:
         """Remove every key with begin <= key < end: its own writes and what exists at commit."""
         assert self._open, "the transaction has ended"
+        assert self._parts is None, "a transaction of several operations clears no range"
         if max(len(begin), len(end)) > KEY_BYTES_MAX:
             raise InvalidArgument(f"a key has at most {KEY_BYTES_MAX} bytes")
         if begin >= end:
@@ -188,6 +195,17 @@ class Transaction:
         for key in [key for key in self._writes if cleared.holds(key)]:
             del self._writes[key]
         self._cleared.append(cleared)
+
+    def end_operation(self) -> None:
+        """What was written until now is one operation, what follows is another, for those who follow the log.
+
+        They are committed together. Afterwards no range may be cleared.
+        """
+        if self._parts is None:
+            assert not self._cleared, "a transaction of several operations clears no range"
+            self._parts = [dict(self._writes)]
+        if self._parts[-1]:
+            self._parts.append({})
 
     def add_read_conflict(self, key: bytes) -> None:
         """Fail the commit if another transaction writes `key` before."""
@@ -240,6 +258,11 @@ class Transaction:
     def writes(self) -> Mapping[bytes, bytes | None]:
         """Last write of each key; None removes it. Applied after `cleared`."""
         return self._writes
+
+    @property
+    def operations(self) -> Sequence[Mapping[bytes, bytes | None]]:
+        """The writes of each operation, in their order; together they are `writes`."""
+        return (self._writes,) if self._parts is None else [part for part in self._parts if part]
 
     @property
     def cleared(self) -> Sequence[KeyRange]:

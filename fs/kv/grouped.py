@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final
 
-from ..errors import Busy, Error, MaybeCommitted, Unavailable
+from ..errors import Busy, Error, InvalidArgument, MaybeCommitted, Unavailable
 from .conflicts import COMMITS_MAX
 from .engine import Engine, Pair, Transaction, Unstored
 from .overlay import Layer, LayeredView
@@ -37,6 +37,22 @@ log = logging.getLogger(__name__)
 GROUPS_MAX: Final = 16  # that wait: 16 MiB of memory, and more than a second of records that take 70 ms each
 
 
+class EncodedCommit:
+    """The operations of one transaction, which stay together in one record."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        """Raises: InvalidArgument if no record has room for them."""
+        first, *rest = transaction.operations
+        self.operations = [Operation(first, transaction.cleared), *map(Operation, rest)]
+        self.encoded = [encode_operation(operation) for operation in self.operations]
+        self.size_bytes = sum(map(len, self.encoded))
+        assert len(self.operations) <= OPERATIONS_MAX, "one transaction has fewer operations than a record"
+        if HEAD_BYTES + self.size_bytes > RECORD_BYTES_MAX:
+            raise InvalidArgument(
+                f"a transaction has at most {RECORD_BYTES_MAX} bytes here, not {self.size_bytes}"
+            )
+
+
 class Group:
     """Commits that are stored together."""
 
@@ -50,18 +66,18 @@ class Group:
         self.layer = Layer()
         self.is_full = False  # or being stored: no commit joins it any more
 
-    def has_room(self, size_bytes: int) -> bool:
-        """Return whether an operation of so many bytes may join."""
+    def has_room(self, size_bytes: int, count: int) -> bool:
+        """Return whether a commit of so many bytes and operations may join."""
         fits = self._size_bytes + size_bytes <= RECORD_BYTES_MAX
-        return fits and len(self.operations) < OPERATIONS_MAX and not self.is_full
+        return fits and len(self.operations) + count <= OPERATIONS_MAX and not self.is_full
 
-    def add(self, version: int, operation: Operation, encoded: bytes) -> None:
+    def add(self, version: int, transaction: Transaction, commit: EncodedCommit) -> None:
         """Take in a commit."""
-        assert self.has_room(len(encoded)), "the commit fits into the group"
-        self._size_bytes += len(encoded)
-        self._encoded.append(encoded)
-        self.operations.append(operation)
-        self.layer.add(version, operation.writes, operation.cleared)
+        assert self.has_room(commit.size_bytes, len(commit.operations)), "the commit fits into the group"
+        self._size_bytes += commit.size_bytes
+        self._encoded.extend(commit.encoded)
+        self.operations.extend(commit.operations)
+        self.layer.add(version, transaction.writes, transaction.cleared)
 
     def record(self) -> bytes:
         """Return the bytes of the record (record.py)."""
@@ -143,10 +159,9 @@ class GroupedEngine(Engine):
 
     def apply(self, transaction: Transaction) -> int:
         self.inner.require_space(transaction)
-        operation = Operation(transaction.writes, transaction.cleared)
-        encoded = encode_operation(operation)
+        commit = EncodedCommit(transaction)
         version = self.version + 1
-        self._open_group(len(encoded)).add(version, operation, encoded)
+        self._open_group(commit).add(version, transaction, commit)
         self._begin_storing()
         return version
 
@@ -164,9 +179,9 @@ class GroupedEngine(Engine):
             self._storing.get_loop().call_soon_threadsafe(self._storing.cancel)
         self.inner.close()
 
-    def _open_group(self, size_bytes: int) -> Group:
-        """Return the group that the next commit joins. Raises: Busy."""
-        if self._groups and self._groups[-1].has_room(size_bytes):
+    def _open_group(self, commit: EncodedCommit) -> Group:
+        """Return the group that this commit joins. Raises: Busy."""
+        if self._groups and self._groups[-1].has_room(commit.size_bytes, len(commit.operations)):
             return self._groups[-1]
         if len(self._groups) >= GROUPS_MAX:
             raise Busy(f"{GROUPS_MAX} records of commits wait to be stored; try again later")

@@ -1,8 +1,9 @@
 """Many operations' writes as one record: what a group commit stores, and what replicas of a store exchange.
 
-An operation is one transaction's writes. A record holds operations in the order in which they were committed, and is
-applied whole or not at all: `replay` puts all of them into one transaction. The bytes are drawn in
-docs/formats.md. A record does not contain its own position; its log does.
+An operation is one transaction's writes, or a part of them (`Transaction.end_operation`), which has the others of its
+transaction in the same record. A record holds operations in the order in which they were committed, and is applied
+whole or not at all: `replay` puts all of them into one transaction. The bytes are drawn in docs/formats.md. A record
+does not contain its own position; its log does.
 
     R1  replaying a record gives the store that committing its operations one by one gives
     R2  a record of which any byte is changed, missing or too much is refused
@@ -38,7 +39,7 @@ assert HEAD_BYTES + _OPERATION.size + _WRITE.size + KEY_BYTES_MAX + VALUE_BYTES_
 
 
 class Operation(NamedTuple):
-    """The writes of one transaction: `cleared` first, then the last write of each key; None removes it."""
+    """The writes of one transaction, or a part of them: `cleared` first, then the last write of a key; None removes."""
 
     writes: Mapping[bytes, bytes | None]
     cleared: Sequence[KeyRange] = ()

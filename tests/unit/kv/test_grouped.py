@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from luciola.errors import Busy, Conflict, Error, MaybeCommitted, Unavailable
+from luciola.errors import Busy, Conflict, Error, InvalidArgument, MaybeCommitted, Unavailable
 from luciola.kv import MemoryEngine, run
 from luciola.kv.engine import VALUE_BYTES_MAX
 from luciola.kv.grouped import GROUPS_MAX, Group, GroupedEngine
@@ -217,6 +217,45 @@ async def test_group_is_bounded_in_bytes_and_operations():
     counts = [len(decode_record(record)) for record in store.records]
     assert sum(counts) == 8 + OPERATIONS_MAX + 1
     assert max(counts) <= OPERATIONS_MAX
+
+
+@in_loop
+async def test_operations_of_one_transaction_are_recorded_apart_and_stay_together():
+    engine, store, inner = by_hand()
+    transaction = engine.begin()
+    transaction.put(b"a", b"1")
+    transaction.end_operation()
+    transaction.end_operation()
+    transaction.put(b"a", b"2")
+    transaction.put(b"b", b"2")
+    assert transaction.get(b"a") == b"2"
+    transaction.end_operation()
+    transaction.delete(b"b")
+    transaction.commit()
+    assert (get(engine, b"a"), get(engine, b"b")) == (b"2", None)
+    waiting = asyncio.ensure_future(engine.sync())
+    (await store.begun.get()).set_result(None)
+    await waiting
+    (record,) = store.records
+    assert [operation.writes for operation in decode_record(record)] == [
+        {b"a": b"1"},
+        {b"a": b"2", b"b": b"2"},
+        {b"b": None},
+    ]
+    assert (get(inner, b"a"), get(inner, b"b")) == (b"2", None)
+
+
+@in_loop
+async def test_operations_of_one_transaction_that_fit_no_record_together_are_refused():
+    engine, _, _ = by_hand()
+    transaction = engine.begin()
+    for number in range(8):
+        transaction.put(b"%d" % number, b"v" * (RECORD_BYTES_MAX // 8))
+        transaction.end_operation()
+    with pytest.raises(InvalidArgument, match="at most"):
+        transaction.commit()
+    assert get(engine, b"0") is None
+    assert engine.unstored is None
 
 
 def test_what_waits_is_bounded():
