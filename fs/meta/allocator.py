@@ -53,6 +53,18 @@ class Allocator:
         assert self._floor <= number < self._end, "ids are handed out of reserved ranges, above the floor"
         return number
 
+    def take_range(self, count: int) -> int:
+        """Return the first of `count` consecutive new ids. Raises: RetryAfterRefill."""
+        assert 0 < count <= LOW, "a refill brings enough"
+        if self._end - self._next < count:
+            if not self._reserve:
+                raise RetryAfterRefill(self.refill)
+            self._next, self._end = self._reserve.pop(0)  # a few ids are lost
+        first = self.take()
+        self._next = first + count
+        assert self._next <= self._end, "ids are handed out of reserved ranges"
+        return first
+
     async def skip_past(self, number: int) -> None:
         """Hand out no id up to `number`, not after a restart either."""
 

@@ -76,6 +76,7 @@ async def raise_generation(engine: Engine, generation: int, *, clock: Clock) -> 
             # Quarantine may have moved it beyond a content of any generation.
             first = 0 if value is None else schema.decode_next(value)
             txn.put(key, schema.encode_next(max(first, generation << schema.GENERATION_BITS)))
+        txn.delete_range(*schema.kind_range(schema.RESERVATIONS))  # the newer state may have used them
         skip_changes(txn)
         return raised
 

@@ -121,7 +121,8 @@ def _names_made(named: Mapping[Name, schema.Entry], inodes: Mapping[int, pb.Inod
 
 def _is_first(entry: schema.Entry, inode: pb.Inode) -> bool:
     """Return whether the inode was made with this name: every change of it since would have set its ctime."""
-    return entry.cookie == entry.inode and inode.ctime_ns == inode.birth_ns
+    is_its_own = inode.type == pb.DIRECTORY or entry.cookie == (inode.cookie or inode.id)
+    return is_its_own and inode.ctime_ns == inode.birth_ns
 
 
 def _stored(inode: pb.Inode) -> Change:

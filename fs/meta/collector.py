@@ -525,13 +525,13 @@ class Collector:
         if left is None:
             return 0
         client, slots = left
-        keys = [schema.record_key(client, slot) for slot in slots]
+        keys = [schema.reservation_key(client), *(schema.record_key(client, slot) for slot in slots)]
         try:
             await run(self._engine, partial(_delete, keys=keys), clock=self._clock)
         except BaseException:
             self._requests.still_there(client, slots)
             raise
-        return len(keys)
+        return len(slots)
 
 
 def _move(txn: Transaction, *, batch: Sequence[tuple[Pair, bytes]]) -> None:

@@ -21,6 +21,7 @@ from ..kv import Transaction
 from ..wire.pb.meta_pb2 import Inode
 from .context import OperationContext, Request, SharedState
 from .schema import Entry
+from .sessions import SESSIONS_MAX
 
 DEPTH_MAX: Final = 16_384  # directories between an inode and the root, as `rename` bounds them
 
@@ -37,9 +38,9 @@ class ConfinedContext(OperationContext):
         request: Request[Message],
         *,
         now_ns: int,
-        sessions_max: bool = False,
+        sessions_left: int = SESSIONS_MAX,
     ) -> None:
-        super().__init__(shared, txn, request, now_ns=now_ns, sessions_max=sessions_max)
+        super().__init__(shared, txn, request, now_ns=now_ns, sessions_left=sessions_left)
         assert request.root, "the token names a directory"
         self._inside = {request.root}
         self._reached: set[int] = set()
@@ -146,11 +147,11 @@ def context_of(
     request: Request[Message],
     *,
     now_ns: int,
-    sessions_max: bool = False,
+    sessions_left: int = SESSIONS_MAX,
 ) -> OperationContext:
     """Return the context of one attempt at `request`."""
     kind = ConfinedContext if request.root else OperationContext
-    return kind(shared, txn, request, now_ns=now_ns, sessions_max=sessions_max)
+    return kind(shared, txn, request, now_ns=now_ns, sessions_left=sessions_left)
 
 
 def _refusal(number: int) -> PermissionDenied:

@@ -4,7 +4,7 @@ Operations are functions of an `OperationContext` and the request's message that
 would have to wait ends).
 """
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeVar
 
@@ -69,7 +69,7 @@ class Request(Generic[Body_co]):
     intents: dict[int, TruncateIntent] = field(default_factory=dict)  # carried out for this request
     checked: set[int] = field(default_factory=set)  # directories below which the user may remove everything
     uncertain: set[int] = field(default_factory=set)  # inodes whose sessions a commit may have changed
-    uncertain_inodes: int = 0  # new inodes of a commit whose outcome was unknown
+    uncertain_inodes: Sequence[int] = ()  # new inodes of a commit whose outcome was unknown
 
 
 class OperationContext:
@@ -77,15 +77,17 @@ class OperationContext:
 
     __slots__ = (
         "abandoned",
+        "birth_ns",
         "closed",
         "last_directory",
         "new_inodes",
+        "next_inode",
         "now_ns",
         "older",
         "opened",
         "pending_truncate",
         "request",
-        "sessions_max",
+        "sessions_left",
         "shared",
         "touched",
         "txn",
@@ -99,18 +101,22 @@ class OperationContext:
         request: Request[Message],
         *,
         now_ns: int,
-        sessions_max: bool = False,
+        sessions_left: int = SESSIONS_MAX,
     ) -> None:
         self.shared = shared
         self.txn = txn
         self.request = request
         self.user = request.user
         self.now_ns = now_ns
-        self.sessions_max = sessions_max  # the client has as many files open for writing as it may
+        self.sessions_left = sessions_left  # so many more files the client may open for writing
+        self.next_inode = (
+            0  # what the next inode that is made gets as id, which its client has reserved; 0: a new one
+        )
+        self.birth_ns = 0  # what it gets as its times; 0: `now_ns`
         self.opened: list[tuple[int, int]] = []  # (inode, session)
         self.closed: list[tuple[int, int]] = []
         self.abandoned: list[tuple[int, int]] = []
-        self.new_inodes = 0
+        self.new_inodes: list[int] = []
         self.pending_truncate: RetryAfterTruncate | None = (
             None  # must be carried out before this attempt commits
         )
@@ -253,6 +259,11 @@ class OperationContext:
         )
         self.put(inode)
 
+    def end_change(self) -> None:
+        """One of several changes of a transaction has ended: the next is another operation, and later."""
+        self.txn.end_operation()
+        self.now_ns += 1
+
     def add_entry(self, directory: int, name: bytes, entry: Entry) -> None:
         """Give the directory the entry, which may replace one that has the same name and cookie."""
         assert entry.cookie >= FIRST_ID, "below are the places of . and .. in a listing"
@@ -280,15 +291,19 @@ class OperationContext:
         assert count >= 0, "a directory cannot lose a subdirectory that it does not have"
         self.txn.put(key, schema.encode_count(count))
 
-    def open_session(self, inode: int) -> int:
-        """Record that the caller has the file open for writing. Raises: InvalidArgument (EMFILE)."""
-        session = self.request.session
-        assert session, "the service has chosen a session"
-        if self.sessions_max:
+    def require_session(self) -> None:
+        """Raises: InvalidArgument (EMFILE) if the caller may open no more files for writing."""
+        if len(self.opened) >= self.sessions_left:
             raise InvalidArgument(
                 f"this client has {SESSIONS_MAX} files open for writing: close some, or use another client",
                 errno=EMFILE,
             )
+
+    def open_session(self, inode: int) -> int:
+        """Record that the caller has the file open for writing. Raises: InvalidArgument (EMFILE)."""
+        session = self.request.session
+        assert session, "the service has chosen a session"
+        self.require_session()
         value = schema.encode_session(self.request.client, self.now_ms)
         self.txn.put(schema.session_key(inode, session), value)
         assert (inode, session) not in self.opened, "an attempt opens a file once"

@@ -42,7 +42,7 @@ from .operations.length import Overtaken
 from .operations.remove_tree import check_tree
 from .permissions import READ as MAY_READ
 from .permissions import User, may
-from .replies import StoredReply, inodes_of, is_by_id, without_data
+from .replies import StoredReply, inodes_of, is_by_id, without_collected, without_data
 from .requests import ClientRequests
 from .retry import (
     RetryAfterCheck,
@@ -152,12 +152,10 @@ class Execution:
             txn,
             request,
             now_ns=self._now_ns(),
-            # Once chunks were removed for it, the operation is not refused any more.
-            sessions_max=bool(request.session)
-            and not request.intents
-            and self._writers.count_of(request.client) >= SESSIONS_MAX,
+            sessions_left=self._sessions_left(request),
         )
         reply = verb.operation(context, request.message)
+        self._last_ns = max(self._last_ns, context.now_ns)
         if context.pending_truncate is not None:
             raise context.pending_truncate
         dropped = _record(txn, verb, request, reply) if request.is_recorded else ()
@@ -173,6 +171,12 @@ class Execution:
             self._engine.fail(error)
             raise
         return reply
+
+    def _sessions_left(self, request: Request[Message]) -> int:
+        """Return how many more files the client may open for writing."""
+        if not request.session or request.intents:  # once chunks were removed for it, an open is not refused
+            return 1
+        return SESSIONS_MAX - self._writers.count_of(request.client)
 
     def _committed(self, context: OperationContext, dropped: Sequence[int]) -> None:
         """What is in memory follows what was stored (S2)."""
@@ -199,14 +203,9 @@ class Execution:
             now = context.find(inode.id)
             if now is not None:
                 inode.CopyFrom(context.visible(now))
-            elif is_by_id(inode) and not isinstance(reply, pb.CloseReply):
+            elif is_by_id(inode) and not isinstance(reply, (pb.ApplyReply, pb.CloseReply)):
                 raise NotFound("the file was removed after the request was carried out", inode=inode.id)
-        if isinstance(reply, pb.CloseReply):
-            for result in reply.results:
-                if result.HasField("inode") and is_by_id(
-                    result.inode
-                ):  # collected since: there is no news of it
-                    result.ClearField("inode")
+        without_collected(reply)
         return reply
 
     async def _persist(

@@ -1,10 +1,12 @@
 """How many inodes there are, for statfs: counted in the background after a start, kept up to date from then on.
 
-New inodes have larger ids than all before, so the count, which goes through them by id, meets each once; what is
-removed behind it is subtracted. A commit whose outcome stays unknown may leave it off by one until the next start.
+The count goes through inodes by id. It meets new ones, which have larger ids than all before, and not those whose ids
+were reserved earlier (reservations.py): behind it these are added, and what is removed there is subtracted. A commit
+whose outcome stays unknown may leave it off by one until the next start.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from ..kv import Engine
@@ -38,10 +40,9 @@ class InodeCounter:
             self._cursor = schema.split_one(pairs[-1][0])[0] + 1
             await asyncio.sleep(0)
 
-    def added(self, count: int) -> None:
+    def added(self, inodes: Sequence[int]) -> None:
         """New inodes have been stored."""
-        if self._is_done:
-            self.count += count
+        self.count += len(inodes) if self._is_done else sum(inode < self._cursor for inode in inodes)
 
     def removed(self, inode: int) -> None:
         """An inode is no more."""

@@ -209,7 +209,7 @@ class Load:
             return True
         self._admit(txn, request)
         root = _require_empty(txn)
-        for kind in (b"N", b"T", b"X"):  # of the root
+        for kind in (b"N", b"T", b"X", schema.RESERVATIONS):  # of the root; and ids that the dump may have
             txn.delete_range(*schema.kind_range(kind))
         state = LoadState(header=request.header, new_contents=request.new_contents, root=root)
         txn.put(schema.LOAD, state.SerializeToString())

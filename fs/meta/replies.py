@@ -94,10 +94,24 @@ def inodes_of(reply: object) -> Sequence[pb.Inode]:
             return (reply.moved, reply.replaced) if reply.HasField("replaced") else (reply.moved,)
         case pb.CloseReply():
             return [each.inode for each in reply.results if each.HasField("inode")]
+        case pb.ApplyReply():
+            return [each.attributes for each in reply.results if each.HasField("attributes")]
         case pb.ListReply():
             return [each.attributes for each in reply.entries if each.HasField("attributes")]
         case _:
             return ()
+
+
+def without_collected(reply: object) -> None:
+    """Take out of a repeated reply the inodes that are as recorded: they were collected, and have no attributes."""
+    if isinstance(reply, pb.CloseReply):
+        for closed in reply.results:
+            if closed.HasField("inode") and is_by_id(closed.inode):
+                closed.ClearField("inode")
+    elif isinstance(reply, pb.ApplyReply):
+        for result in reply.results:
+            if result.HasField("attributes") and is_by_id(result.attributes):
+                result.ClearField("attributes")
 
 
 def without_data(reply: Sent[Reply]) -> bytes:
@@ -112,6 +126,12 @@ def without_data(reply: Sent[Reply]) -> bytes:
         if reply.HasField("spare"):
             short.spare.CopyFrom(reply.spare)
         return short.SerializeToString()
+    if isinstance(reply, pb.ApplyReply):
+        named = pb.ApplyReply()
+        named.CopyFrom(reply)
+        for inode in inodes_of(named):
+            inode.CopyFrom(pb.Inode(id=inode.id))
+        return named.SerializeToString()
     if isinstance(reply, StoredReply):
         if reply.recorded is not None:
             return reply.recorded
@@ -138,5 +158,6 @@ __all__ = [
     "inodes_of",
     "is_by_id",
     "of_inode",
+    "without_collected",
     "without_data",
 ]

@@ -14,6 +14,7 @@
     P inode                   cut             a truncation in progress
     X inode name              attribute       an extended attribute
     Q due content             quarantine      the `QuarantinedContent` message: chunks that no file names
+    Y client                  reservation     ids that a client gives to its new inodes (reservations.py)
     L                         load            the `LoadState` message, while a dump is being loaded
     A kind                    allocator       first id, or moment of `RemovalClock`, that is not reserved
 
@@ -25,6 +26,7 @@ is the id of the inode that was made with the name, or an id of its own: no two 
 its cookie until it goes.
 """
 
+from collections.abc import Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
@@ -47,6 +49,7 @@ _RECORD: Final = Struct("<QH")
 _NEXT: Final = Struct("<Q")
 _SUPERBLOCK: Final = Struct("<IQI")
 _INTENT: Final = Struct("<QQ")
+_RESERVATION: Final = Struct("<QQ")
 
 SUPERBLOCK: Final = b"M"
 LOAD: Final = b"L"
@@ -54,6 +57,7 @@ GARBAGE: Final = b"G"
 KEPT: Final = b"H"  # of garbage, for `[metadata] history_s`
 INODES: Final = b"I"  # first byte of the keys of all inodes
 QUARANTINE: Final = b"Q"
+RESERVATIONS: Final = b"Y"
 
 pack_one: Final = _ONE.pack
 pack_two: Final = _TWO.pack
@@ -140,6 +144,10 @@ def session_range(inode: int) -> tuple[bytes, bytes]:
 
 def record_key(client: int, slot: int) -> bytes:
     return pack_two(b"R", client, slot)
+
+
+def reservation_key(client: int) -> bytes:
+    return pack_one(RESERVATIONS, client)
 
 
 def orphan_key(removed_ms: int, inode: int) -> bytes:
@@ -302,6 +310,14 @@ def decode_intent(value: bytes) -> TruncateIntent:
     return TruncateIntent(*_INTENT.unpack(value))
 
 
+def encode_reservations(ranges: Sequence[range]) -> bytes:
+    return b"".join(_RESERVATION.pack(each.start, each.stop) for each in ranges)
+
+
+def decode_reservations(value: bytes | None) -> list[range]:
+    return [] if value is None else [range(*each) for each in _RESERVATION.iter_unpack(value)]
+
+
 def encode_garbage(inode: Inode, removed_unix_ms: int, *, length: int) -> bytes:
     """Return what is needed to remove the chunks of `inode`'s content, all below `length`, when the inode is gone."""
     return RemovedContent(
@@ -349,6 +365,7 @@ __all__ = [
     "KEPT",
     "LOAD",
     "QUARANTINE",
+    "RESERVATIONS",
     "SUPERBLOCK",
     "Entry",
     "Record",
@@ -369,6 +386,7 @@ __all__ = [
     "decode_next",
     "decode_quarantined",
     "decode_record",
+    "decode_reservations",
     "decode_session",
     "decode_time",
     "encode_count",
@@ -379,6 +397,7 @@ __all__ = [
     "encode_intent",
     "encode_next",
     "encode_record",
+    "encode_reservations",
     "encode_session",
     "encode_spare",
     "encode_time",
@@ -393,6 +412,7 @@ __all__ = [
     "quarantine_key",
     "record_key",
     "removal_begin",
+    "reservation_key",
     "session_key",
     "session_range",
     "split_one",

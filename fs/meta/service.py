@@ -46,6 +46,7 @@ CREATE: Final = verb_of(Meta.create)
 OPEN: Final = verb_of(Meta.open)
 CLOSE: Final = verb_of(Meta.close)
 SYNC: Final = verb_of(Meta.sync)
+RESERVE_INODES: Final = verb_of(Meta.reserve_inodes)
 
 
 class MetaService:
@@ -93,6 +94,12 @@ class MetaService:
         """Run the verb; with `durable`, reply when all is on disk."""
         reply = self._execution.run(SYNC, request, identity)
         return self._execution.on_disk(reply) if request.durable else reply
+
+    def reserve_inodes(
+        self, request: pb.ReserveInodesRequest, identity: Identity
+    ) -> Answer[pb.ReserveInodesReply]:
+        """Run the verb, and reply when the reservation is on disk (Y2)."""
+        return self._execution.on_disk(self._execution.run(RESERVE_INODES, request, identity))
 
     def hold(self, request: pb.HoldRequest, identity: Identity) -> Answer[pb.HoldReply]:
         """Replace all that the client holds, and compare its write sessions. Raises: InvalidArgument for too many."""

@@ -30,6 +30,7 @@ from .operations.open import open_path
 from .operations.real_path import real_path
 from .operations.remove_tree import remove_tree
 from .operations.rename import rename
+from .operations.reserve_inodes import reserve_inodes
 from .operations.rmdir import rmdir
 from .operations.set_attr import set_attr
 from .operations.stat import stat
@@ -109,6 +110,10 @@ def _writes(request: pb.CreateRequest | pb.OpenRequest) -> bool:
     return request.write
 
 
+def _writes_any(request: pb.ApplyRequest) -> bool:
+    return any(change.create.write for change in request.changes)
+
+
 def _has_path(request: pb.StatRequest | pb.OpenRequest | pb.SetAttrRequest) -> bool:
     return bool(request.path.path)
 
@@ -140,7 +145,8 @@ _ROWS: Final = (
     Verb(Meta.set_attr, set_attr, has_name=_has_path),
     Verb(Meta.set_xattr, set_xattr),
     Verb(Meta.remove_xattr, remove_xattr),
-    Verb(Meta.apply, apply),
+    Verb(Meta.apply, apply, opens_session=_writes_any, has_name=True),
+    Verb(Meta.reserve_inodes, reserve_inodes),
 )
 VERBS: Final = cast("tuple[Verb[Message, Message], ...]", _ROWS)
 _BY_PATH: Final = {verb.method.path: verb for verb in VERBS}

@@ -149,6 +149,9 @@ class Meta:
     hold: Final = _method("Meta.Hold", meta_pb2.HoldRequest, meta_pb2.HoldReply)
     real_path: Final = _method("Meta.RealPath", meta_pb2.RealPathRequest, meta_pb2.RealPathReply)
     apply: Final = _method("Meta.Apply", meta_pb2.ApplyRequest, meta_pb2.ApplyReply)
+    reserve_inodes: Final = _method(
+        "Meta.ReserveInodes", meta_pb2.ReserveInodesRequest, meta_pb2.ReserveInodesReply
+    )
     watch: Final = _method("Meta.Watch", meta_pb2.WatchRequest, meta_pb2.WatchReply)
     scan_inodes: Final = _method("Meta.ScanInodes", meta_pb2.ScanRequest, meta_pb2.Inode, ADMIN)
     scan_dentries: Final = _method("Meta.ScanDentries", meta_pb2.ScanRequest, meta_pb2.ScannedDentry, ADMIN)

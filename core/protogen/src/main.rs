@@ -57,8 +57,8 @@ fn inode_of(field: &FieldDescriptorProto) -> String {
         (Type::Message, Label::Repeated, "CloseOne") => {
             format!("self.{name}.first().map_or(0, |one| one.inode)")
         }
-        (Type::Message | Type::Uint64, Label::Repeated, _) => "0".into(),
-        other => panic!("field 2 of a request is an inode, a path, or several of something: {other:?}"),
+        (Type::Message | Type::Uint64, Label::Repeated, _) | (Type::Uint32, Label::Optional, _) => "0".into(),
+        other => panic!("field 2 of a request is an inode, a path, several of something or a number: {other:?}"),
     }
 }
 

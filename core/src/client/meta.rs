@@ -229,7 +229,8 @@ impl Meta {
     /// The outcome of each change, in order; with the inode that it has made.
     pub fn apply(&self, identity: &Identity, changes: Vec<pb::Change>) -> Result<Vec<Result<u64>>> {
         let count = changes.len();
-        let reply = self.call(&verbs::APPLY, identity, pb::ApplyRequest { caller: None, changes })?;
+        let reply =
+            self.call(&verbs::APPLY, identity, pb::ApplyRequest { changes, ..pb::ApplyRequest::default() })?;
         if reply.results.len() != count {
             return Err(Error::new(
                 Kind::CorruptData,

@@ -247,6 +247,7 @@ impl PyClient {
                 permissions,
                 data: data.to_vec(),
             })),
+            ..pb::Change::default()
         };
         let changes = files.iter().map(change).collect();
         let made = py.detach(|| client.meta().apply(client.identity(), changes))?;

@@ -138,6 +138,7 @@ pub enum Method {
     MetaHold = 38,
     MetaRealPath = 39,
     MetaApply = 42,
+    MetaReserveInodes = 43,
 }
 impl Method {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -173,6 +174,7 @@ impl Method {
             Self::MetaHold => "META_HOLD",
             Self::MetaRealPath => "META_REAL_PATH",
             Self::MetaApply => "META_APPLY",
+            Self::MetaReserveInodes => "META_RESERVE_INODES",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -205,6 +207,7 @@ impl Method {
             "META_HOLD" => Some(Self::MetaHold),
             "META_REAL_PATH" => Some(Self::MetaRealPath),
             "META_APPLY" => Some(Self::MetaApply),
+            "META_RESERVE_INODES" => Some(Self::MetaReserveInodes),
             _ => None,
         }
     }
@@ -1193,10 +1196,20 @@ pub struct ApplyRequest {
     pub caller: ::core::option::Option<Caller>,
     #[prost(message, repeated, tag = "2")]
     pub changes: ::prost::alloc::vec::Vec<Change>,
+    #[prost(bool, tag = "3")]
+    pub with_attributes: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Change {
-    #[prost(oneof = "change::Change", tags = "1")]
+    #[prost(uint64, tag = "8")]
+    pub new_inode: u64,
+    #[prost(int64, tag = "9")]
+    pub time_ns: i64,
+    #[prost(uint64, tag = "10")]
+    pub found: u64,
+    #[prost(uint64, tag = "11")]
+    pub replaced: u64,
+    #[prost(oneof = "change::Change", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub change: ::core::option::Option<change::Change>,
 }
 /// Nested message and enum types in `Change`.
@@ -1205,6 +1218,18 @@ pub mod change {
     pub enum Change {
         #[prost(message, tag = "1")]
         CreateSmall(super::CreateSmall),
+        #[prost(message, tag = "2")]
+        Create(super::CreateRequest),
+        #[prost(message, tag = "3")]
+        Mkdir(super::MkdirRequest),
+        #[prost(message, tag = "4")]
+        Symlink(super::SymlinkRequest),
+        #[prost(message, tag = "5")]
+        Unlink(super::UnlinkRequest),
+        #[prost(message, tag = "6")]
+        Rmdir(super::RmdirRequest),
+        #[prost(message, tag = "7")]
+        Rename(super::RenameRequest),
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1227,6 +1252,24 @@ pub struct ChangeResult {
     pub error: ::core::option::Option<Error>,
     #[prost(uint64, tag = "2")]
     pub inode: u64,
+    #[prost(uint64, tag = "3")]
+    pub session: u64,
+    #[prost(message, optional, tag = "4")]
+    pub attributes: ::core::option::Option<Inode>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReserveInodesRequest {
+    #[prost(message, optional, tag = "1")]
+    pub caller: ::core::option::Option<Caller>,
+    #[prost(uint32, tag = "2")]
+    pub count: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReserveInodesReply {
+    #[prost(uint64, tag = "1")]
+    pub first: u64,
+    #[prost(uint32, tag = "2")]
+    pub count: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WatchRequest {

@@ -27,6 +27,8 @@ pub const REMOVE_XATTR: Verb<pb::XattrRequest, pb::Empty> = Verb::new(Method::Me
 pub const HOLD: Verb<pb::HoldRequest, pb::HoldReply> = Verb::new(Method::MetaHold, true);
 pub const REAL_PATH: Verb<pb::RealPathRequest, pb::RealPathReply> = Verb::new(Method::MetaRealPath, false);
 pub const APPLY: Verb<pb::ApplyRequest, pb::ApplyReply> = Verb::new(Method::MetaApply, true);
+pub const RESERVE_INODES: Verb<pb::ReserveInodesRequest, pb::ReserveInodesReply> =
+    Verb::new(Method::MetaReserveInodes, true);
 
 impl MetaRequest for pb::ApplyRequest {
     fn inode(&self) -> u64 {
@@ -139,6 +141,15 @@ impl MetaRequest for pb::RemoveTreeRequest {
 impl MetaRequest for pb::RenameRequest {
     fn inode(&self) -> u64 {
         self.source.as_ref().map_or(0, |path| path.at)
+    }
+    fn set_caller(&mut self, caller: pb::Caller) {
+        self.caller = Some(caller);
+    }
+}
+
+impl MetaRequest for pb::ReserveInodesRequest {
+    fn inode(&self) -> u64 {
+        0
     }
     fn set_caller(&mut self, caller: pb::Caller) {
         self.caller = Some(caller);

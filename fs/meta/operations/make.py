@@ -36,9 +36,9 @@ def claim(context: OperationContext, place: Place) -> Inode:
 def new_inode(context: OperationContext, directory: Inode, *, kind: FileType, permissions: int) -> Inode:
     """Return an inode that the caller makes in `directory`; not stored yet."""
     gid, permissions = inherit(context.user, directory, permissions, kind=kind)
-    now_ns = context.now_ns
+    now_ns = context.birth_ns or context.now_ns
     return Inode(
-        id=context.shared.inodes.take(),
+        id=context.next_inode or context.shared.inodes.take(),
         type=kind,
         permissions=permissions,
         uid=context.user.uid,
@@ -83,9 +83,14 @@ def new_directory(
 def attach(context: OperationContext, directory: Inode, name: bytes, inode: Inode) -> None:
     """Store a new inode and give it its name."""
     assert inode.id >= FIRST_ID, "ids below have a meaning of their own"
+    cookie = inode.id
+    if context.next_inode:  # reserved a while ago: a listing in progress may be past it
+        cookie = context.shared.inodes.take()
+        if inode.type != DIRECTORY:
+            inode.cookie = cookie
     context.put(inode)
-    context.new_inodes += 1
-    context.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie=inode.id))
+    context.new_inodes.append(inode.id)
+    context.add_entry(directory.id, name, Entry(inode.id, inode.type, cookie))
     if inode.type == DIRECTORY:
         context.count_subdirectories(directory.id, +1)
 

@@ -36,6 +36,7 @@ class Method(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     META_HOLD: _ClassVar[Method]
     META_REAL_PATH: _ClassVar[Method]
     META_APPLY: _ClassVar[Method]
+    META_RESERVE_INODES: _ClassVar[Method]
 METHOD_UNSPECIFIED: Method
 MGMTD_GET_ROUTING: Method
 MGMTD_EXTEND_CLIENT: Method
@@ -63,6 +64,7 @@ META_REMOVE_XATTR: Method
 META_HOLD: Method
 META_REAL_PATH: Method
 META_APPLY: Method
+META_RESERVE_INODES: Method
 
 class Claims(_message.Message):
     __slots__ = ("role", "uid", "gid", "groups", "expires_unix_s", "nonce", "key_id", "audience", "path", "read_only", "networks", "minted_unix_s", "version", "root")

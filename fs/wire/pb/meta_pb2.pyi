@@ -545,18 +545,40 @@ class RealPathReply(_message.Message):
     def __init__(self, path: _Optional[bytes] = ...) -> None: ...
 
 class ApplyRequest(_message.Message):
-    __slots__ = ("caller", "changes")
+    __slots__ = ("caller", "changes", "with_attributes")
     CALLER_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    WITH_ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     caller: _common_pb2.Caller
     changes: _containers.RepeatedCompositeFieldContainer[Change]
-    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ...) -> None: ...
+    with_attributes: bool
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., with_attributes: _Optional[bool] = ...) -> None: ...
 
 class Change(_message.Message):
-    __slots__ = ("create_small",)
+    __slots__ = ("create_small", "create", "mkdir", "symlink", "unlink", "rmdir", "rename", "new_inode", "time_ns", "found", "replaced")
     CREATE_SMALL_FIELD_NUMBER: _ClassVar[int]
+    CREATE_FIELD_NUMBER: _ClassVar[int]
+    MKDIR_FIELD_NUMBER: _ClassVar[int]
+    SYMLINK_FIELD_NUMBER: _ClassVar[int]
+    UNLINK_FIELD_NUMBER: _ClassVar[int]
+    RMDIR_FIELD_NUMBER: _ClassVar[int]
+    RENAME_FIELD_NUMBER: _ClassVar[int]
+    NEW_INODE_FIELD_NUMBER: _ClassVar[int]
+    TIME_NS_FIELD_NUMBER: _ClassVar[int]
+    FOUND_FIELD_NUMBER: _ClassVar[int]
+    REPLACED_FIELD_NUMBER: _ClassVar[int]
     create_small: CreateSmall
-    def __init__(self, create_small: _Optional[_Union[CreateSmall, _Mapping]] = ...) -> None: ...
+    create: CreateRequest
+    mkdir: MkdirRequest
+    symlink: SymlinkRequest
+    unlink: UnlinkRequest
+    rmdir: RmdirRequest
+    rename: RenameRequest
+    new_inode: int
+    time_ns: int
+    found: int
+    replaced: int
+    def __init__(self, create_small: _Optional[_Union[CreateSmall, _Mapping]] = ..., create: _Optional[_Union[CreateRequest, _Mapping]] = ..., mkdir: _Optional[_Union[MkdirRequest, _Mapping]] = ..., symlink: _Optional[_Union[SymlinkRequest, _Mapping]] = ..., unlink: _Optional[_Union[UnlinkRequest, _Mapping]] = ..., rmdir: _Optional[_Union[RmdirRequest, _Mapping]] = ..., rename: _Optional[_Union[RenameRequest, _Mapping]] = ..., new_inode: _Optional[int] = ..., time_ns: _Optional[int] = ..., found: _Optional[int] = ..., replaced: _Optional[int] = ...) -> None: ...
 
 class CreateSmall(_message.Message):
     __slots__ = ("path", "permissions", "data")
@@ -575,12 +597,32 @@ class ApplyReply(_message.Message):
     def __init__(self, results: _Optional[_Iterable[_Union[ChangeResult, _Mapping]]] = ...) -> None: ...
 
 class ChangeResult(_message.Message):
-    __slots__ = ("error", "inode")
+    __slots__ = ("error", "inode", "session", "attributes")
     ERROR_FIELD_NUMBER: _ClassVar[int]
     INODE_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
     error: _common_pb2.Error
     inode: int
-    def __init__(self, error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., inode: _Optional[int] = ...) -> None: ...
+    session: int
+    attributes: Inode
+    def __init__(self, error: _Optional[_Union[_common_pb2.Error, _Mapping]] = ..., inode: _Optional[int] = ..., session: _Optional[int] = ..., attributes: _Optional[_Union[Inode, _Mapping]] = ...) -> None: ...
+
+class ReserveInodesRequest(_message.Message):
+    __slots__ = ("caller", "count")
+    CALLER_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    caller: _common_pb2.Caller
+    count: int
+    def __init__(self, caller: _Optional[_Union[_common_pb2.Caller, _Mapping]] = ..., count: _Optional[int] = ...) -> None: ...
+
+class ReserveInodesReply(_message.Message):
+    __slots__ = ("first", "count")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    count: int
+    def __init__(self, first: _Optional[int] = ..., count: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
     __slots__ = ("user", "path", "after", "children_only", "wait_ms")

@@ -132,6 +132,16 @@ def test_directories_on_the_way_cannot_be_changed(world, tree):
         with pytest.raises(PermissionDenied):
             world.call(name, request, identity=who)
     assert world.apply((b"data/new", b"bytes"), identity=who) == ["permission_denied"]
+    kinds = ("create", "mkdir", "symlink", "rmdir", "rename")
+    changes = [pb.Change(**{name: each}) for name, each in requests if name in kinds]
+    for change in changes:
+        if change.HasField("create"):
+            change.create.exclusive = True
+    results = world.call("apply", pb.ApplyRequest(changes=changes), identity=who).results
+    parents = ["invalid_argument"]  # which a batch never makes
+    assert [each.error.code for each in results] == ["permission_denied"] * 2 + parents + [
+        "permission_denied"
+    ] * 4
     assert listed(world, tree[b"data"], world.identity) == [b"other", b"set"]
     assert world.stat(at=tree[b"data"]).permissions == 0o777
 

@@ -106,7 +106,7 @@ def test_rust_code_has_the_same_methods_of_the_metadata_service():
         for method in meta_pb2.DESCRIPTOR.services_by_name["Meta"].methods
         if "caller" in method.input_type.fields_by_name
     }
-    assert len(wanted) == 24, "what clients call"
+    assert len(wanted) == 25, "what clients call"
     rust = VERB.findall((ROOT / "core/src/wire/verbs.rs").read_text())
     assert {
         number.removeprefix("Meta"): (request, reply, side_effects == "true")
