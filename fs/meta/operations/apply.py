@@ -29,7 +29,7 @@ from .rmdir import rmdir
 from .symlink import symlink
 from .unlink import unlink
 
-CHANGES_MAX: Final = 64  # in one transaction: one to two milliseconds, in which no other request is served
+CHANGES_MAX: Final = 64  # in one transaction: one to three milliseconds, in which no other request is served
 DATA_BYTES_MAX: Final = 1 << 20  # of all changes: as much as a record of a group commit holds
 PAST_NS: Final = (
     10 * 60 * 1_000_000_000

@@ -184,6 +184,19 @@ def lose_power(world: World) -> None:
     world.crash()
 
 
+def test_ids_that_a_client_has_reserved_survive_power_loss():
+    world = World(PowerEngine())
+    first = world.call("reserve_inodes", pb.ReserveInodesRequest(count=8)).first
+    lose_power(world)
+    create = pb.CreateRequest(path=pb.Path(at=1, path=b"f"), permissions=0o644, exclusive=True)
+    results = world.call(
+        "apply", pb.ApplyRequest(changes=[pb.Change(create=create, new_inode=first)])
+    ).results
+    assert [result.inode for result in results] == [first]
+    assert world.create(b"g", write=False).inode.id >= first + 8
+    world.close()
+
+
 def test_ids_are_never_used_twice_not_even_after_power_loss():
     world = World(PowerEngine())
     seen_inodes, seen_contents = set(), set()
