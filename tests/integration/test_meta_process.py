@@ -254,7 +254,8 @@ def test_names_survive_kills(cluster):
     assert sum(worker.client.retries for worker in workers)
 
 
-def test_length_truncation_and_removal_reach_the_chains(cluster):
+def test_length_truncation_and_removal_reach_the_chains_in_spite_of_kills(cluster):
+    removed_before_a_kill = truncate_and_remove_under_kills(cluster)
     writer, reader = cluster.connect(), cluster.connect()
     reply = writer.create(b"data", layout=CHUNKED)
     inode, session = reply.inode, reply.session
@@ -280,6 +281,9 @@ def test_length_truncation_and_removal_reach_the_chains(cluster):
         return not cluster.chunks(later.inode.content)
 
     cluster.wait(is_collected, "a file removed later to be collected")
+    cluster.wait(
+        lambda: not cluster.chunks(removed_before_a_kill), "one removed before a kill to be collected"
+    )
     assert cluster.chunks(inode.content) == 4 * 2
     reader.finish(hold, 0, read_hold=True)
     cluster.wait(lambda: not cluster.chunks(inode.content), "the chunks to go")
@@ -287,7 +291,8 @@ def test_length_truncation_and_removal_reach_the_chains(cluster):
         reader.stat(at=inode.id)
 
 
-def test_truncation_and_removal_survive_a_kill(cluster):
+def truncate_and_remove_under_kills(cluster: MetaCluster) -> int:
+    """Kill the service while it truncates a file, and when it has removed it. Return the content, to be collected."""
     client = cluster.connect()
     reply = client.create(b"big", layout=CHUNKED)
     for index in range(40):
@@ -304,7 +309,7 @@ def test_truncation_and_removal_survive_a_kill(cluster):
     client.unlink(b"big")
     cluster.end_meta()
     cluster.start_meta()
-    cluster.wait(lambda: not cluster.chunks(reply.inode.content), "the chunks to go")
+    return int(reply.inode.content)
 
 
 def test_sessions_of_a_dead_client_end_and_its_bytes_count(cluster):

@@ -6,7 +6,7 @@ import pytest
 
 from replica_processes import ReplicaProcess, count, settled
 
-TAKEOVERS = 8
+TAKEOVERS = 4
 
 
 @pytest.mark.timeout(1800)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     with LocalCluster(root, storage_nodes=1, replicas=1, mount=True, options=options) as cluster:
         yield cluster
     shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unanswered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """`luciola up` with an etcd that is not there, which it tries for a while; other tests run meanwhile."""
+    data = tmp_path_factory.mktemp("unanswered") / "data"
+    command = [sys.executable, "-m", "luciola", "up", "--data", str(data), "--storage-nodes", "1", "--detach"]
+    command += ["--metadata", "etcd://127.0.0.1:1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        yield data, process
+        process.kill()
 
 
 def test_status_shows_members_of_etcd_and_one_primary(cluster: LocalCluster) -> None:
@@ -150,12 +162,12 @@ def test_log_of_the_managers_is_made_again_of_what_the_storage_nodes_remember(cl
     assert {"mgmtd", "mgmtd-2"} <= asides
 
 
-def test_an_etcd_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    options = ["--data", str(tmp_path / "data"), "--storage-nodes", "1", "--metadata", "etcd://127.0.0.1:1"]
-    result = luciola("up", *options, "--detach", check=False)
-    assert result.returncode == 1
-    assert "etcd at 127.0.0.1:1 does not answer, or has no majority: start it" in result.stderr
-    state = json.loads((tmp_path / "data" / "run" / "state.json").read_text())
+def test_an_etcd_that_does_not_answer_is_named(unanswered: tuple[Path, subprocess.Popen[str]]) -> None:
+    data, process = unanswered
+    _, said = process.communicate(timeout=250)
+    assert process.returncode == 1
+    assert "etcd at 127.0.0.1:1 does not answer, or has no majority: start it" in said
+    state = json.loads((data / "run" / "state.json").read_text())
     assert state["services"] == []  # none was started
 
 
