@@ -79,5 +79,5 @@ def test_synchronous_write_on_a_strict_mount_is_durable(shared_cluster, strict, 
 
 def test_write_that_asks_for_no_durability_is_not_synced(shared_cluster, page):
     path = shared_cluster.mountpoint / "plain"
-    # Chunks of removed files are collected meanwhile, which ends with a sync.
-    assert count_syncs(shared_cluster, path, page, os.O_DIRECT) < WRITES / 2
+    # Chunks of files that other tests removed may be collected meanwhile, which ends with syncs: that only adds some.
+    assert min(count_syncs(shared_cluster, path, page, os.O_DIRECT) for _ in range(3)) < WRITES / 2
