@@ -188,12 +188,12 @@ def rotate(log: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process with that id runs (and is not a zombie)."""
+    """Return whether a process with that id runs, or one of its threads: the first may be a zombie before the others."""
     try:
-        status = Path(f"/proc/{pid}/stat").read_text()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+    return fields[0] != "Z" or int(fields[17]) > 1
 
 
 def belongs(pid: int, data_root: Path) -> bool:

@@ -53,12 +53,15 @@ def source_of(cluster: str) -> str:
 
 
 def started_at(pid: int) -> int | None:
-    """Return when the process was started, in clock ticks after boot; None if it is gone or a zombie."""
+    """Return when the process was started, in clock ticks after boot; None if it is gone, or a zombie of one thread.
+
+    The first thread of a process that was killed is a zombie as long as another one ends, which has its files open.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] == "Z" else int(fields[19])
+    return None if fields[0] == "Z" and int(fields[17]) <= 1 else int(fields[19])
 
 
 def directory_for(cluster: str) -> Path:

@@ -381,7 +381,7 @@ def test_damaged_replica_is_passed_over_and_a_chunk_without_one_is_named(tmp_pat
         for name, content in contents.items():
             (tmp_path / name).write_bytes(content)
             luciola("cp", str(tmp_path / name), f"lu:/{name}", "--data", str(cluster.data))
-        blocks = [node / "chunks" / "blocks" for node in sorted(cluster.data.glob("storage-*"))]
+        blocks = sorted(cluster.data.glob("storage-*/chunks/blocks"))
         flip(*find(blocks[0], contents["first"][:4096]))
         for each in blocks:
             flip(*find(each, contents["second"][:4096]))
