@@ -63,7 +63,7 @@ def is_stale(mountpoint: Path) -> bool:
 
     ECANCELED: it ended while the kernel was handing the request to it over io_uring.
     """
-    return _error_of_stat(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
+    return _error_of_statfs(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED, errno.ECANCELED)
 
 
 def answers(mountpoint: Path) -> bool:
@@ -116,13 +116,16 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
         raise Busy(f"not unmounted ({said}){hint}", path=path)
 
 
-def _error_of_stat(path: Path) -> int:
-    """Return the errno of stat(2) on `path`, 0 for none, ETIMEDOUT when it does not return."""
+def _error_of_statfs(path: Path) -> int:
+    """Return the errno of statfs(2) on `path`, 0 for none, ETIMEDOUT when it does not return.
+
+    The kernel asks the process each time. It answers stat(2) itself as long as it may keep attributes, dead or not.
+    """
     outcome: list[int] = []
 
     def ask() -> None:
         try:
-            os.stat(path)
+            os.statvfs(path)
         except OSError as error:
             outcome.append(error.errno or errno.EIO)
         else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import luciola
-from cluster import LocalCluster, meta_status
+from cluster import LocalCluster, meta_status, until
 
 pytestmark = pytest.mark.mount
 
@@ -90,6 +90,7 @@ def test_reader_without_permission_to_write_may_fsync(cluster):
         f"import os; mount = os.open({str(cluster.mountpoint)!r}, os.O_RDONLY); os.setgroups([]); os.setgid(65534);"
         "os.setuid(65534); os.fsync(os.open('readable', os.O_RDONLY, dir_fd=mount))"
     )
+    until((cluster.mountpoint / "readable").exists, what="a name that another client has made")
     before = syncs(cluster)
     subprocess.run([sys.executable, "-c", program], check=True)
     assert syncs(cluster) > before
