@@ -188,7 +188,7 @@ def rotate(log: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Return whether a process with that id runs, or one of its threads: the first may be a zombie before the others."""
+    """Return whether a process with that id runs. A zombie does while another of its threads ends."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
