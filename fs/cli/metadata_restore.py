@@ -132,10 +132,17 @@ async def _stage(data: DataDir, shape: Shape, at_ms: int, clock: Clock) -> Stage
 
 
 async def _complete(ordered: OrderedLog, last: Position, stores: Sequence[Path], log_id: bytes) -> None:
-    """Archive what only the log has so far (T1). Raises: NoSpace."""
+    """Archive what only the log and the replicas have so far (T1). Raises: NoSpace."""
+    checkpoints = [
+        each
+        for directory in map(checkpoints_of, stores)
+        if directory.is_dir()
+        for each in Catalog(directory).checkpoints()
+        if each.seal.log_id == log_id
+    ]
     for directory in map(history_of, stores):
         if directory.is_dir():
-            await Archive(directory, log_id=log_id, moment=MOMENT).extend(ordered, last)
+            await Archive(directory, log_id=log_id, moment=MOMENT).complete(ordered, last, checkpoints)
 
 
 async def _present(ordered: OrderedLog, bounds: Bounds, stores: Sequence[Path], log_id: bytes) -> Path:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -24,6 +25,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.timeout(900)]
 # Removed files are collected at once, but for the history.
 CONFIG = "[metadata]\nhistory_s = 86400\n[meta]\ngc_delay_ms = 20000\n"
 SHOWN_AS_KILLED = ("meta.new.part", "meta.new", "meta-checkpoints.new/*/SEAL")
+METAS = 2
 STEPS = 3  # of a switch, after which it is killed
 LARGE = 3_000_000
 
@@ -37,6 +39,8 @@ def test_a_namespace_of_before_comes_back_with_its_bytes_and_so_does_the_abandon
     ) as cluster:
         assert cluster.mountpoint is not None
         root = cluster.mountpoint
+        begun = partial(cluster.data.glob, "meta*-history/*/SEAL")
+        until(lambda: len(list(begun())) == METAS, what="histories that have begun")
         empty = _moment(cluster)
         _make(root)
         before = _tree(root)
@@ -64,15 +68,19 @@ def test_a_namespace_of_before_comes_back_with_its_bytes_and_so_does_the_abandon
         changed = dict(before)
         changed["grown"] = after["grown"]  # what was appended is there
         changed["written"] = after["written"]  # what was written over stays
-        until(lambda: _tree(root) == changed, what="lengths that the collector measures", timeout_s=200)
-        problems = [problem["what"] for problem in cluster.fsck()["problems"]]
-        assert problems
-        assert all("belong to no file" in problem for problem in problems)  # chunks of what was abandoned
+        until(
+            lambda: _lengths(_tree(root)) == _lengths(changed),
+            what="lengths that the collector measures",
+            timeout_s=200,
+        )
+        assert _tree(root) == changed
+        _find_abandoned_chunks(cluster)
         (root / "new").write_bytes(bytes(LARGE))
         assert list(cluster.data.glob("meta.aside-*"))
         cluster.down()
 
-        assert "kept in" in _restore(cluster, now, "--yes").stdout
+        assert "kept in" in _restore(cluster, then, "--yes").stdout
+        assert "kept in" in _restore(cluster, now, "--yes").stdout  # no service has run since that one
         cluster.up()
         cluster.wait_healthy()
         assert _tree(root) == after
@@ -118,6 +126,10 @@ def _tree(root: Path) -> dict[str, bytes]:
     }
 
 
+def _lengths(tree: dict[str, bytes]) -> dict[str, int]:
+    return {name: len(content) for name, content in tree.items()}
+
+
 def _moment(cluster: LocalCluster) -> str:
     """A moment between what was done and what follows: each is a second away, in which moments are written."""
     assert cluster.mountpoint is not None
@@ -150,6 +162,12 @@ def _refuse(cluster: LocalCluster) -> None:
         refused = _restore(cluster, at, "--yes", check=False)
         assert refused.returncode == 1
         assert expected in refused.stderr
+
+
+def _find_abandoned_chunks(cluster: LocalCluster) -> None:
+    problems = [problem["what"] for problem in cluster.fsck()["problems"]]
+    assert problems
+    assert all("belong to no file" in problem for problem in problems)
 
 
 def _restore(

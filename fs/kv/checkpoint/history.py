@@ -130,6 +130,26 @@ class Archive:
             return False
         return True
 
+    async def add(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint of the replica, which may go then. Raises: NoSpace; Unavailable; CorruptData."""
+        async with self.catalog.building() as part:
+            await in_thread(lambda _check: _link(checkpoint, part))
+            await self.catalog.complete(part, checkpoint.seal)
+
+    async def complete(self, ordered: OrderedLog, last: Position, checkpoints: Sequence[Checkpoint]) -> None:
+        """Keep all up to `last`, the end of the log, which may begin behind what is kept.
+
+        `checkpoints`: of the replicas. A log that a restore let begin again, and that no replica has followed since,
+        begins with one of them. Raises: as `extend` and `add`.
+        """
+        if await self.extend(ordered, last):
+            return
+        kept = self.end()
+        beyond = [each for each in checkpoints if kept is None or each.seal.position.index > kept[0].index]
+        if beyond:
+            await self.add(min(beyond, key=lambda each: each.seal.position.index))
+            await self.extend(ordered, last)
+
     def end(self) -> tuple[Position, int] | None:
         """Return up to where the history has come, and the moment."""
         ends = [(segment.last, segment.unix_ms) for segment in self.segments()]
@@ -232,9 +252,7 @@ class History:
             assert end is not None, "something is kept"
             if end[1] - self._archive.moment_of(kept[-1]) < self._window_ms // PARTS:
                 return
-        async with self._archive.catalog.building() as part:
-            await in_thread(lambda _check: _link(checkpoint, part))
-            await self._archive.catalog.complete(part, checkpoint.seal)
+        await self._archive.add(checkpoint)
 
     async def _forget(self) -> None:
         """Forget what is before the newest checkpoint that is older than the window."""

@@ -195,10 +195,7 @@ def test_abandoned_state_stays_in_the_history(world):
         await world.step()
         await world.write(5)
         await world.step()
-        position = begin_again(world.applied, behind=world.applied.position)
-        world.log = MemoryLog()
-        world.log._last = position
-        world.epoch = 0
+        begin_log_again(world)
         await world.step(trims=False)
         await world.write(5)
         await world.step()
@@ -206,6 +203,32 @@ def test_abandoned_state_stays_in_the_history(world):
             assert await world.value_at(moment_ms) == (index - 1, moment_ms)
 
     asyncio.run(scenario())
+
+
+def test_state_that_was_abandoned_twice_before_a_replica_ran_stays_in_the_history(world):
+    async def scenario():
+        await world.write(5)
+        await world.step()
+        await world.write(5)
+        await world.archive.complete(world.log, world.applied.position, world.catalog.checkpoints())
+        for _ in range(2):
+            begin_log_again(world)
+            checkpoint = await world.catalog.create(world.engine)
+            await world.archive.complete(world.log, world.applied.position, [checkpoint])
+        await world.write(5)
+        await world.step()
+        for index, moment_ms in world.moments[4:-1]:
+            assert await world.value_at(moment_ms) == (index - 1, moment_ms)
+
+    asyncio.run(scenario())
+
+
+def begin_log_again(world):
+    """What a restore does to a log: nothing before is in it."""
+    position = begin_again(world.applied, behind=world.applied.position)
+    world.log = MemoryLog()
+    world.log._last = position
+    world.epoch = 0
 
 
 @pytest.mark.parametrize("change", ["a bit", "the end", "a table"])
