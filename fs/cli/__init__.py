@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "cat": ("files", "cat"),
     "rm": ("files", "rm"),
     "stat": ("files", "stat"),
+    "info": ("info", "info"),
     "mkdir": ("files", "mkdir"),
     "du": ("files", "du"),
     "watch": ("watch", "watch"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..client import FileSystem
 
 
-def _size(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
+def parse_size(_context: click.Context, _option: click.Parameter, text: str | None) -> int | None:
     """Return the number of bytes in `text`. Raises: BadParameter, with what is accepted."""
     try:
         return None if text is None else parse_bytes(text)
@@ -75,13 +75,16 @@ def show(
 @cluster_options
 @click.option("--table", type=click.IntRange(min=1), help="The chain table whose chains hold the chunks.")
 @click.option(
-    "--chunk-bytes", metavar="SIZE", callback=_size, help="Size of a chunk: a power of two from 64K to 64M."
+    "--chunk-bytes",
+    metavar="SIZE",
+    callback=parse_size,
+    help="Size of a chunk: a power of two from 64K to 64M.",
 )
 @click.option("--stripe", type=click.IntRange(min=1), help="Chains that a file is spread over.")
 @click.option(
     "--inline-bytes",
     metavar="SIZE",
-    callback=_size,
+    callback=parse_size,
     help="Files up to this size are kept in the metadata store: 0 (none) to 64K.",
 )
 @click.argument("directories", nargs=-1, required=True)
@@ -156,4 +159,4 @@ def _describe(fs: "FileSystem", path: str) -> Shown:
     }
 
 
-__all__ = ["layout"]
+__all__ = ["layout", "parse_size"]

@@ -11,8 +11,8 @@ from ..wire import SERVICE, Cluster, Minter, RpcClients, Token, methods, parse_a
 from ..wire.methods import Method, Reply, Request
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
-from ..wire.pb.meta_pb2 import Path, StatRequest
-from ..wire.pb.storage_pb2 import ChunkRecord, ListChunksRequest, SpaceReply
+from ..wire.pb.meta_pb2 import Inode, Path, StatRequest
+from ..wire.pb.storage_pb2 import ChunkName, ChunkRecord, ListChunksRequest, SpaceReply, StorageStatus
 
 REPORTED = {  # what a node says of its replica
     pb.LOCAL_INVALID: "unknown",  # not reported since mgmtd started
@@ -167,10 +167,42 @@ class MgmtdClient:
         named = [node.id for node in nodes if node.grpc_address]
         return {node: reply for node, reply in zip(named, replies, strict=True) if reply is not None}
 
-    async def chunks(self, routing: pb.Routing, chain: int, node: int) -> AsyncIterator[ChunkRecord]:
-        """A node's records of a chain, removed chunks too, by content and index. Raises: NotFound."""
+    async def storage_statuses(self, routing: pb.Routing) -> dict[int, StorageStatus]:
+        """What each storage node that answers at once holds and has counted."""
+        nodes = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE and node.grpc_address]
+
+        async def ask(node: pb.Node) -> StorageStatus | None:
+            try:
+                return await self.clients.call(
+                    node.grpc_address, methods.Storage.status, Empty(), timeout_s=SPACE_S
+                )
+            except Error:  # its status in routing says the rest
+                return None
+
+        replies = await asyncio.gather(*map(ask, nodes))
+        return {node.id: reply for node, reply in zip(nodes, replies, strict=True) if reply is not None}
+
+    async def inode(self, routing: pb.Routing, path: Path, *, follow: bool) -> Inode:
+        """Return the inode of a path, of a file that others write with its length now. Raises: NotFound, and others."""
+        request = StatRequest(path=path, follow=follow, exact=True)
+        address = address_of(routing, pb.NODE_META)
+        return (await self.clients.call(address, methods.Meta.stat, request, timeout_s=CALL_S)).inode
+
+    async def chunks(
+        self,
+        routing: pb.Routing,
+        chain: int,
+        node: int,
+        *,
+        after: ChunkName | None = None,
+        limit: int = LIST_LIMIT,
+    ) -> AsyncIterator[ChunkRecord]:
+        """A node's records of a chain behind `after`, removed chunks too, by content and index. Raises: NotFound.
+
+        `limit`: records that are asked for at once.
+        """
         address = node_address(routing, node)
-        request = ListChunksRequest(chain=chain, limit=LIST_LIMIT)
+        request = ListChunksRequest(chain=chain, limit=limit, after=after)
         while True:
             reply = await self.clients.call(address, methods.Storage.list_chunks, request, timeout_s=LIST_S)
             for record in reply.chunks:

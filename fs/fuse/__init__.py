@@ -9,16 +9,18 @@ No byte of file data passes through here.
 
 from .lifecycle import Settings, check_mountpoint, serve, start_in_background, stop
 from .records import Record, own_directory, read_records, record_of, source_of
-from .table import Mounted, clean_stale_mount, find_mount, is_mounted, stale_mounts
+from .table import Mounted, answers, clean_stale_mount, find_mount, is_mounted, mount_of, stale_mounts
 
 __all__ = [
     "Mounted",
     "Record",
     "Settings",
+    "answers",
     "check_mountpoint",
     "clean_stale_mount",
     "find_mount",
     "is_mounted",
+    "mount_of",
     "own_directory",
     "read_records",
     "record_of",

@@ -25,6 +25,11 @@ class Mounted:
     type: str
     source: str
 
+    @property
+    def cluster(self) -> str:
+        """Of a mount of Luciola: the data directory of its cluster, or the address of mgmtd."""
+        return self.source.removeprefix("luciola:")
+
 
 def mounts() -> list[Mounted]:
     """Return all mounts that this process sees, in the order in which they were made."""
@@ -42,6 +47,17 @@ def find_mount(mountpoint: Path) -> Mounted | None:
     """Return the topmost mount on exactly that path, if there is one."""
     path = resolve(mountpoint)
     return next((row for row in reversed(mounts()) if row.mountpoint == path), None)
+
+
+def mount_of(path: Path) -> Mounted | None:
+    """Return the mount of Luciola that `path` is on, if it is on one. The mount is not asked."""
+    place = resolve(path)
+    above = [row for row in mounts() if place.is_relative_to(row.mountpoint)]
+    deepest = max(above, key=lambda row: len(row.mountpoint.parts), default=None)
+    if deepest is None:
+        return None
+    topmost = next(row for row in reversed(above) if row.mountpoint == deepest.mountpoint)
+    return topmost if topmost.type == TYPE else None
 
 
 def resolve(mountpoint: Path) -> Path:
@@ -149,6 +165,7 @@ __all__ = [
     "find_mount",
     "is_mounted",
     "is_stale",
+    "mount_of",
     "mounts",
     "resolve",
     "stale_mounts",

@@ -148,6 +148,11 @@ class Membership:
         """The file system under this node, distinguished from those of other hosts."""
         return self._directory.disk()
 
+    @property
+    def directory(self) -> str:
+        """The path of the directory of this node, on its host."""
+        return str(self._directory.path)
+
     # Events.
 
     def routing_changed(self, routing: Routing) -> None:

@@ -199,7 +199,11 @@ class StorageService:
 
     async def status(self, _: Empty, identity: Identity) -> StorageStatus:
         """Return what this node holds and has done."""
-        status = StorageStatus(space=await self.space(Empty(), identity))
+        status = StorageStatus(
+            space=await self.space(Empty(), identity),
+            directory=self._membership.directory,
+            unix_ms=time.time_ns() // 1_000_000,
+        )
         held = {target: (chunks, used) for target, _, _, chunks, used, _, _ in await self._targets()}
         for target, about in self._membership.state.targets.items():
             chunks, used = held.get(target, (0, 0))

@@ -228,7 +228,7 @@ class ScrubReply(_message.Message):
     def __init__(self, chunks: _Optional[int] = ..., bytes: _Optional[int] = ..., damaged: _Optional[_Iterable[_Union[ChunkRecord, _Mapping]]] = ..., repaired: _Optional[int] = ...) -> None: ...
 
 class StorageStatus(_message.Message):
-    __slots__ = ("space", "counters", "targets")
+    __slots__ = ("space", "counters", "targets", "directory", "unix_ms")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -239,10 +239,14 @@ class StorageStatus(_message.Message):
     SPACE_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     space: SpaceReply
     counters: _containers.ScalarMap[str, int]
     targets: _containers.RepeatedCompositeFieldContainer[TargetStatus]
-    def __init__(self, space: _Optional[_Union[SpaceReply, _Mapping]] = ..., counters: _Optional[_Mapping[str, int]] = ..., targets: _Optional[_Iterable[_Union[TargetStatus, _Mapping]]] = ...) -> None: ...
+    directory: str
+    unix_ms: int
+    def __init__(self, space: _Optional[_Union[SpaceReply, _Mapping]] = ..., counters: _Optional[_Mapping[str, int]] = ..., targets: _Optional[_Iterable[_Union[TargetStatus, _Mapping]]] = ..., directory: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...
 
 class TargetStatus(_message.Message):
     __slots__ = ("id", "chain", "chain_version", "local", "public", "chunks", "used_bytes", "synced_chunks")
