@@ -83,7 +83,8 @@ class Managers(StorageCluster):
     def settled(self) -> Routing | None:
         """Routing once a primary has heard of everybody."""
         routing = self.routing()
-        all_there = all(each.status == CONNECTED for each in routing.nodes)
+        connected = {each.id for each in routing.nodes if each.status == CONNECTED}
+        all_there = len(connected) == len(routing.nodes) and connected.issuperset(MANAGERS)
         serving = all(target.state == SERVING for chain in routing.chains for target in chain.targets)
         return routing if all_there and serving and not routing.bootstrapping else None
 
