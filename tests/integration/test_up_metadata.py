@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,32 @@ def test_files_survive_whatever_is_killed(cluster: LocalCluster) -> None:
     assert cluster.fsck()["problems"] == []
 
 
+def test_programs_on_a_mount_wait_for_another_manager_when_the_primary_hangs(cluster: LocalCluster) -> None:
+    assert cluster.mountpoint is not None
+    cluster.wait_healthy()
+    _await_roles(cluster, "mgmtd")
+    written: dict[str, bytes] = {}
+    hung = next(each for each in cluster.services("mgmtd") if each["role"] == "primary")
+    os.kill(hung["pid"], signal.SIGSTOP)
+    try:
+        _write(cluster.mountpoint / "hung", written)  # meanwhile: it waits, and fails never
+        until(
+            lambda: (
+                "primary" in {each["role"] for each in cluster.services("mgmtd") if each["id"] != hung["id"]}
+            ),
+            what="another manager",
+        )
+        _write(cluster.mountpoint / "hung", written)  # storage nodes have leases of the other
+        _check(cluster.mountpoint / "hung", written)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(hung["pid"], signal.SIGCONT)
+    _await_roles(cluster, "mgmtd")
+    _write(cluster.mountpoint / "hung", written)
+    cluster.wait_healthy()
+    _check(cluster.mountpoint / "hung", written)
+
+
 def test_log_of_the_managers_is_made_again_of_what_the_storage_nodes_remember(cluster: LocalCluster) -> None:
     assert cluster.mountpoint is not None
     cluster.wait_healthy()
@@ -160,6 +187,34 @@ def test_log_of_the_managers_is_made_again_of_what_the_storage_nodes_remember(cl
     _check(cluster.mountpoint / "rebuilt", written)
     asides = {path.name.partition(".aside-")[0] for path in cluster.data.glob("*.aside-*")}
     assert {"mgmtd", "mgmtd-2"} <= asides
+
+
+def test_a_rebuild_of_mgmtd_that_is_killed_is_repeated(cluster: LocalCluster) -> None:
+    assert cluster.mountpoint is not None
+    cluster.wait_healthy()
+    written: dict[str, bytes] = {}
+    _write(cluster.mountpoint / "again", written)
+    cluster.down()
+    command = ["--data", str(cluster.data), "--rebuild-mgmtd", "--yes"]
+    for path in cluster.data.glob("mgmtd*.aside-*"):
+        shutil.rmtree(path)
+    for shown in ("mgmtd.aside-*", "mgmtd/CURRENT"):
+        before = set(cluster.data.glob(shown)) if "aside" in shown else set()
+        with subprocess.Popen(
+            [sys.executable, "-m", "luciola", "up", *command], stdout=subprocess.DEVNULL
+        ) as process:
+            until(
+                lambda shown=shown, before=before, process=process: (
+                    process.poll() is not None or set(cluster.data.glob(shown)) - before
+                ),
+                what=shown,
+            )
+            process.kill()
+    luciola("up", *command, "--mount", str(cluster.mountpoint), "--detach")
+    cluster.wait_healthy()
+    _await_roles(cluster, "mgmtd")
+    _check(cluster.mountpoint / "again", written)
+    assert cluster.fsck()["problems"] == []
 
 
 def test_an_etcd_that_does_not_answer_is_named(unanswered: tuple[Path, subprocess.Popen[str]]) -> None:
