@@ -1,5 +1,6 @@
 """Assemble a meta service over a store, and create or check the store."""
 
+import asyncio
 import secrets
 from typing import Final
 
@@ -122,14 +123,15 @@ async def build(  # noqa: PLR0913, the seams of the service
     chunks = Chunks(control, placer)
     lengths = Lengths(chunks, clock)
     removal_clock = RemovalClock(engine, clock)
-    await removal_clock.start()
+    inodes = Allocator(engine, INODES, clock)
+    contents = Allocator(engine, CONTENTS, clock)
+    # One record of the log, and one wait: a service that takes over serves nothing before.
+    await asyncio.gather(removal_clock.start(), inodes.refill(), contents.refill())
     truncations = Truncations(engine, chunks, clock, removal_clock)
     writers = Writers()
     holds = Holds()
     requests = Requests()
     inode_counter = InodeCounter()
-    inodes = Allocator(engine, INODES, clock)
-    contents = Allocator(engine, CONTENTS, clock)
     quarantine = Quarantine(engine, clock, contents=contents, chunks=chunks)
     load = Load(
         engine,
@@ -146,8 +148,6 @@ async def build(  # noqa: PLR0913, the seams of the service
     truncations.load()
     writers.load(engine)
     requests.load(engine, now_s=clock.monotonic())
-    await inodes.refill()
-    await contents.refill()
     dependencies = Dependencies(
         engine=engine,
         clock=clock,
