@@ -15,12 +15,15 @@ its predecessor at the end of the log.
 """
 
 import asyncio
+import logging
 from typing import Final
 
 from ...clock import Clock, SystemClock
 from ...errors import Error, MaybeCommitted, NoSpace, Timeout, Unavailable
 from .leadership import Leadership
 from .ordered_log import Deposed, NotAtEnd, OrderedLog, Position, Record, Trimmed
+
+log = logging.getLogger(__name__)
 
 RETRY_S: Final = 0.02  # between attempts
 PATIENCE_S: Final = 10.0  # with an outcome that stays unknown; callers above have given up by then
@@ -90,7 +93,7 @@ class Appender:
     async def _store(self, record: Record) -> None:
         """Return when `record` is stored. Raises: as `append`."""
         begun_s = self._clock.monotonic()
-        uncertain = False
+        uncertain = is_reported = False
         while True:
             try:
                 await self._log.append(record)
@@ -103,6 +106,11 @@ class Appender:
             except (NoSpace, MaybeCommitted, Unavailable, Timeout) as error:
                 uncertain = uncertain or isinstance(error, MaybeCommitted)
                 self._give_up_early(error, uncertain=uncertain)
+                if not is_reported:
+                    log.warning(
+                        "record %d is not known to be stored: %s; it is sent again", record.index, error
+                    )
+                    is_reported = True
             else:
                 return None
             if self._clock.monotonic() - begun_s > self._patience_s:

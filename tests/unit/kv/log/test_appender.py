@@ -83,7 +83,7 @@ async def stored(log, count):
         (Fault.DONE, Fault.LATE),
     ],
 )
-def test_record_is_stored_once_whatever_happens_to_the_first_attempts(faults):
+def test_record_is_stored_once_whatever_happens_to_the_first_attempts(faults, caplog):
     async def scenario(shared, log):
         async with leading(log) as (_, appender):
             positions = [await appender.append(payload) for payload in (b"1", b"2", b"3")]
@@ -93,6 +93,8 @@ def test_record_is_stored_once_whatever_happens_to_the_first_attempts(faults):
             assert appender.last == positions[-1]
 
     on_log(scenario, Script("append", *faults))
+    said = [record.args[0] for record in caplog.records if "not known to be stored" in record.msg]
+    assert said == [1][: len(faults)], "once, however often it is sent"
 
 
 def test_appends_of_several_tasks_keep_their_order():
