@@ -8,6 +8,7 @@ A file holds only what differs from the defaults:
 """
 
 import ipaddress
+import re
 import tomllib
 import types
 import typing
@@ -104,6 +105,17 @@ class StorageConfig:
     transport: str = "auto"
     rdma_devices: str = ""  # "mlx5_0, mlx5_1:1": only these devices or ports; empty: all that are up
     rdma_gid_index: int = -1  # of every port; -1: RoCE version 2, IPv4 before IPv6
+    # Where the node stands: what fails together (docs/operations.md, "Failure domains"). Empty: not said; of the host,
+    # its own name.
+    room: str = ""
+    rack: str = ""
+    host: str = ""
+
+    def __post_init__(self) -> None:
+        for level in LABELS:
+            name = getattr(self, level)
+            if name and not is_label(name):
+                raise ConfigError(f"storage.{level}: must be {LABEL_RULE}, not {name!r}")
 
 
 @dataclass(frozen=True)
@@ -191,6 +203,9 @@ class ClusterConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
 
+LABELS: Final = ("room", "rack", "host")
+LABEL_CHARS_MAX: Final = 64
+LABEL_RULE: Final = f"1 to {LABEL_CHARS_MAX} letters, digits, dots, dashes or underscores"
 TRANSPORTS: Final = ("auto", "shm", "tcp", "rdma")
 FUSE_IO_URING: Final = ("never", "auto", "always")
 
@@ -262,6 +277,11 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MountConfig, "read_ahead_bytes"): (0, 1024 * MIB),
     (MountConfig, "grace_ms"): (0, 3_600_000),
 }
+
+
+def is_label(text: str) -> bool:
+    """Return whether `text` may name a room, a rack or a host."""
+    return re.fullmatch(rf"[A-Za-z0-9._-]{{1,{LABEL_CHARS_MAX}}}", text) is not None
 
 
 def rdma_options(config: StorageConfig | ClientConfig) -> RdmaOptions:
@@ -354,6 +374,8 @@ __all__ = [
     "BOUNDS",
     "CHOICES",
     "FUSE_IO_URING",
+    "LABELS",
+    "LABEL_RULE",
     "OFF",
     "TRANSPORTS",
     "UNIX",
@@ -368,6 +390,7 @@ __all__ = [
     "StorageConfig",
     "checked",
     "from_table",
+    "is_label",
     "load",
     "loads",
     "rdma_options",

@@ -24,7 +24,7 @@ from ..wire.pb.storage_pb2 import SpaceReply
 from . import private_etcd, processes
 from .administration import confirm
 from .datadir import DataDir, Shape, check_shape, choose_shape
-from .health import describe_progress, describe_space, describe_trouble
+from .health import describe_domains, describe_progress, describe_space, describe_trouble
 from .metadata_options import Given, metadata_options, wanted_metadata
 from .metadata_status import (
     PRIMARY,
@@ -67,12 +67,19 @@ PATIENCE_S: Final = 2.0  # after which a command says what it waits for
 @click.command()
 @data_option(required=True)
 @click.option(
-    "--storage-nodes", type=click.IntRange(1, 64), help="Storage nodes of a new cluster.  [default: 3]"
+    "--storage-nodes",
+    type=click.IntRange(1, 64),
+    help="Storage nodes of a new cluster, or more than a cluster has.  [default: 3]",
 )
 @click.option(
     "--replicas",
     type=click.IntRange(1, REPLICAS_MAX),
     help="Copies of every chunk in a new cluster.  [default: 2, or 1 with one storage node]",
+)
+@click.option(
+    "--racks",
+    type=click.IntRange(0, 64),
+    help="Label the storage nodes as if they stood in so many racks, one after the other: for trials of placement.",
 )
 @click.option(
     "--mount",
@@ -99,6 +106,7 @@ def up(
     data_path: Path,
     storage_nodes: int | None,
     replicas: int | None,
+    racks: int | None,
     mountpoint: Path | None,
     config_file: Path | None,
     accept_metadata_loss: bool,
@@ -140,7 +148,9 @@ def up(
         with data.supervised(), LiveTable(enabled=ready_fd is None) as view:
             end_leftovers(data)  # which hold the ports that the shape names
             finish(data)  # a migration that was interrupted
-            shape = choose_shape(data, storage_nodes=storage_nodes, replicas=replicas, metadata=metadata)
+            shape = choose_shape(
+                data, storage_nodes=storage_nodes, replicas=replicas, racks=racks, metadata=metadata
+            )
             if accept_metadata_loss:
                 from . import stores
 
@@ -265,7 +275,12 @@ def status(data_path: Path, as_json: bool) -> None:
             meta = None if (serving := serving_meta(routing)) is None else str(serving.id)
             report["chains"] = describe_chains(routing)
             services = [_reported(service, routing) for service in services]
-            report["notes"] = [*_notes(shape, routing), *describe_progress(routing), *describe_space(spaces)]
+            report["notes"] = [
+                *_notes(shape, routing),
+                *describe_progress(routing),
+                *describe_domains(routing),
+                *describe_space(spaces),
+            ]
             report["loading"] = bool(loading)
             report["notes"] += [loading] if loading else []
             report["full"] = [node for node, space in sorted(spaces.items()) if space.full]

@@ -49,6 +49,7 @@ class Shape:
 
     `has_stores`: mgmtd and meta have created their stores. They are never created a second time.
     `metas`, `managers`: processes of meta and mgmtd; more than one of each only if metadata are replicated.
+    `racks`: over how many racks storage nodes are spread, as far as placement knows; 0: none are named.
     `etcd_peers`: addresses of the members of a private etcd for each other; of none, empty.
     """
 
@@ -59,6 +60,7 @@ class Shape:
     metas: int = 1
     managers: int = 1
     etcd_peers: tuple[str, ...] = ()
+    racks: int = 0
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class DataDir:
             cluster = parse_cluster(self.cluster, record)
             counts = (int(record.get("metas", 1)), int(record.get("managers", 1)))
             peers = tuple(map(str, record.get("etcd_peers", ())))
+            racks = int(record.get("racks", 0))
         except FileNotFoundError as error:
             raise NotFound(
                 "no cluster in this directory; `luciola up --data DIR` creates one", path=str(self.root)
@@ -137,7 +140,7 @@ class DataDir:
                 f"damaged ({error!r}); restore it or delete it and run `luciola up` with the same options",
                 path=str(self.cluster),
             ) from error
-        return Shape(cluster, nodes, replicas, has_stores, *counts, peers)
+        return Shape(cluster, nodes, replicas, has_stores, *counts, peers, racks)
 
     def storage_records(self) -> list[str | None]:
         """Return the cluster that each storage directory here belongs to: what is left where cluster.json was lost.
@@ -229,6 +232,7 @@ def encode_shape(shape: Shape) -> str:
         "metas": shape.metas,
         "managers": shape.managers,
         "etcd_peers": list(shape.etcd_peers),
+        "racks": shape.racks,
     }
     return json.dumps(record, indent=1) + "\n"
 
@@ -249,6 +253,7 @@ def choose_shape(
     *,
     storage_nodes: int | None,
     replicas: int | None,
+    racks: int | None = None,
     metadata: MetadataWanted = MetadataWanted(),  # noqa: B008 - it is frozen
 ) -> Shape:
     """Return the shape to start with: the recorded one, or a new one. Ports that are taken are replaced.
@@ -267,6 +272,11 @@ def choose_shape(
         # Storage nodes that belong to a cluster outlive a lost cluster.json, and so must its other stores.
         cluster = Cluster(identity, "", "", str(data.secret.absolute()))
         shape = _with_metadata(data.root, Shape(cluster, nodes, copies, bool(records)), metadata)
+    shape = replace(
+        shape,
+        racks=shape.racks if racks is None else racks,
+        storage_nodes=max(shape.storage_nodes, storage_nodes or 0),
+    )
     if shape != old:
         data.write_shape(shape)
     return shape
@@ -432,9 +442,9 @@ def _check_recorded(shape: Shape, *, storage_nodes: int | None, replicas: int | 
         raise InvalidArgument(
             f"this cluster was created with {shape.replicas} replicas, which cannot be changed here"
         )
-    if storage_nodes is not None and storage_nodes != shape.storage_nodes:
+    if storage_nodes is not None and storage_nodes < shape.storage_nodes:
         raise InvalidArgument(
-            f"this cluster was created with {shape.storage_nodes} storage nodes, which cannot be changed here"
+            f"this cluster has {shape.storage_nodes} storage nodes, which may become more, not fewer"
         )
 
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, TypeAlias
 
+from ..mgmtd.domains import level_name, shares_domain
 from ..units import format_bytes
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.storage_pb2 import SpaceReply
@@ -45,6 +46,23 @@ def describe_progress(routing: pb.Routing) -> list[str]:
     """Return what gets complete by itself."""
     syncing = [chain for chain in routing.chains if any(each.state == pb.SYNCING for each in chain.targets)]
     return [f"{_named(syncing)}: a replica is being brought up to date"] if syncing else []
+
+
+def describe_domains(routing: pb.Routing) -> list[str]:
+    """Return which tables have chains of which copies share a failure domain, with what helps."""
+    nodes = {node.id: node for node in routing.nodes if node.kind == pb.NODE_STORAGE}
+    chains = {chain.id: chain for chain in routing.chains}
+    lines = []
+    for table in routing.tables:
+        members = ([nodes.get(each.node) for each in chains[chain].targets] for chain in table.chains)
+        shared = sum(shares_domain(filter(None, each), table.domain) for each in members)
+        if shared:
+            level = level_name(table.domain)
+            lines.append(
+                f"table {table.id}: {shared} of {len(table.chains)} chains have copies that share a {level}, and may "
+                "be lost with it"
+            )
+    return lines
 
 
 def describe_space(spaces: Mapping[int, SpaceReply]) -> list[str]:
@@ -139,4 +157,11 @@ def _numbers(chains: list[pb.Chain]) -> str:
     return " ".join([*numbers[:NAMED_MAX], "..."] if len(numbers) > NAMED_MAX else numbers)
 
 
-__all__ = ["NAMED_MAX", "awaited", "describe_progress", "describe_space", "describe_trouble"]
+__all__ = [
+    "NAMED_MAX",
+    "awaited",
+    "describe_domains",
+    "describe_progress",
+    "describe_space",
+    "describe_trouble",
+]

@@ -5,6 +5,7 @@ from typing import TypedDict
 
 import click
 
+from ..config import LABELS
 from ..errors import InvalidArgument
 from ..units import format_bytes
 from ..wire.pb import mgmtd_pb2 as pb
@@ -31,6 +32,8 @@ def node() -> None:
 @json_option
 def list_nodes(cluster: ClusterTarget, *, as_json: bool) -> None:
     """Show every node with its status, how many replicas of chains a storage node has, and the space of its disk.
+
+    LABELS are the room, the rack and the host that a storage node was started with: what fails together.
 
     \b
     Example:
@@ -60,10 +63,11 @@ def list_nodes(cluster: ClusterTarget, *, as_json: bool) -> None:
             str(each["replicas"]),
             str(each["serving"]),
             *_space_columns(each),
+            "/".join(filter(None, each["labels"].values())) or "-",
         )
         for each in found
     ]
-    header = ("NODE", "KIND", "STATUS", "HOST", "PID", "REPLICAS", "SERVING", "SIZE", "FREE")
+    header = ("NODE", "KIND", "STATUS", "HOST", "PID", "REPLICAS", "SERVING", "SIZE", "FREE", "LABELS")
     print_table(header, rows, right=(0, 4, 5, 6, 7, 8))
     for line in describe_space(spaces):
         click.echo(line)
@@ -166,6 +170,7 @@ class NodeState(TypedDict):
     serving: int
     capacity_bytes: int | None
     free_bytes: int | None
+    labels: dict[str, str]
 
 
 def _space_columns(node: NodeState) -> tuple[str, str]:
@@ -198,6 +203,7 @@ def describe_node(node: pb.Node, counts: Counter[str], space: SpaceReply | None 
         "serving": counts["serving"],
         "capacity_bytes": None if space is None else space.capacity_bytes,
         "free_bytes": None if space is None else space.free_bytes,
+        "labels": {level: getattr(node.labels, level) for level in LABELS},
     }
 
 

@@ -291,6 +291,8 @@ class Supervisor:
             arguments.append(CREATE)
         if kind == "meta" and self.accept_metadata_loss:
             arguments.append(ACCEPT_LOSS)
+        if kind == "storage" and self.shape.racks:
+            arguments += ["--label", f"rack={1 + (node - STORAGE_NODE_FIRST) % self.shape.racks}"]
         arguments += ["--node-id", str(node)]
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]

@@ -1,6 +1,7 @@
 """The cluster manager: who is here, and which replica of which chain may do what.
 
     transitions   the table of chain states, one pure function
+    domains       which storage nodes fail together
     placement     which nodes form which chain
     records       what is stored
     model         what is known and what follows from it, without I/O

@@ -66,6 +66,8 @@ class NodeLife:
     has_ended: bool = False  # the current incarnation: reaped, left, or silent for longer than its lease
     ended: list[int] = field(default_factory=list)  # incarnations that were reaped, or have left
     reported: set[TargetId] = field(default_factory=set)
+    capacity_bytes: int = 0  # of a storage node's disk; 0: not reported
+    free_bytes: int = 0  # that clients may still write
 
 
 @dataclass(slots=True)
@@ -296,6 +298,8 @@ class Model:
             return HeartbeatResult(0)
         life.reported_s = max(life.reported_s, now_s)
         life.has_ended = False
+        if request.HasField("disk"):
+            life.capacity_bytes, life.free_bytes = request.disk.capacity_bytes, request.disk.free_bytes
         self._set_status(node.id, pb.CONNECTED)
         self._take_in(node, life, reports)
         may_lease = self._may_lease(node, reports) and not self.silent_nodes(now_s)
@@ -546,9 +550,17 @@ class Model:
     # What administrators ask for.
 
     def new_table(
-        self, request: pb.CreateChainTableRequest, placed: Sequence[Sequence[int]], *, now_s: float
+        self,
+        request: pb.CreateChainTableRequest,
+        placed: Sequence[Sequence[int]],
+        *,
+        level: int = pb.DOMAIN_NODE,
+        now_s: float,
     ) -> Change:
-        """A chain table over chains placed on nodes, and those chains. Raises: AlreadyExists, InvalidArgument."""
+        """A chain table over chains placed on nodes, and those chains. `level`: of failure domains it was placed for.
+
+        Raises: AlreadyExists, InvalidArgument.
+        """
         table = TableId(request.table)
         _check_description(request.description)
         if not 0 < table < 2**32 // CHAINS_PER_TABLE:
@@ -568,7 +580,9 @@ class Model:
             )
             chains.append(ChainRecord(chain, ChainVersion(1), members, tuple(targets)))
             self.newborn_until[chain] = now_s + self.config.bootstrap_ms / 1000
-        record = TableRecord(table, 1, tuple(c.id for c in chains), request.replicas, request.description)
+        record = TableRecord(
+            table, 1, tuple(c.id for c in chains), request.replicas, request.description, level
+        )
         return Change(chains=tuple(chains), tables=(record,))
 
     def updated_chain(self, request: pb.UpdateChainRequest, *, now_s: float) -> Change:

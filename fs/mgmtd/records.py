@@ -9,6 +9,22 @@ from .transitions import Member
 
 
 @dataclass(frozen=True, slots=True)
+class Labels:
+    """Where a storage node stands. Empty: not said."""
+
+    room: str = ""
+    rack: str = ""
+    host: str = ""
+
+    def to_pb(self) -> pb.Labels:
+        return pb.Labels(room=self.room, rack=self.rack, host=self.host)
+
+    @classmethod
+    def from_pb(cls, labels: pb.Labels) -> "Labels":
+        return cls(labels.room, labels.rack, labels.host)
+
+
+@dataclass(frozen=True, slots=True)
 class NodeRecord:
     """A node as it is stored: who it is and where; not whether it is alive."""
 
@@ -26,6 +42,7 @@ class NodeRecord:
     epoch: int = 0  # of the metadata service: its term as primary
     disabled: bool = False
     unsettled: bool = False  # the process was replaced, and not all of its replicas have fallen yet
+    labels: Labels = Labels()
 
     def to_pb(self) -> pb.Node:
         """For the store: status DISABLED says `disabled`, FAILED `unsettled`. Publishing sets the real status."""
@@ -44,6 +61,7 @@ class NodeRecord:
             boot_id=self.boot_id,
             release=self.release,
             epoch=self.epoch,
+            labels=self.labels.to_pb() if self.labels != Labels() else None,
         )
 
     @classmethod
@@ -63,6 +81,7 @@ class NodeRecord:
             epoch=node.epoch,
             disabled=node.status == pb.DISABLED,
             unsettled=node.status == pb.FAILED,
+            labels=Labels.from_pb(node.labels),
         )
 
 
@@ -113,6 +132,7 @@ class TableRecord:
     chains: tuple[ChainId, ...]
     replicas: int
     description: str = ""
+    domain: int = pb.DOMAIN_NODE  # what two copies of a chunk do not share while another is free
 
     def to_pb(self) -> pb.ChainTable:
         return pb.ChainTable(
@@ -121,6 +141,7 @@ class TableRecord:
             chains=self.chains,
             replicas=self.replicas,
             description=self.description,
+            domain=pb.DomainLevel.Name(self.domain),
         )
 
     @classmethod
@@ -131,6 +152,7 @@ class TableRecord:
             tuple(ChainId(chain) for chain in table.chains),
             table.replicas,
             table.description,
+            table.domain or pb.DOMAIN_NODE,
         )
 
 
@@ -246,4 +268,13 @@ class Records:
             self._by_node.setdefault(member.node, set()).add(chain.id)
 
 
-__all__ = ["ChainRecord", "Change", "EngineMark", "NodeRecord", "Records", "StoreMark", "TableRecord"]
+__all__ = [
+    "ChainRecord",
+    "Change",
+    "EngineMark",
+    "Labels",
+    "NodeRecord",
+    "Records",
+    "StoreMark",
+    "TableRecord",
+]

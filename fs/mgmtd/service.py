@@ -23,6 +23,7 @@ from ..wire.authority import Authority
 from ..wire.credentials import Identity
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
+from .domains import level_name, widest_level
 from .model import Model, longest_lease_ms
 from .placement import default_chains, place
 from .records import Change, NodeRecord, StoreMark
@@ -172,17 +173,21 @@ class Service:
         self, request: pb.CreateChainTableRequest, identity: Identity
     ) -> pb.ChainTable:
         model = self._primary().model
-        nodes = sorted(
-            node.id
-            for node in model.records.nodes.values()
+        nodes = [
+            node
+            for node in sorted(model.records.nodes.values(), key=lambda node: node.id)
             if node.kind == pb.NODE_STORAGE and model.lives[node.id].status == pb.CONNECTED
-        )
+        ]
+        level = request.domain or widest_level(nodes, domains=request.replicas)
         chains = request.chains or default_chains(len(nodes) or 1, request.replicas or 1)
-        placed = await self._place(nodes, replicas=request.replicas, chains=chains)
+        placed = await self._place([node.id for node in nodes], replicas=request.replicas, chains=chains)
         term = await self._change(
-            lambda model: model.new_table(request, placed, now_s=self._clock.monotonic())
+            lambda model: model.new_table(request, placed, level=level, now_s=self._clock.monotonic())
         )
-        log.info("chain table %d: %d chains of %d", request.table, chains, request.replicas)
+        log.info(
+            "chain table %d: %d chains of %d, each copy on another %s",
+            *(request.table, chains, request.replicas, level_name(level)),
+        )
         return term.model.records.tables[TableId(request.table), 1].to_pb()
 
     async def update_chain(self, request: pb.UpdateChainRequest, identity: Identity) -> pb.Chain:

@@ -31,6 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cluster", type=Path, required=True, help="the cluster file")
     parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
     parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")
+    parser.add_argument(
+        "--label",
+        type=_label,
+        action="append",
+        default=[],
+        metavar="LEVEL=NAME",
+        help="room, rack or host that the node stands in, instead of that of --config (repeat)",
+    )
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     options = parser.parse_args(arguments)
     if options.rotate_log:
@@ -48,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
             cluster=load_cluster(options.cluster),
             config=configuration.load(options.config) if options.config else configuration.ClusterConfig(),
             host=options.listen,
+            labels=dict(options.label),
         )
         uvloop.run(serve(settings))
     except ConfigError as error:
@@ -57,6 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("cannot run: %s", error)  # noqa: TRY400 (an operating error needs no traceback)
         return 1
     return 0
+
+
+def _label(text: str) -> tuple[str, str]:
+    level, _, name = text.partition("=")
+    if level not in configuration.LABELS or not configuration.is_label(name):
+        raise argparse.ArgumentTypeError(
+            f"{' or '.join(f'{each}=NAME' for each in configuration.LABELS)} is expected, where NAME is "
+            f"{configuration.LABEL_RULE}, not {text!r}"
+        )
+    return level, name
 
 
 def _node_id(text: str) -> NodeId:

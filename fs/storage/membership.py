@@ -28,6 +28,7 @@ from ..states import Data, Local, Public
 from ..wire import RoutingTable, RpcClients, methods
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.mgmtd_pb2 import (
+    DiskSpace,
     EngineMark,
     HeartbeatReply,
     HeartbeatRequest,
@@ -95,7 +96,7 @@ class Membership:
         self._was_answered = True
         self._is_full = False
         self._asked_space: asyncio.Task[tuple[int, int, int]] | None = None
-        self._known_free_bytes = FREE_AGAIN_BYTES
+        self._known_space: DiskSpace | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: list[Callable[[], None]] = []
         self._revocation_listeners: list[Callable[[Revocations], None]] = []
@@ -360,9 +361,9 @@ class Membership:
     async def _request(self) -> HeartbeatRequest:
         node = self._engine.node
         sizes: dict[int, tuple[int, int]] = {}
+        space: DiskSpace | None = None
         try:
-            free_bytes = await self._free_bytes()
-            self._log_space(free_bytes)
+            space = await self._space()
             for target, _, _, _, used, updates, bad in await self._engine.quick(node.targets):
                 sizes[target] = used, updates
                 if bad:
@@ -379,6 +380,7 @@ class Membership:
             outdated=self._outdated,
             directory_incarnations=self._directory.incarnations,
             engine=self._engine_mark(),
+            disk=space,
         )
         if self._directory.marks.marks.HasField("meta_store"):
             request.meta_store.CopyFrom(self._directory.marks.marks.meta_store)
@@ -390,15 +392,17 @@ class Membership:
             request.targets.append(report)
         return request
 
-    async def _free_bytes(self) -> int:
-        """Return what clients may still write; on a disk that hangs, what was free before."""
+    async def _space(self) -> DiskSpace | None:
+        """Return the size of the disk and what clients may still write; of a disk that hangs, what it said before."""
         if self._asked_space is None:
             self._asked_space = asyncio.create_task(self._engine.quick(self._engine.node.space))
         done, _ = await asyncio.wait({self._asked_space}, timeout=SPACE_TIMEOUT_S)
         if done:
             asked, self._asked_space = self._asked_space, None
-            self._known_free_bytes = asked.result()[1]
-        return self._known_free_bytes
+            capacity_bytes, free_bytes, _ = asked.result()
+            self._known_space = DiskSpace(capacity_bytes=capacity_bytes, free_bytes=free_bytes)
+            self._log_space(free_bytes)
+        return self._known_space
 
     def _log_space(self, free_bytes: int) -> None:
         """Log once when the disk turns full, and once when it takes writes again."""

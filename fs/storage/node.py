@@ -5,9 +5,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from ..wire import (
     format_address,
     methods,
 )
-from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Node, Routing
+from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Labels, Node, Routing
 from . import slow_ops
 from .directory import Directory, boot_id
 from .disk_watch import DiskWatch
@@ -58,6 +58,7 @@ class Settings:
     cluster: Cluster
     config: ClusterConfig
     host: str = "127.0.0.1"
+    labels: Mapping[str, str] = field(default_factory=dict)  # instead of those of `config`
 
 
 async def serve(settings: Settings) -> None:
@@ -195,6 +196,8 @@ async def _work(
 
 
 def _about(settings: Settings, engine: Engine, directory: Directory) -> Node:
+    config = settings.config.storage
+    labels = {"room": config.room, "rack": config.rack, "host": config.host, **settings.labels}
     return Node(
         id=settings.node,
         kind=NODE_STORAGE,
@@ -205,6 +208,7 @@ def _about(settings: Settings, engine: Engine, directory: Directory) -> Node:
         data_socket=str(directory.socket or ""),
         boot_id=boot_id(),
         release=__version__,
+        labels=Labels(**labels) if any(labels.values()) else None,
     )
 
 

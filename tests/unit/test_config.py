@@ -117,6 +117,7 @@ def test_rdma_options_are_what_the_native_module_takes(component: type[StorageCo
     [
         ("transport = 'infiniband'", r"storage\.transport: must be one of auto, shm, tcp, rdma"),
         ("rdma_gid_index = 256", r"storage\.rdma_gid_index: must be between -1 and 255"),
+        ("rack = 'row 7'", r"storage\.rack: must be 1 to 64 letters, digits"),
         ("rdma_devices = ['mlx5_0']", r"storage\.rdma_devices: must be str"),
     ],
 )

@@ -213,6 +213,15 @@ impl Method {
     }
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Labels {
+    #[prost(string, tag = "1")]
+    pub room: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub rack: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub host: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Node {
     #[prost(uint32, tag = "1")]
     pub id: u32,
@@ -242,6 +251,8 @@ pub struct Node {
     pub changed_at: u64,
     #[prost(uint64, tag = "14")]
     pub epoch: u64,
+    #[prost(message, optional, tag = "15")]
+    pub labels: ::core::option::Option<Labels>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Target {
@@ -283,6 +294,8 @@ pub struct ChainTable {
     pub description: ::prost::alloc::string::String,
     #[prost(uint64, tag = "6")]
     pub changed_at: u64,
+    #[prost(enumeration = "DomainLevel", tag = "7")]
+    pub domain: i32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Routing {
@@ -390,6 +403,13 @@ pub struct Marks {
     #[prost(message, repeated, tag = "6")]
     pub tables: ::prost::alloc::vec::Vec<ChainTable>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiskSpace {
+    #[prost(uint64, tag = "1")]
+    pub capacity_bytes: u64,
+    #[prost(uint64, tag = "2")]
+    pub free_bytes: u64,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {
     #[prost(message, optional, tag = "1")]
@@ -408,6 +428,8 @@ pub struct HeartbeatRequest {
     pub directory_incarnations: ::prost::alloc::vec::Vec<u64>,
     #[prost(message, optional, tag = "8")]
     pub engine: ::core::option::Option<EngineMark>,
+    #[prost(message, optional, tag = "9")]
+    pub disk: ::core::option::Option<DiskSpace>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatReply {
@@ -478,6 +500,8 @@ pub struct CreateChainTableRequest {
     pub chains: u32,
     #[prost(string, tag = "4")]
     pub description: ::prost::alloc::string::String,
+    #[prost(enumeration = "DomainLevel", tag = "5")]
+    pub domain: i32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct UpdateChainRequest {
@@ -691,6 +715,41 @@ impl LocalState {
             "LOCAL_UPTODATE" => Some(Self::LocalUptodate),
             "LOCAL_ONLINE" => Some(Self::LocalOnline),
             "LOCAL_OFFLINE" => Some(Self::LocalOffline),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DomainLevel {
+    DomainUnset = 0,
+    DomainNode = 1,
+    DomainHost = 2,
+    DomainRack = 3,
+    DomainRoom = 4,
+}
+impl DomainLevel {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::DomainUnset => "DOMAIN_UNSET",
+            Self::DomainNode => "DOMAIN_NODE",
+            Self::DomainHost => "DOMAIN_HOST",
+            Self::DomainRack => "DOMAIN_RACK",
+            Self::DomainRoom => "DOMAIN_ROOM",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DOMAIN_UNSET" => Some(Self::DomainUnset),
+            "DOMAIN_NODE" => Some(Self::DomainNode),
+            "DOMAIN_HOST" => Some(Self::DomainHost),
+            "DOMAIN_RACK" => Some(Self::DomainRack),
+            "DOMAIN_ROOM" => Some(Self::DomainRoom),
             _ => None,
         }
     }

@@ -39,6 +39,14 @@ class LocalState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     LOCAL_ONLINE: _ClassVar[LocalState]
     LOCAL_OFFLINE: _ClassVar[LocalState]
 
+class DomainLevel(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DOMAIN_UNSET: _ClassVar[DomainLevel]
+    DOMAIN_NODE: _ClassVar[DomainLevel]
+    DOMAIN_HOST: _ClassVar[DomainLevel]
+    DOMAIN_RACK: _ClassVar[DomainLevel]
+    DOMAIN_ROOM: _ClassVar[DomainLevel]
+
 class ReplicaData(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     DATA_COMPLETE: _ClassVar[ReplicaData]
@@ -63,12 +71,27 @@ LOCAL_INVALID: LocalState
 LOCAL_UPTODATE: LocalState
 LOCAL_ONLINE: LocalState
 LOCAL_OFFLINE: LocalState
+DOMAIN_UNSET: DomainLevel
+DOMAIN_NODE: DomainLevel
+DOMAIN_HOST: DomainLevel
+DOMAIN_RACK: DomainLevel
+DOMAIN_ROOM: DomainLevel
 DATA_COMPLETE: ReplicaData
 DATA_PARTIAL: ReplicaData
 DATA_LOST: ReplicaData
 
+class Labels(_message.Message):
+    __slots__ = ("room", "rack", "host")
+    ROOM_FIELD_NUMBER: _ClassVar[int]
+    RACK_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    room: str
+    rack: str
+    host: str
+    def __init__(self, room: _Optional[str] = ..., rack: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
+
 class Node(_message.Message):
-    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "release", "changed_at", "epoch")
+    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "release", "changed_at", "epoch", "labels")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -83,6 +106,7 @@ class Node(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
     id: int
     kind: NodeKind
     status: NodeStatus
@@ -97,7 +121,8 @@ class Node(_message.Message):
     release: str
     changed_at: int
     epoch: int
-    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
+    labels: Labels
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ..., epoch: _Optional[int] = ..., labels: _Optional[_Union[Labels, _Mapping]] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("id", "node", "state", "local", "used_bytes")
@@ -128,20 +153,22 @@ class Chain(_message.Message):
     def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[Target, _Mapping]]] = ..., changed_at: _Optional[int] = ..., preferred_order: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ChainTable(_message.Message):
-    __slots__ = ("id", "version", "chains", "replicas", "description", "changed_at")
+    __slots__ = ("id", "version", "chains", "replicas", "description", "changed_at", "domain")
     ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     CHAINS_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
     id: int
     version: int
     chains: _containers.RepeatedScalarFieldContainer[int]
     replicas: int
     description: str
     changed_at: int
-    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., replicas: _Optional[int] = ..., description: _Optional[str] = ..., changed_at: _Optional[int] = ...) -> None: ...
+    domain: DomainLevel
+    def __init__(self, id: _Optional[int] = ..., version: _Optional[int] = ..., chains: _Optional[_Iterable[int]] = ..., replicas: _Optional[int] = ..., description: _Optional[str] = ..., changed_at: _Optional[int] = ..., domain: _Optional[_Union[DomainLevel, str]] = ...) -> None: ...
 
 class Routing(_message.Message):
     __slots__ = ("version", "bootstrapping", "nodes", "chains", "tables", "cluster_id", "delta", "removed_nodes", "manager", "revocations")
@@ -259,8 +286,16 @@ class Marks(_message.Message):
     tables: _containers.RepeatedCompositeFieldContainer[ChainTable]
     def __init__(self, format: _Optional[int] = ..., term: _Optional[int] = ..., manager: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ...) -> None: ...
 
+class DiskSpace(_message.Message):
+    __slots__ = ("capacity_bytes", "free_bytes")
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    capacity_bytes: int
+    free_bytes: int
+    def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
+
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated", "directory_incarnations", "engine")
+    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated", "directory_incarnations", "engine", "disk")
     NODE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +304,7 @@ class HeartbeatRequest(_message.Message):
     OUTDATED_FIELD_NUMBER: _ClassVar[int]
     DIRECTORY_INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
+    DISK_FIELD_NUMBER: _ClassVar[int]
     node: Node
     sequence: int
     targets: _containers.RepeatedCompositeFieldContainer[LocalTarget]
@@ -277,7 +313,8 @@ class HeartbeatRequest(_message.Message):
     outdated: str
     directory_incarnations: _containers.RepeatedScalarFieldContainer[int]
     engine: EngineMark
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ..., directory_incarnations: _Optional[_Iterable[int]] = ..., engine: _Optional[_Union[EngineMark, _Mapping]] = ...) -> None: ...
+    disk: DiskSpace
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ..., directory_incarnations: _Optional[_Iterable[int]] = ..., engine: _Optional[_Union[EngineMark, _Mapping]] = ..., disk: _Optional[_Union[DiskSpace, _Mapping]] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
     __slots__ = ("routing_version", "lease_ms", "interval_ms", "meta_store")
@@ -344,16 +381,18 @@ class ListClientsReply(_message.Message):
     def __init__(self, clients: _Optional[_Iterable[_Union[ClientSession, _Mapping]]] = ..., bootstrapping: _Optional[bool] = ...) -> None: ...
 
 class CreateChainTableRequest(_message.Message):
-    __slots__ = ("table", "replicas", "chains", "description")
+    __slots__ = ("table", "replicas", "chains", "description", "domain")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
     CHAINS_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    DOMAIN_FIELD_NUMBER: _ClassVar[int]
     table: int
     replicas: int
     chains: int
     description: str
-    def __init__(self, table: _Optional[int] = ..., replicas: _Optional[int] = ..., chains: _Optional[int] = ..., description: _Optional[str] = ...) -> None: ...
+    domain: DomainLevel
+    def __init__(self, table: _Optional[int] = ..., replicas: _Optional[int] = ..., chains: _Optional[int] = ..., description: _Optional[str] = ..., domain: _Optional[_Union[DomainLevel, str]] = ...) -> None: ...
 
 class UpdateChainRequest(_message.Message):
     __slots__ = ("chain", "action", "target", "node")

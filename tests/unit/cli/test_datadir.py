@@ -42,13 +42,19 @@ def test_more_copies_than_nodes_are_refused(data: DataDir) -> None:
     assert not data.cluster.exists()
 
 
-@pytest.mark.parametrize(
-    "options", [{"storage_nodes": 4, "replicas": None}, {"storage_nodes": None, "replicas": 3}]
-)
-def test_shape_cannot_be_changed_by_options(data: DataDir, options: dict[str, int | None]) -> None:
+def test_copies_and_fewer_nodes_cannot_be_asked_for_later(data: DataDir) -> None:
     choose_shape(data, storage_nodes=3, replicas=2)
-    with pytest.raises(InvalidArgument, match="was created with"):
-        choose_shape(data, **options)
+    with pytest.raises(InvalidArgument, match="was created with 2 replicas"):
+        choose_shape(data, storage_nodes=None, replicas=3)
+    with pytest.raises(InvalidArgument, match="has 3 storage nodes, which may become more, not fewer"):
+        choose_shape(data, storage_nodes=2, replicas=None)
+
+
+def test_more_nodes_and_racks_are_kept_for_the_next_start(data: DataDir) -> None:
+    choose_shape(data, storage_nodes=3, replicas=2)
+    grown = choose_shape(data, storage_nodes=5, replicas=None, racks=2)
+    assert (grown.storage_nodes, grown.racks) == (5, 2)
+    assert choose_shape(data, storage_nodes=None, replicas=None) == grown == data.read_shape()
 
 
 def test_a_taken_port_is_replaced(data: DataDir) -> None:

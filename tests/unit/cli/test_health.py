@@ -2,7 +2,7 @@
 
 import pytest
 
-from luciola.cli.health import awaited, describe_progress, describe_space, describe_trouble
+from luciola.cli.health import awaited, describe_domains, describe_progress, describe_space, describe_trouble
 from luciola.wire.pb import mgmtd_pb2 as pb
 from luciola.wire.pb.storage_pb2 import SpaceReply
 
@@ -124,3 +124,16 @@ def test_disk_is_named_before_and_when_it_is_full(space: SpaceReply, said: str) 
     lines = describe_space({201: space})
     assert len(lines) == bool(said)
     assert not lines or said in lines[0]
+
+
+def test_chains_whose_copies_share_a_domain_are_counted() -> None:
+    whole = routing(BOTH, {201: "serving", 202: "serving"}, {201: "serving"})
+    table = whole.tables.add(id=1, version=1, chains=[1, 2], domain=pb.DOMAIN_RACK)
+    assert describe_domains(whole) == []
+    for node in whole.nodes:
+        node.labels.rack = "a"
+    assert describe_domains(whole) == [
+        "table 1: 1 of 2 chains have copies that share a rack, and may be lost with it"
+    ]
+    table.domain = pb.DOMAIN_NODE
+    assert describe_domains(whole) == []

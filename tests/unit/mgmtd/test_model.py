@@ -8,7 +8,7 @@ from luciola.config import MgmtdConfig
 from luciola.errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
 from luciola.ids import EMBEDDED_EPOCH, NodeId
 from luciola.mgmtd.model import MARK_INTERVAL_S, Model, longest_lease_ms
-from luciola.mgmtd.records import Change, NodeRecord, Records, StoreMark
+from luciola.mgmtd.records import Change, Labels, NodeRecord, Records, StoreMark
 from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
@@ -817,3 +817,20 @@ def test_manager_is_not_disabled(manager):
     with pytest.raises(InvalidArgument, match="node 1 is a manager, which has no lease"):
         manager.model.disabled_node(1, disabled=True)
     assert not manager.model.disabled_node(1, disabled=False)
+
+
+def test_labels_are_stored_and_change_with_the_process(manager):
+    labels = Labels("r1", "k7", "h3")
+    for incarnation, said in ((2, labels), (3, Labels(rack="k8"))):
+        sender = pb.Node(id=HEAD, kind=pb.NODE_STORAGE, incarnation=incarnation, labels=said.to_pb())
+        change = manager.keep(manager.model.registration(sender))
+        assert [NodeRecord.from_pb(node.to_pb()).labels for node in change.nodes] == [said]
+    assert not manager.model.registration(sender)
+
+
+def test_size_of_the_disk_is_known_from_heartbeats(manager):
+    manager.beat(HEAD, (target(HEAD), 1, UPTODATE), disk=pb.DiskSpace(capacity_bytes=100, free_bytes=40))
+    life = manager.model.lives[NodeId(HEAD)]
+    assert (life.capacity_bytes, life.free_bytes) == (100, 40)
+    manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
+    assert life.free_bytes == 40, "a disk that hangs reports nothing"

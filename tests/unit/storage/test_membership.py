@@ -149,6 +149,16 @@ def test_heartbeats_continue_while_the_disk_does_not_report_space(tmp_path):
     run(tmp_path, test)
 
 
+def test_heartbeats_say_how_large_the_disk_is_and_what_is_free(tmp_path):
+    async def test(world, _):
+        await world.beats()
+        capacity, free, _ = world.fake.space()
+        disk = world.manager.heard[-1].disk
+        assert (disk.capacity_bytes, disk.free_bytes) == (capacity, free)
+
+    run(tmp_path, test)
+
+
 @pytest.mark.parametrize("failed_before", [False, True])
 def test_a_directory_that_takes_nothing_ends_no_process(tmp_path, failed_before):
     """The node keeps reporting that it does not serve."""
