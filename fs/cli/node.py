@@ -63,7 +63,7 @@ def list_nodes(cluster: ClusterTarget, *, as_json: bool) -> None:
             str(each["replicas"]),
             str(each["serving"]),
             *_space_columns(each),
-            "/".join(filter(None, each["labels"].values())) or "-",
+            " ".join(f"{level}={name}" for level, name in each["labels"].items() if name) or "-",
         )
         for each in found
     ]

@@ -42,6 +42,7 @@ assert CHAIN_MEMBERS_MAX < TARGETS_PER_CHAIN, "a full chain has ids left"
 assert CHAINS_MAX <= CHAINS_PER_TABLE, "one table may have all chains"
 NEW_DIRECTORY: Final = 0  # in place of an incarnation: nothing was served from it yet
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
+FREE_PERCENT_MIN: Final = 10  # of a disk that gets chains, as `luciola status` warns
 MARK_INTERVAL_S: Final = 5.0  # between two times that marks are stored: each is a sync of the disk
 assert CHAINS_PER_TABLE < 2**32, "a chain's id has 32 bits"
 
@@ -395,6 +396,22 @@ class Model:
             if target.must_fall or report.chain_version < target.demoted_at:
                 return False
         return True
+
+    # Where there is room.
+
+    def room_bytes(self, node: NodeId) -> int:
+        """Return how much chains may have on a node: what they have, and what is free. 0: not reported."""
+        life = self.lives[node]
+        if not life.capacity_bytes:
+            return 0
+        return life.free_bytes + sum(
+            self.targets[each.target].used_bytes for _, each in self._members_on(node)
+        )
+
+    def is_full(self, node: NodeId) -> bool:
+        """Return whether a node should get no more chains."""
+        life = self.lives[node]
+        return life.free_bytes < life.capacity_bytes * FREE_PERCENT_MIN / 100
 
     # Looking at the clock and the chains.
 

@@ -23,9 +23,9 @@ from ..wire.authority import Authority
 from ..wire.credentials import Identity
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
-from .domains import level_name, widest_level
+from .domains import domain_of, level_name, widest_level
 from .model import Model, longest_lease_ms
-from .placement import default_chains, place
+from .placement import Site, default_chains, place_aside, weights_of
 from .records import Change, NodeRecord, StoreMark
 from .revocations import all_revoked, revoke
 from .routing import Publisher
@@ -178,9 +178,18 @@ class Service:
             for node in sorted(model.records.nodes.values(), key=lambda node: node.id)
             if node.kind == pb.NODE_STORAGE and model.lives[node.id].status == pb.CONNECTED
         ]
+        roomy = [node for node in nodes if not model.is_full(node.id)]
+        if len(roomy) >= request.replicas:
+            nodes = roomy
         level = request.domain or widest_level(nodes, domains=request.replicas)
         chains = request.chains or default_chains(len(nodes) or 1, request.replicas or 1)
-        placed = await self._place([node.id for node in nodes], replicas=request.replicas, chains=chains)
+        sites = [
+            Site(node.id, domain_of(node, level), weight)
+            for node, weight in zip(
+                nodes, weights_of([model.room_bytes(node.id) for node in nodes]), strict=True
+            )
+        ]
+        placed = await self._place(sites, replicas=request.replicas, chains=chains)
         term = await self._change(
             lambda model: model.new_table(request, placed, level=level, now_s=self._clock.monotonic())
         )
@@ -256,8 +265,8 @@ class Service:
             )
         return self._term
 
-    async def _place(self, nodes: list[NodeId], *, replicas: int, chains: int) -> list[tuple[int, ...]]:
-        return await asyncio.to_thread(place, nodes, replicas=replicas, chains=chains)
+    async def _place(self, sites: list[Site], *, replicas: int, chains: int) -> list[tuple[int, ...]]:
+        return await place_aside(sites, replicas=replicas, chains=chains)
 
     def _routing(self, term: Term, known: int) -> pb.Routing:
         return term.publisher.since(known, now_s=self._clock.monotonic())

@@ -120,6 +120,36 @@ def test_every_method_of_the_table_has_a_handler():
     assert len(methods.bind(methods.Mgmtd, service)) == 13
 
 
+def test_copies_go_to_other_racks_and_not_to_full_disks():
+    async def story(cluster: Cluster) -> None:
+        for node, rack, free in (
+            (1000, "a", 50),
+            (1001, "a", 50),
+            (1002, "b", 50),
+            (1003, "b", 9),
+            (1004, "b", 25),
+        ):
+            cluster.sequence += 1
+            about = pb.Node(
+                id=node, kind=pb.NODE_STORAGE, incarnation=1, labels=pb.Labels(rack=rack), host="m"
+            )
+            space = pb.DiskSpace(capacity_bytes=100, free_bytes=free)
+            request = pb.HeartbeatRequest(node=about, sequence=cluster.sequence, disk=space)
+            await cluster.call("heartbeat", request)
+        request = pb.CreateChainTableRequest(table=1, replicas=2, chains=12)
+        assert (await cluster.call("create_chain_table", request)).domain == pb.DOMAIN_RACK
+        chains = [{t.node for t in chain.targets} for chain in (await cluster.routing()).chains]
+        assert all(len(chain & {1000, 1001}) == 1 for chain in chains)
+        assert {n: sum(n in chain for chain in chains) for n in range(1000, 1005)} == {
+            **dict.fromkeys((1000, 1001), 6),
+            1002: 8,
+            1003: 0,
+            1004: 4,
+        }
+
+    scenario(story)
+
+
 def test_nodes_register_themselves_and_chains_are_placed_over_them():
     async def story(cluster: Cluster) -> None:
         table = await with_table(cluster)

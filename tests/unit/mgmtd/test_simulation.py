@@ -20,7 +20,7 @@ from luciola.config import MgmtdConfig
 from luciola.errors import Busy, Conflict, InvalidArgument
 from luciola.ids import ChainId
 from luciola.mgmtd.model import Model
-from luciola.mgmtd.placement import place
+from luciola.mgmtd.placement import Site, place
 from luciola.mgmtd.records import ChainRecord, Change, Records
 from luciola.states import Local, Public
 from luciola.wire.pb import mgmtd_pb2 as pb
@@ -96,7 +96,8 @@ class World:
         for node in self.nodes.values():
             node.is_back = True
             self.beat(node, at_once=True)
-        placed = place(sorted(self.nodes), replicas=self.replicas, chains=2 * len(self.nodes))
+        sites = [Site(node) for node in sorted(self.nodes)]
+        placed = place(sites, replicas=self.replicas, chains=2 * len(self.nodes))
         request = pb.CreateChainTableRequest(table=1, replicas=self.replicas)
         self.keep(self.model.new_table(request, placed, now_s=self.now))
         for chain in self.stored.chains:

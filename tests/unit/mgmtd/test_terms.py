@@ -54,8 +54,8 @@ class ObservedService(Service):
 
     world: "MgmtdWorld"
 
-    async def _place(self, nodes, *, replicas, chains):
-        return place(nodes, replicas=replicas, chains=chains)
+    async def _place(self, sites, *, replicas, chains):
+        return place(sites, replicas=replicas, chains=chains)
 
     def _publish(self, term, change):
         self.world.changed(change, self)
