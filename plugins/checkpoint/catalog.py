@@ -52,9 +52,10 @@ def list_checkpoints(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> list[Saved]:
     """List the checkpoints in a directory, oldest first. Raises: NotFound if there is no such directory."""
-    return find(*opened(location, secret_file=secret_file, token=token))
+    return find(*opened(location, secret_file=secret_file, token=token, token_file=token_file))
 
 
 def latest(
@@ -62,9 +63,10 @@ def latest(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> Location | None:
     """Locate the newest whole checkpoint of a directory, for a `Reader`; None if it has none, or does not exist."""
-    newest = newest_in(*opened(location, secret_file=secret_file, token=token))
+    newest = newest_in(*opened(location, secret_file=secret_file, token=token, token_file=token_file))
     return None if newest is None else newest.location
 
 
@@ -169,11 +171,12 @@ def as_location(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> Location:
     """Convert to a Location, opened with these credentials if any are given."""
     if not isinstance(location, Location):
         location = parse_location(location, os.environ)
-    return location.with_credentials(secret_file=secret_file, token=token)
+    return location.with_credentials(secret_file=secret_file, token=token, token_file=token_file)
 
 
 def opened(
@@ -181,9 +184,10 @@ def opened(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> tuple[AnyFileSystem, str, Location]:
     """Open a location: its file system, its path there, and itself with these credentials if any are given."""
-    found = as_location(location, secret_file=secret_file, token=token)
+    found = as_location(location, secret_file=secret_file, token=token, token_file=token_file)
     return (*open_location(found), found)
 
 

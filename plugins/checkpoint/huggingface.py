@@ -50,8 +50,9 @@ class TrainerCheckpoints(TrainerCallback):  # type: ignore[misc] # (transformers
         keep: Keep | None = None,
         secret_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.location = as_location(location, secret_file=secret_file, token=token)
+        self.location = as_location(location, secret_file=secret_file, token=token, token_file=token_file)
         self.keep = keep
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002

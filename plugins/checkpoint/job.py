@@ -116,10 +116,11 @@ class Checkpoints:
         on_error: OnError | None = None,
         secret_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
         if retries < 0 or retry_delay_s < 0:
             raise ValueError(f"retries and retry_delay_s are not negative: {retries}, {retry_delay_s}")
-        self.location = as_location(location, secret_file=secret_file, token=token)
+        self.location = as_location(location, secret_file=secret_file, token=token, token_file=token_file)
         self.keep = keep
         self._group = process_group
         self._in_process = in_process

@@ -25,13 +25,21 @@ from .torch_io import load_object, save_object
 class LuciolaCheckpointIO(CheckpointIO):  # type: ignore[misc] # (lightning is not followed)
     """Saves, loads and removes Lightning's checkpoints.
 
-    `secret_file`, `token`: credentials for luciola://HOST:PORT, before those of the environment.
+    `secret_file`, `token`, `token_file`: credentials for luciola://HOST:PORT, before those of the environment.
     """
 
     def __init__(
-        self, *, secret_file: str | os.PathLike[str] | None = None, token: str | None = None
+        self,
+        *,
+        secret_file: str | os.PathLike[str] | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._credentials: dict[str, Any] = {"secret_file": secret_file, "token": token}
+        self._credentials: dict[str, Any] = {
+            "secret_file": secret_file,
+            "token": token,
+            "token_file": token_file,
+        }
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None

@@ -49,7 +49,7 @@ class Reader(StorageReader):
     `report` counts what the last load has read on this rank. May be pickled, and reused.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (by keyword)
         self,
         location: str | os.PathLike[str] | Location | None = None,
         *,
@@ -57,11 +57,16 @@ class Reader(StorageReader):
         allow_unused: Sequence[str] = ("*",),
         secret_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self.verify = verify
         self.allow_unused = (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
-        self._credentials: dict[str, Any] = {"secret_file": secret_file, "token": token}
+        self._credentials: dict[str, Any] = {
+            "secret_file": secret_file,
+            "token": token,
+            "token_file": token_file,
+        }
         self.report = NOTHING
         self._location: Location | None = None
         if location is not None:

@@ -82,19 +82,20 @@ def _first(ordered: Sequence[Saved], count: int, is_whole: Callable[[Saved], boo
     return names
 
 
-def prune(
+def prune(  # noqa: PLR0913 (by keyword)
     location: str | os.PathLike[str] | Location,
     keep: Keep,
     *,
     dry_run: bool = False,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> list[Saved]:
     """Remove what the policy does not keep of a directory, and what interrupted saves of this machine have left.
 
     Returns the checkpoints that were removed, oldest first; with `dry_run`, those that would be.
     """
-    file_system, path, parent = opened(location, secret_file=secret_file, token=token)
+    file_system, path, parent = opened(location, secret_file=secret_file, token=token, token_file=token_file)
     found = find_named(file_system, path, parent)
     surplus = keep.surplus(found, lambda saved: not problem_of(file_system, path, saved))
     if not dry_run:

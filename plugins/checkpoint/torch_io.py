@@ -24,12 +24,13 @@ def open_stream(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> Iterator[IO[bytes]]:
     """Open a buffered, seekable binary file for a `with` block. A new file gets its name, durable, when the block ends.
 
     `mode`: "rb" or "wb". After an error in the block the name refers to the old file.
     """
-    file_system, path = open_location(location, secret_file=secret_file, token=token)
+    file_system, path = open_location(location, secret_file=secret_file, token=token, token_file=token_file)
     if mode == "rb":
         raw: Any = file_system.open(path, "rb")
         with io.BufferedReader(raw, BUFFER_BYTES) as reader:
@@ -88,11 +89,12 @@ def save_object(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> None:
     """Call `torch.save` with a location; the file gets its name when it is complete and durable."""
     import torch
 
-    with open_stream(location, "wb", secret_file=secret_file, token=token) as file:
+    with open_stream(location, "wb", secret_file=secret_file, token=token, token_file=token_file) as file:
         torch.save(value, file)
 
 
@@ -104,11 +106,12 @@ def load_object(  # noqa: PLR0913 (parameters of torch.load, and credentials)
     mmap: bool = False,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Call `torch.load` with a location. `mmap`: of files of this machine and mounts only; pages are read on access."""
     import torch
 
-    file_system, path = open_location(location, secret_file=secret_file, token=token)
+    file_system, path = open_location(location, secret_file=secret_file, token=token, token_file=token_file)
     if mmap:
         from luciola.client import LocalFileSystem
 
@@ -117,7 +120,7 @@ def load_object(  # noqa: PLR0913 (parameters of torch.load, and credentials)
                 "mmap=True needs a file of this machine: give the path on a mount", path=path
             )
         return torch.load(path, map_location=map_location, weights_only=weights_only, mmap=True)
-    with open_stream(location, "rb", secret_file=secret_file, token=token) as file:
+    with open_stream(location, "rb", secret_file=secret_file, token=token, token_file=token_file) as file:
         return torch.load(file, map_location=map_location, weights_only=weights_only)
 
 

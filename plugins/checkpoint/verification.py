@@ -34,12 +34,13 @@ def verify(
     progress: Callable[[int], object] = lambda _: None,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
 ) -> list[Damage]:
     """Read a checkpoint and return what is damaged, by file, tensor and bytes; nothing if it is whole.
 
     Raises: NotFound if there is no checkpoint.
     """
-    file_system, path = open_location(location, secret_file=secret_file, token=token)
+    file_system, path = open_location(location, secret_file=secret_file, token=token, token_file=token_file)
     return verify_at(file_system, path, progress)
 
 

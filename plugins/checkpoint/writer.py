@@ -81,6 +81,7 @@ class Writer(StorageWriter):
         share: bool = False,
         secret_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         self.keep = keep
@@ -88,7 +89,11 @@ class Writer(StorageWriter):
         self.overwrite = overwrite
         self.share = share
         self.removes_at_once = True  # in `finish`, while the other ranks wait; Checkpoints does it later
-        self._credentials: dict[str, Any] = {"secret_file": secret_file, "token": token}
+        self._credentials: dict[str, Any] = {
+            "secret_file": secret_file,
+            "token": token,
+            "token_file": token_file,
+        }
         self._step = None if step is None else step_number(step)
         self._location: Location | None = None
         if location is not None:

@@ -29,6 +29,7 @@ def open_records(  # noqa: PLR0913 (by keyword)
     format: str | None = None,  # noqa: A002 (what it is called everywhere)
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
     file_system: AnyFileSystem | None = None,
     index_directory: str | os.PathLike[str] | None = None,
     **options: Any,
@@ -41,7 +42,9 @@ def open_records(  # noqa: PLR0913 (by keyword)
     format's own.
     Raises: InvalidArgument for files that are of no format or of several; CorruptData for files that are damaged.
     """
-    place, paths = place_of(locations, secret_file=secret_file, token=token, file_system=file_system)
+    place, paths = place_of(
+        locations, secret_file=secret_file, token=token, token_file=token_file, file_system=file_system
+    )
     if format is not None and format not in FORMATS:
         raise InvalidArgument(f"not a format: {format!r} (formats are {', '.join(FORMATS)})")
     found = [_look(place.file_system, path) for path in paths]

@@ -397,6 +397,7 @@ def place_of(
     *,
     secret_file: str | os.PathLike[str] | None = None,
     token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
     file_system: AnyFileSystem | None = None,
 ) -> tuple[Place, list[str]]:
     """Find the file system of locations, and their paths there. With `file_system` they are paths on that.
@@ -409,8 +410,10 @@ def place_of(
     if file_system is not None:
         return Place(None, file_system), [os.fspath(each) for each in given]  # type: ignore[arg-type]
     parsed = [each if isinstance(each, Location) else parse_location(each, os.environ) for each in given]
-    parsed = [each.with_credentials(secret_file=secret_file, token=token) for each in parsed]
-    wheres = {(each.address, each.secret_file, each.token) for each in parsed}
+    parsed = [
+        each.with_credentials(secret_file=secret_file, token=token, token_file=token_file) for each in parsed
+    ]
+    wheres = {(each.address, each.secret_file, each.token, each.token_file) for each in parsed}
     if len(wheres) > 1:
         raise InvalidArgument(
             "these locations are on several clusters: open each separately, and give MapDataset the list",

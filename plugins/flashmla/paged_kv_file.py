@@ -110,6 +110,7 @@ class PagedKVFile(Closing):
         model: str,
         secret_file: _Path | None = None,
         token: str | None = None,
+        token_file: _Path | None = None,
     ) -> "PagedKVFile":
         """Make a file for `capacity` pages, open for writing. It is sparse until pages are saved.
 
@@ -117,13 +118,17 @@ class PagedKVFile(Closing):
         Raises: AlreadyExists; InvalidArgument; OSError.
         """
         header = Header(layout, capacity, fingerprint(model, layout))
-        file_system, path = open_location(location, secret_file=secret_file, token=token)
+        file_system, path = open_location(
+            location, secret_file=secret_file, token=token, token_file=token_file
+        )
         if file_system.exists(path):
             raise AlreadyExists("a file of that name exists: open it, or remove it first", path=path)
         with replacing(file_system, path) as new:
             new.write(encode_header(header))
             new.truncate(header.file_bytes)
-        return cls.open(location, model=model, writable=True, secret_file=secret_file, token=token)
+        return cls.open(
+            location, model=model, writable=True, secret_file=secret_file, token=token, token_file=token_file
+        )
 
     @classmethod
     def open(  # noqa: PLR0913 (what it is, and in whose name)
@@ -135,13 +140,16 @@ class PagedKVFile(Closing):
         take_over: bool = False,
         secret_file: _Path | None = None,
         token: str | None = None,
+        token_file: _Path | None = None,
     ) -> "PagedKVFile":
         """Open a file. With `model` it must be of that model and revision.
 
         `take_over`: on a cluster, write though the last writer left its mark; only when it has surely ended.
         Raises: NotFound; InvalidArgument for another model or kind of file; Busy if it has a writer; CorruptData.
         """
-        file_system, path = open_location(location, secret_file=secret_file, token=token)
+        file_system, path = open_location(
+            location, secret_file=secret_file, token=token, token_file=token_file
+        )
         file: Any = file_system.open(path, "r+b" if writable else "rb", direct=True)
         with contextlib.ExitStack() as undo:
             undo.callback(file.close)

@@ -126,11 +126,15 @@ class Checkpoint:
         *,
         secret_file: str | os.PathLike[str] | None = None,
         token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         verify: bool = True,
     ) -> Self:
         """Open a checkpoint at a location: a .safetensors file, an index of shards (….safetensors.index.json), or a
         directory that has one of the two."""
-        return cls(*open_location(location, secret_file=secret_file, token=token), verify=verify)
+        return cls(
+            *open_location(location, secret_file=secret_file, token=token, token_file=token_file),
+            verify=verify,
+        )
 
     def __repr__(self) -> str:
         return f"<Checkpoint {self.path!r}: {len(self.tensors)} tensors in {len(self.files)} files>"

@@ -34,6 +34,7 @@ def save(  # noqa: PLR0913 (what is written, where, how)
     checksums: bool = True,
     secret_file: "StrPath | None" = None,
     token: str | None = None,
+    token_file: "StrPath | None" = None,
 ) -> None:
     """Write a checkpoint: one file, or with `shard_bytes` a directory with shards of at most that size and an index.
 
@@ -42,7 +43,7 @@ def save(  # noqa: PLR0913 (what is written, where, how)
 
     Raises: TypeError for an element type that the format does not have; ValueError; OSError.
     """
-    file_system, path = open_location(location, secret_file=secret_file, token=token)
+    file_system, path = open_location(location, secret_file=secret_file, token=token, token_file=token_file)
     metadata = dict(metadata or {})
     if not all(isinstance(text, str) for pair in metadata.items() for text in pair):
         raise TypeError("metadata is a table of texts")
