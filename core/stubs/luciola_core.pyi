@@ -79,6 +79,7 @@ class Client:
         claims: bytes,
         key: bytes,
         *,
+        token_source: str | None = None,
         description: str = ...,
         mount: bool = False,
         deadline_ms: int = 60_000,
@@ -93,6 +94,14 @@ class Client:
         rdma_gid_index: int | None = None,
         rdma_transmissions: int | None = None,
     ) -> Client: ...
+    def set_token(self, claims: bytes, key: bytes) -> None:
+        """Open connections with this token from now on; use those that stand for no other request.
+
+        Raises: InvalidArgument if it is of another role or user than the last.
+        """
+    @property
+    def is_token_refused(self) -> bool:
+        """Whether a server has refused the token: it has expired, or was revoked."""
     def counters(self) -> dict[str, int]:
         """Totals since the start: look-ups in caches, write-back; and now: dirty bytes, open files."""
     def rdma_counters(self) -> dict[str, int]:

@@ -13,7 +13,7 @@ use luciola_core::client::data::{DataClient, DataOptions, Read, Write};
 use luciola_core::cluster::routing::{Routing, RoutingTable, own_boot_id};
 use luciola_core::cluster::{Endpoints, Transport};
 use luciola_core::error::Kind;
-use luciola_core::net::{Credential, Pool, Secret};
+use luciola_core::net::{Pool, Secret, Token};
 use luciola_core::rdma::RdmaOptions;
 use luciola_core::types::*;
 use luciola_core::wire::pb::{self, Layout, claims::Role};
@@ -90,7 +90,7 @@ impl World {
         self.client_with(transport, credential(Role::Client))
     }
 
-    fn client_with(&self, transport: Transport, credential: Credential) -> Arc<DataClient> {
+    fn client_with(&self, transport: Transport, token: Token) -> Arc<DataClient> {
         let options = DataOptions {
             client: ClientId(NEXT_CLIENT.fetch_add(1, Ordering::SeqCst)),
             retry_first: Duration::from_millis(2),
@@ -98,7 +98,7 @@ impl World {
             connections_per_node: 4,
             endpoints: endpoints(transport),
         };
-        DataClient::new(self.table.clone(), credential, options)
+        DataClient::new(self.table.clone(), token.into(), options)
     }
 
     /// Node `number`, from 1.
@@ -178,7 +178,7 @@ fn a_file_reads_back_like_a_vector() {
                 connections_per_node: 2,
                 endpoints: endpoints(transport),
             };
-            DataClient::new(world.table.clone(), credential(Role::Client), options)
+            DataClient::new(world.table.clone(), credential(Role::Client).into(), options)
         })
         .collect();
     let pool = BufferPool::new(64 << 10, 2).unwrap();
@@ -314,8 +314,8 @@ fn what_cannot_be_helped_is_reported_at_once() {
     }
     let foreign = Secret::new([1; 32]).mint(&pb::Claims::default());
     let client = world.client_with(Transport::Auto, foreign);
-    assert_eq!(write(&client, 0, b"x"), Err(Kind::PermissionDenied));
-    assert_eq!(read(&client, 0, 1), Err(Kind::PermissionDenied));
+    assert_eq!(write(&client, 0, b"x"), Err(Kind::Unauthenticated));
+    assert_eq!(read(&client, 0, 1), Err(Kind::Unauthenticated));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use fake::{Fault, Running, SECRET, at_most_a_minute, credential, patiently, read_op, soon, write_op};
 use luciola_core::buffer::{BufferPool, Placement, Region};
 use luciola_core::net::{
-    ConnectError, Connection, Credential, Endpoint, Pool, Secret, Server, ServerOptions,
+    ConnectError, Connection, Credential, Endpoint, Pool, Secret, Server, ServerOptions, Token,
 };
 use luciola_core::rdma::{Fabric, RdmaOptions};
 use luciola_core::types::*;
@@ -159,7 +159,7 @@ fn wrong_secrets_and_expired_tokens_are_refused() {
     let expired = Secret::new(SECRET).mint(&claims);
     let mut forged = credential(Role::Client).claims().to_vec();
     forged.extend([0x08, 0x02]); // role = ADMIN, appended
-    let forged = Credential::new(forged, [9; 32]).unwrap();
+    let forged = Token::new(forged, [9; 32]).unwrap();
     for endpoint in [running.tcp(), running.unix()] {
         for token in [&foreign, &expired, &forged] {
             let error = Connection::connect(&endpoint, token, A_MINUTE).unwrap_err();
@@ -208,6 +208,32 @@ fn a_connection_ends_when_its_token_is_revoked() {
         let refused = Connection::connect(&endpoint, &void, A_MINUTE);
         assert!(matches!(refused, Err(ConnectError::Refused)));
     }
+}
+
+#[test]
+fn a_pool_shows_the_token_that_replaces_a_refused_one() {
+    let running = Running::start();
+    let mint = |id: u8| Secret::new(SECRET).mint(&Claims { nonce: vec![id; 16], ..Claims::default() });
+    let revoke = |id: u8| {
+        let tokens = vec![RevokedToken { id: vec![id; 16], expires_unix_s: 0 }];
+        running.server.authority().set_revocations(Revocations { tokens, ..Revocations::default() });
+    };
+    let held = Credential::new(mint(1), Some("a file".into()));
+    held.wait_for_renewal();
+    let pool = Pool::new(running.tcp(), held.clone(), 1);
+    pool.get(soon()).unwrap().ping(soon()).unwrap();
+    revoke(1);
+    assert_eq!(pool.get(soon()).unwrap().ping(soon()), Err(Status::Disconnected));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| pool.get(soon()).map(|mut connection| connection.ping(soon())));
+        wait_until("the token is refused", || held.is_refused());
+        held.replace(mint(2));
+        assert!(matches!(waiting.join().unwrap(), Ok(Ok(_))));
+    });
+    // A newer token is used at once, though the connection of the last one stands.
+    held.replace(mint(3));
+    revoke(2);
+    pool.get(soon()).unwrap().ping(soon()).unwrap();
 }
 
 #[test]

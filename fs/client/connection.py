@@ -21,7 +21,9 @@ import luciola_core
 from ..config import ClientConfig, checked, load, rdma_options
 from ..errors import Error, InvalidArgument, NotFound, Timeout, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
-from ..wire.credentials import CLIENT, TRUSTED, Token, load_current_token, load_secret, mint, require_current
+from ..wire.credentials import CLIENT, TRUSTED, Token
+from ..wire.token_source import Given, SecretFile, Source, TokenFile
+from .renewal import Renewal
 
 if TYPE_CHECKING:
     from .file_system import FileSystem
@@ -35,28 +37,28 @@ class Parameters:
     secret_file: str | None
     token: str | None = field(repr=False)
     config: ClientConfig
-    token_file: str | None = None  # read whenever a process connects
+    token_file: str | None = None  # read whenever a process connects, and when it changes
 
-    def resolve(self) -> tuple[str, Token]:
-        """Address and token.
+    def resolve(self) -> tuple[str, Source]:
+        """Address, and where the token comes from.
 
-        Raises: NotFound, InvalidArgument, PermissionDenied, ConfigError; Unauthenticated for a token that has expired.
+        Raises: NotFound, InvalidArgument; Unauthenticated for a token that is none.
         """
         if is_address(self.address):
-            return self.address, self._token(self.secret_file)
+            return self.address, self._source(self.secret_file)
         data = Path(self.address)
         if not data.is_dir():
             raise NotFound(
                 "neither a data directory on this machine nor an address host:port", path=self.address
             )
         cluster = load_cluster(data / FILE_NAME)
-        return cluster.mgmtd_lane, self._token(self.secret_file or cluster.secret_file)
+        return cluster.mgmtd_lane, self._source(self.secret_file or cluster.secret_file)
 
-    def _token(self, secret_file: str | None) -> Token:
+    def _source(self, secret_file: str | None) -> Source:
         if self.token is not None:
-            return require_current(Token.parse(self.token))
+            return Given(Token.parse(self.token))
         if self.token_file is not None:
-            return load_current_token(Path(self.token_file))
+            return TokenFile(Path(self.token_file))
         if secret_file is None:
             raise InvalidArgument(
                 f"connecting to {self.address} needs token_file=PATH (from `luciola token create`), token=TEXT, or "
@@ -64,7 +66,7 @@ class Parameters:
             )
         # A holder of the secret may mint any token; root without trust would be squashed to `nobody` (65534).
         role = TRUSTED if os.geteuid() == 0 else CLIENT
-        return mint(load_secret(Path(secret_file)), role=role)
+        return SecretFile(Path(secret_file), role=role)
 
 
 def is_address(text: str) -> bool:
@@ -81,6 +83,7 @@ class Connection:
         self._lock = threading.Lock()
         self._process = 0
         self._client: luciola_core.Client | None = None
+        self._renewal: Renewal | None = None  # of this process's client
         self._closed = False
         _connections.add(self)
 
@@ -97,15 +100,30 @@ class Connection:
             if self._closed:
                 raise InvalidArgument("this file system is closed; connect again")
             if self._client is None:
-                self._client = _connect(self.parameters)
+                self._client = self._open()
                 self._process = os.getpid()
             return self._client
+
+    def _open(self) -> luciola_core.Client:
+        address, source = self.parameters.resolve()
+        token = source()
+        with explained(self.parameters.address, address):
+            client = _native(address, token, source.name, self.parameters.config)
+        if not isinstance(source, Given):
+            # The thread must not keep a connection that is not used any more.
+            myself = weakref.ref(self)
+            self._renewal = Renewal(source, token, lambda: getattr(myself(), "_client", None))
+            self._renewal.start()
+        return client
 
     def close(self) -> None:
         """Write back dirty data and end the session. Raises: the first error of a write-back."""
         with self._lock:
             self._closed = True
             client, self._client = self._client, None
+            renewal, self._renewal = self._renewal, None
+        if renewal is not None:
+            renewal.stop()
         if client is not None:
             client.close()
 
@@ -114,7 +132,7 @@ class Connection:
         self._lock = threading.Lock()
         if self._client is not None:
             _foreign.append(self._client)
-            self._client = None
+            self._client = self._renewal = None
 
     @property
     def is_closed(self) -> bool:
@@ -141,13 +159,6 @@ os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)
 
 
-def _connect(parameters: Parameters) -> luciola_core.Client:
-    address, token = parameters.resolve()
-    config = parameters.config
-    with explained(parameters.address, address):
-        return _native(address, token, config)
-
-
 @contextlib.contextmanager
 def explained(cluster: str, address: str) -> Iterator[None]:
     """An error of connecting says what to do about a cluster on this machine that does not run."""
@@ -160,11 +171,12 @@ def explained(cluster: str, address: str) -> Iterator[None]:
         raise type(error)(f"no answer at {address}: {advice} ({error})") from error
 
 
-def _native(address: str, token: Token, config: ClientConfig) -> luciola_core.Client:
+def _native(address: str, token: Token, source: str, config: ClientConfig) -> luciola_core.Client:
     return luciola_core.Client(
         address.split(","),
         token.claims,
         token.key,
+        token_source=None if source == Given.name else source,
         description=f"python {os.getpid()}",
         deadline_ms=config.deadline_ms,
         retry_first_ms=config.retry_first_ms,

@@ -257,7 +257,8 @@ class Watch(_Pending, Closing):
         from ..wire import rpc
 
         super().__init__(follower)
-        _, self._token = parameters.resolve()
+        _, self._token = parameters.resolve()  # asked at each call
+        self._token()
         self._new_client = rpc.RpcClient
         self._clients: dict[str, RpcClient] = {}
         self._is_closed = False
@@ -328,7 +329,8 @@ class AsyncWatch(_Pending):
         from ..wire.rpc import RpcClients
 
         super().__init__(follower)
-        _, token = parameters.resolve()
+        _, token = parameters.resolve()  # asked at each call
+        token()
         self._clients = RpcClients(token)
         self._is_closed = False
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, TYPE_CHECKING, Final
 
 import luciola_core
 
@@ -31,10 +31,14 @@ from ..errors import (
     Unavailable,
 )
 from ..metrics import Exposition, exposed_from_thread
-from ..wire import Token, load_cluster, load_current_token, load_secret, mint
+from ..wire import Token, load_cluster
 from ..wire.credentials import TRUSTED
+from ..wire.token_source import SecretFile, Source, TokenFile
 from . import records, table
 from .metrics import mount_families
+
+if TYPE_CHECKING:
+    from ..client.renewal import Renewal
 
 log = logging.getLogger(__name__)
 
@@ -89,12 +93,13 @@ def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) ->
     Raises: as check_mountpoint; Unavailable, Unauthenticated; OSError from the mount itself.
     """
     mountpoint = check_mountpoint(settings.mountpoint)
-    client = _connect(settings)
+    client, renewal = _connect(settings)
     try:
         with _signals() as asked:
             _serve(client, settings, mountpoint, asked=asked, on_ready=on_ready)
         log.info("unmounted %s", mountpoint)
     finally:
+        renewal.stop()
         client.close()
 
 
@@ -150,20 +155,26 @@ def _run(mount: luciola_core.Mount, failures: list[BaseException]) -> None:
         failures.append(error)
 
 
-def _connect(settings: Settings) -> luciola_core.Client:
+def _connect(settings: Settings) -> "tuple[luciola_core.Client, Renewal]":
     from ..client.connection import explained  # commands that mount nothing start without the client
+    from ..client.renewal import Renewal
 
-    address, token = _door(settings)
+    address, source = _door(settings)
+    token = source()
     with explained(settings.cluster, address):
-        return _native(settings, address, token)
+        client = _native(settings, address, token, source.name)
+    renewal = Renewal(source, token, lambda: client)
+    renewal.start()
+    return client, renewal
 
 
-def _native(settings: Settings, address: str, token: Token) -> luciola_core.Client:
+def _native(settings: Settings, address: str, token: Token, source: str) -> luciola_core.Client:
     client = settings.client
     return luciola_core.Client(
         address.split(","),
         token.claims,
         token.key,
+        token_source=source,
         description=f"mount on {settings.mountpoint}",
         mount=True,
         deadline_ms=client.deadline_ms,
@@ -178,8 +189,8 @@ def _native(settings: Settings, address: str, token: Token) -> luciola_core.Clie
     )
 
 
-def _door(settings: Settings) -> tuple[str, Token]:
-    """Return where the cluster is, and the token of the mount: the one given, or one that speaks for every user."""
+def _door(settings: Settings) -> tuple[str, Source]:
+    """Return where the cluster is, and whence the mount's token: as given, or one that speaks for every user."""
     data, secret_file = Path(settings.cluster), settings.secret_file
     if data.is_dir():
         cluster = load_cluster(data / "cluster.json")
@@ -191,10 +202,10 @@ def _door(settings: Settings) -> tuple[str, Token]:
     else:
         address = settings.cluster
     if settings.token_file is not None:
-        return address, load_current_token(settings.token_file)
+        return address, TokenFile(settings.token_file)
     if secret_file is None:
         raise InvalidArgument("a cluster at an address needs --token-file or --secret-file")
-    return address, mint(load_secret(secret_file), role=TRUSTED)
+    return address, SecretFile(secret_file, role=TRUSTED)
 
 
 @contextlib.contextmanager

@@ -382,6 +382,9 @@ impl DataClient {
     /// What the caller hears of `what`: whatever could have been retried was, until the deadline. Then an operator hears
     /// of it too.
     fn error(&self, status: Status, deadline: Instant, attempts: &Attempts<Peer>, what: String) -> Error {
+        if status == Status::Denied && self.access.credential.is_refused() {
+            return Error::new(Kind::Unauthenticated, self.access.credential.explain()).context(what);
+        }
         if !status.is_retryable() || Instant::now() < deadline {
             return Error::from(status).context(what);
         }

@@ -45,7 +45,7 @@ use crate::cluster::{Endpoints, Transport};
 use crate::error::{Error, Result};
 use crate::rdma;
 use crate::types::ClientId;
-use crate::wire::credential::Credential;
+use crate::wire::credential::{Credential, Token};
 use crate::wire::pb;
 
 use chunk_store::ChainStore;
@@ -77,6 +77,7 @@ pub struct Client {
     options: Options,
     endpoints: Endpoints,
     identity: Arc<Identity>,
+    credential: Credential,
     files: Arc<OpenFiles>,
     data: Arc<DataClient>,
     session: Arc<Session>,
@@ -94,8 +95,8 @@ impl Client {
         rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
         let id = ClientId(u64::from_le_bytes(bytes) | 1);
         let identity = Arc::new(Identity::of_claims(&options.claims)?);
-        let credential = Credential::new(options.claims.clone(), options.key)
-            .map_err(|_| Error::invalid("the token's claims make no sense"))?;
+        let token = Token::new(options.claims.clone(), options.key).map_err(|_| senseless())?;
+        let credential = Credential::new(token, options.token_source.clone());
         let lane_options = LaneOptions {
             retry_first: options.retry_first,
             retry_max: options.retry_max,
@@ -112,7 +113,7 @@ impl Client {
             connections_per_node: options.connections_per_node,
             endpoints: endpoints.clone(),
         };
-        let data = DataClient::new(routing.clone(), credential, data_options);
+        let data = DataClient::new(routing.clone(), credential.clone(), data_options);
         let meta = Meta::new(Channel::Lane(meta_lane.clone()), id, options.deadline);
         // Dirty bytes, what is in flight besides, and blocks read ahead.
         let buffers = (options.write_buffer_bytes + 2 * options.read_ahead_bytes) / POOL_BUFFER_BYTES + 16;
@@ -137,11 +138,13 @@ impl Client {
             meta_lane,
             deadline,
         )?;
+        credential.wait_for_renewal();
         Ok(Arc::new(Client {
             id,
             options,
             endpoints,
             identity,
+            credential,
             files,
             data,
             session,
@@ -165,6 +168,30 @@ impl Client {
     /// Who the token says its bearer is.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// From now on connections are opened with this token, and those that stand are used for no other request.
+    ///
+    /// Errors: `InvalidArgument` if it is not of the same role and user.
+    pub fn set_token(&self, claims: Vec<u8>, key: [u8; 32]) -> Result<()> {
+        let token = Token::new(claims, key).map_err(|_| senseless())?;
+        let (before, after) = (self.credential.token().0.described(), token.described());
+        if (before.role, before.uid) != (after.role, after.uid) {
+            return Err(Error::invalid(format!(
+                "the new token is of uid {} and role {}, this client's of uid {} and role {}: connect again",
+                after.uid,
+                after.role().as_str_name().to_lowercase(),
+                before.uid,
+                before.role().as_str_name().to_lowercase(),
+            )));
+        }
+        self.credential.replace(token);
+        Ok(())
+    }
+
+    /// Whether a server has refused the token: it has expired, or was revoked.
+    pub fn is_token_refused(&self) -> bool {
+        self.credential.is_refused()
     }
 
     /// The metadata service, for calls that concern no open file.
@@ -251,6 +278,10 @@ impl Client {
         self.session.leave();
         flushed
     }
+}
+
+fn senseless() -> Error {
+    Error::invalid("the token's claims make no sense")
 }
 
 impl Drop for Client {

@@ -14,6 +14,8 @@ pub struct Options {
     /// The token: serialized `Claims` and their key (docs/protocol.md, "Credentials").
     pub claims: Vec<u8>,
     pub key: [u8; 32],
+    /// What the token is, for people, where a newer one replaces it (`Client::set_token`). `None`: no newer one comes.
+    pub token_source: Option<String>,
     /// For people: shown in the list of clients.
     pub description: String,
     pub kind: NodeKind,
@@ -35,6 +37,7 @@ impl Options {
             mgmtd,
             claims,
             key,
+            token_source: None,
             description: String::new(),
             kind: NodeKind::NodeClient,
             deadline: Duration::from_secs(60),

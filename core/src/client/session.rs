@@ -392,11 +392,11 @@ mod tests {
     use crate::client::{CreateOptions, File, OpenOptions, WriteOffset, inode_path, name_path};
     use crate::cluster::routing::Routing;
     use crate::cluster::rpc::LaneOptions;
-    use crate::wire::credential::Credential;
+    use crate::wire::credential::Token;
 
     fn session(files: &Arc<OpenFiles>, listener: &TcpListener) -> Arc<Session> {
         let address = listener.local_addr().unwrap();
-        let credential = Credential::new(Vec::new(), [1; 32]).unwrap();
+        let credential = Token::new(Vec::new(), [1; 32]).unwrap();
         let lane = |addresses| Lane::new(addresses, credential.clone(), LaneOptions::default());
         let (mgmtd, meta) = (lane(vec![address.to_string()]), lane(Vec::new()));
         let routing = RoutingTable::fixed(Routing::default());

@@ -21,7 +21,7 @@ use crate::cancel::is_cancelled;
 use crate::error::{Error, Kind, Result};
 use crate::net::stream::Stream;
 use crate::net::{ConnectError, Endpoint, handshake};
-use crate::wire::credential::{self, Credential};
+use crate::wire::credential::{ChannelKind, Credential, Token};
 use crate::wire::frame::Malformed;
 use crate::wire::lane::{HEADER_BYTES, LaneHeader, PAYLOAD_BYTES_MAX, socket_name};
 use crate::wire::pb::{self, Method};
@@ -102,8 +102,14 @@ impl LaneState {
 
 struct IdleConnection {
     address: String,
-    stream: Stream,
+    opened: OpenConnection,
     since: Instant,
+}
+
+/// A connection, and the generation of the token that it was opened with.
+struct OpenConnection {
+    stream: Stream,
+    generation: u64,
 }
 
 /// To end a call from outside.
@@ -131,11 +137,11 @@ enum Failure {
 
 impl Lane {
     /// `addresses` are "host:port". Connects when the first call is made.
-    pub fn new(addresses: Vec<String>, credential: Credential, options: LaneOptions) -> Arc<Lane> {
+    pub fn new(addresses: Vec<String>, credential: impl Into<Credential>, options: LaneOptions) -> Arc<Lane> {
         assert!(options.connections_max > 0, "a lane has at least one connection");
         let state = Mutex::new(LaneState { addresses, ..LaneState::default() });
         let next_id = AtomicU64::new(1);
-        Arc::new(Lane { credential, options, next_id, state, freed: Condvar::new() })
+        Arc::new(Lane { credential: credential.into(), options, next_id, state, freed: Condvar::new() })
     }
 
     #[cfg(test)]
@@ -237,8 +243,8 @@ impl Lane {
         patience: Patience,
         attempts: &mut Attempts<String>,
     ) -> Result<Vec<u8>, Failure> {
-        let (address, mut stream) = self.connection(patience, attempts)?;
-        let socket = stream.handle();
+        let (address, mut opened) = self.connection(patience, attempts)?;
+        let socket = opened.stream.handle();
         if !self.begin_use(&address, &socket) {
             self.give_back(address, None);
             return Err(Failure::Lost(Error::unavailable("the server was replaced")));
@@ -246,7 +252,7 @@ impl Lane {
         let is_one_of_several = self.is_one_of_several();
         let longest = Instant::now() + ATTEMPT_TIMEOUT;
         let deadline = if is_one_of_several { patience.deadline.min(longest) } else { patience.deadline };
-        let exchanged = exchange(&mut stream, method, id, request, deadline, attempts);
+        let exchanged = exchange(&mut opened.stream, method, id, request, deadline, attempts);
         self.end_use(&socket);
         match exchanged {
             Ok((header, reply)) => {
@@ -259,7 +265,7 @@ impl Lane {
                     self.give_back(address, None); // a standby: another one is the primary
                     return Err(Failure::Lost(error.clone()));
                 }
-                self.give_back(address, Some(stream));
+                self.give_back(address, Some(opened));
                 failure.map_or(Ok(reply), Err)
             }
             Err(error) => {
@@ -296,13 +302,13 @@ impl Lane {
         &self,
         patience: Patience,
         attempts: &mut Attempts<String>,
-    ) -> Result<(String, Stream), Failure> {
+    ) -> Result<(String, OpenConnection), Failure> {
         let mut state = self.state.lock();
         let address = loop {
-            while let Some(IdleConnection { address, mut stream, .. }) = state.idle.pop() {
-                if stream.is_quiet() {
+            while let Some(IdleConnection { address, mut opened, .. }) = state.idle.pop() {
+                if opened.generation == self.credential.generation() && opened.stream.is_quiet() {
                     attempts.begin(address.clone());
-                    return Ok((address, stream));
+                    return Ok((address, opened));
                 }
                 state.closed(1);
             }
@@ -322,34 +328,58 @@ impl Lane {
         };
         attempts.begin(address.clone());
         match self.connect(&address, patience) {
-            Ok(stream) => Ok((address, stream)),
+            Ok(opened) => Ok((address, opened)),
             Err(error) => {
-                let failure = connect_failure(&address, error);
+                let failure = self.connect_failure(&address, error);
                 self.give_back(address, None);
                 Err(failure)
             }
         }
     }
 
-    fn connect(&self, address: &str, patience: Patience) -> Result<Stream, ConnectError> {
+    /// A new connection. Where its token is refused, and soon replaced, the new one is shown.
+    fn connect(&self, address: &str, patience: Patience) -> Result<OpenConnection, ConnectError> {
+        let (token, generation) = self.credential.token();
+        match self.connect_with(&token, address, patience) {
+            Err(ConnectError::Refused)
+                if self.credential.is_replaced_after(generation, patience.deadline) =>
+            {
+                let (token, generation) = self.credential.token();
+                Ok(OpenConnection { stream: self.connect_with(&token, address, patience)?, generation })
+            }
+            result => Ok(OpenConnection { stream: result?, generation }),
+        }
+    }
+
+    fn connect_with(&self, token: &Token, address: &str, patience: Patience) -> Result<Stream, ConnectError> {
         let longest = if patience.has_others { CONNECT_FIRST_TIMEOUT } else { CONNECT_TIMEOUT };
         let deadline = patience.deadline.min(Instant::now() + longest);
         let resolved = address.to_socket_addrs()?.next();
         let resolved = resolved.ok_or_else(|| io::Error::other("the name has no address"))?;
         // A server on this host is reached at half the price. Whatever stands in the way, TCP is still there.
         if let Ok(stream) = Stream::connect_abstract(socket_name(resolved).as_bytes()) {
-            match self.introduce(stream, deadline) {
+            match introduce(stream, token, deadline) {
                 Err(ConnectError::NotOurs | ConnectError::Io(_)) if Instant::now() < deadline => {}
                 result => return result,
             }
         }
         let timeout = deadline.saturating_duration_since(Instant::now());
-        self.introduce(Stream::connect(&Endpoint::Tcp(resolved), timeout)?, deadline)
+        introduce(Stream::connect(&Endpoint::Tcp(resolved), timeout)?, token, deadline)
     }
 
-    fn introduce(&self, mut stream: Stream, deadline: Instant) -> Result<Stream, ConnectError> {
-        handshake::as_client(&mut stream, credential::ChannelKind::Lane, &self.credential, deadline)?;
-        Ok(stream)
+    fn connect_failure(&self, address: &str, error: ConnectError) -> Failure {
+        let message = match error {
+            ConnectError::Refused => format!("{address}: {}", self.credential.explain()),
+            _ => format!("{address}: {error}"),
+        };
+        match error {
+            ConnectError::Refused => Failure::Final(Error::new(Kind::Unauthenticated, message)),
+            ConnectError::Busy => Failure::Lost(Error::new(Kind::Busy, message)),
+            // Another process may have got a dead server's port: not ours to talk to, but the server may come back.
+            ConnectError::NotOurs | ConnectError::NoRdma(_) | ConnectError::Io(_) => {
+                Failure::Lost(Error::unavailable(message))
+            }
+        }
     }
 
     /// Close connections that have been idle for long. Call it now and then.
@@ -365,15 +395,15 @@ impl Lane {
     }
 
     /// End the use of a connection: it becomes idle, or was lost, and then another address is tried next.
-    fn give_back(&self, address: String, stream: Option<Stream>) {
+    fn give_back(&self, address: String, opened: Option<OpenConnection>) {
         let mut state = self.state.lock();
         assert!(state.open > state.idle.len(), "a connection in use is counted");
         assert!(state.open <= self.options.connections_max, "connections are bounded");
         let place = state.addresses.iter().position(|known| *known == address);
-        match (stream, place) {
-            (Some(stream), Some(place)) => {
+        match (opened, place) {
+            (Some(opened), Some(place)) => {
                 state.preferred = place;
-                state.idle.push(IdleConnection { address, stream, since: Instant::now() });
+                state.idle.push(IdleConnection { address, opened, since: Instant::now() });
             }
             (Some(_), None) => state.closed(1),
             (None, place) => {
@@ -394,6 +424,11 @@ impl fmt::Debug for Lane {
         let state = self.state.lock();
         write!(f, "Lane {{ {:?}, {} open, {} idle }}", state.addresses, state.open, state.idle.len())
     }
+}
+
+fn introduce(mut stream: Stream, token: &Token, deadline: Instant) -> Result<Stream, ConnectError> {
+    handshake::as_client(&mut stream, ChannelKind::Lane, token, deadline)?;
+    Ok(stream)
 }
 
 fn exchange(
@@ -428,17 +463,5 @@ fn service_error(reply: &[u8]) -> Failure {
     match error.kind() {
         Kind::Unavailable | Kind::MaybeCommitted | Kind::Busy => Failure::Retryable(error),
         _ => Failure::Final(error),
-    }
-}
-
-fn connect_failure(address: &str, error: ConnectError) -> Failure {
-    let message = format!("{address}: {error}");
-    match error {
-        ConnectError::Refused => Failure::Final(Error::new(Kind::Unauthenticated, message)),
-        ConnectError::Busy => Failure::Lost(Error::new(Kind::Busy, message)),
-        // Another process may have got a dead server's port: not ours to talk to, but the server may come back.
-        ConnectError::NotOurs | ConnectError::NoRdma(_) | ConnectError::Io(_) => {
-            Failure::Lost(Error::unavailable(message))
-        }
     }
 }

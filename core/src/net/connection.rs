@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::connect_error::ConnectError;
 use super::stream::Stream;
-use super::{Credential, Endpoint, cleanup, handshake, upgrade};
+use super::{Endpoint, Token, cleanup, handshake, upgrade};
 use crate::buffer::Placement;
 use crate::cancel;
 use crate::rdma::{Fabric, Grant};
@@ -73,13 +73,13 @@ impl Connection {
     /// Connect and shakes hands, all within `timeout`. Errors: `NoRdma` if that was to be and cannot.
     pub fn connect(
         endpoint: &Endpoint,
-        credential: &Credential,
+        token: &Token,
         timeout: Duration,
     ) -> Result<Connection, ConnectError> {
         let timeout = timeout.min(HANDSHAKE_TIMEOUT);
         let deadline = Instant::now() + timeout;
         let mut stream = Stream::connect(endpoint, timeout)?;
-        handshake::as_client(&mut stream, credential::ChannelKind::Data, credential, deadline)?;
+        handshake::as_client(&mut stream, credential::ChannelKind::Data, token, deadline)?;
         let fabric = match endpoint {
             Endpoint::Rdma { address, fabric, .. } => {
                 upgrade::as_client(&mut stream, fabric, deadline)?;

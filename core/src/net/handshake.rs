@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::connect_error::ConnectError;
 use super::stream::Stream;
 use crate::wire::authority::Authority;
-use crate::wire::credential::{self, ChannelKind, Credential, Nonces};
+use crate::wire::credential::{self, ChannelKind, Nonces, Token};
 use crate::wire::frame::Malformed;
 use crate::wire::handshake::{
     CLIENT_HELLO_BYTES, PROOF_BYTES, SERVER_HELLO_BYTES, ServerHello, VERDICT_BYTES, Verdict,
@@ -20,7 +20,7 @@ use crate::wire::pb::Claims;
 pub(crate) fn as_client(
     stream: &mut Stream,
     kind: ChannelKind,
-    credential: &Credential,
+    token: &Token,
     deadline: Instant,
 ) -> Result<(), ConnectError> {
     let mut hello = [0; SERVER_HELLO_BYTES];
@@ -30,13 +30,8 @@ pub(crate) fn as_client(
         ServerHello::Nonce(nonce) => nonce,
     };
     let nonces = Nonces { server, client: credential::nonce()? };
-    let proof = credential.client_proof(kind, &nonces);
-    stream.send(
-        &encode_client_hello(kind, nonces.client, credential.claims(), &proof),
-        &[],
-        None,
-        deadline,
-    )?;
+    let proof = token.client_proof(kind, &nonces);
+    stream.send(&encode_client_hello(kind, nonces.client, token.claims(), &proof), &[], None, deadline)?;
     let mut verdict = [0; VERDICT_BYTES];
     stream.receive(&mut verdict, deadline)?;
     let proof = match decode_verdict(&verdict) {
@@ -44,7 +39,7 @@ pub(crate) fn as_client(
         Verdict::Refused => return Err(ConnectError::Refused),
         Verdict::Busy => return Err(ConnectError::Busy),
     };
-    credential.check_server(kind, &nonces, &proof).map_err(|_| ConnectError::NotOurs)
+    token.check_server(kind, &nonces, &proof).map_err(|_| ConnectError::NotOurs)
 }
 
 /// Authenticate a peer by its token of this cluster, and ask `admit` for a place; return the claims. A peer that is

@@ -42,7 +42,7 @@ pub use connection::Connection;
 pub use pool::{Pool, Pooled};
 pub use server::{Server, ServerOptions};
 
-pub use crate::wire::credential::{Credential, Secret};
+pub use crate::wire::credential::{Credential, Secret, Token};
 
 use crate::buffer::Placement;
 use crate::rdma::Fabric;

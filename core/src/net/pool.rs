@@ -9,7 +9,7 @@ use crate::lock::{Condvar, Mutex};
 
 use super::connect_error::ConnectError;
 use super::connection::Connection;
-use super::{Credential, Endpoint};
+use super::{Credential, Endpoint, Token};
 
 /// Connections idle for this long are closed: each costs the server a thread.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -27,16 +27,23 @@ pub struct Pool {
 #[derive(Default)]
 struct PoolState {
     /// The one used last is at the end.
-    idle: Vec<(Connection, Instant)>,
+    idle: Vec<Idle>,
     /// Idle, in use and being opened.
     open: usize,
 }
 
+struct Idle {
+    connection: Connection,
+    since: Instant,
+    /// Of the token that it was opened with.
+    generation: u64,
+}
+
 impl Pool {
     /// At most `connections_max` are open at once; callers beyond that wait.
-    pub fn new(endpoint: Endpoint, credential: Credential, connections_max: usize) -> Pool {
+    pub fn new(endpoint: Endpoint, credential: impl Into<Credential>, connections_max: usize) -> Pool {
         assert!(connections_max > 0, "a pool has at least one connection");
-        let state = Mutex::default();
+        let (credential, state) = (credential.into(), Mutex::default());
         Pool { endpoint, credential, connections_max, polls: true, state, freed: Condvar::new() }
     }
 
@@ -74,9 +81,9 @@ impl Pool {
 
     /// An idle connection that is still there, or leave to open one more.
     fn place(&self, state: &mut PoolState) -> Option<Pooled<'_>> {
-        while let Some((mut connection, _)) = state.idle.pop() {
-            if connection.is_alive() {
-                return Some(Pooled { pool: self, connection: Some(connection) });
+        while let Some(Idle { mut connection, generation, .. }) = state.idle.pop() {
+            if generation == self.credential.generation() && connection.is_alive() {
+                return Some(Pooled { pool: self, connection: Some(connection), generation });
             }
             assert!(state.open > 0, "an idle connection is counted");
             state.open -= 1;
@@ -84,15 +91,27 @@ impl Pool {
         (state.open < self.connections_max).then(|| {
             state.open += 1;
             assert!(state.idle.is_empty(), "no more are opened while some are idle");
-            Pooled { pool: self, connection: None }
+            Pooled { pool: self, connection: None, generation: 0 }
         })
     }
 
+    /// A new connection, and the generation of its token. Where that is refused, and soon replaced, the new one is shown.
+    fn open(&self, deadline: Instant) -> Result<(Connection, u64), ConnectError> {
+        let (token, generation) = self.credential.token();
+        match self.open_with(&token, deadline) {
+            Err(ConnectError::Refused) if self.credential.is_replaced_after(generation, deadline) => {
+                let (token, generation) = self.credential.token();
+                Ok((self.open_with(&token, deadline)?, generation))
+            }
+            result => Ok((result?, generation)),
+        }
+    }
+
     /// A new connection: by RDMA if that is the endpoint's way, and over TCP where it may be and has to be.
-    fn open(&self, deadline: Instant) -> Result<Connection, ConnectError> {
+    fn open_with(&self, token: &Token, deadline: Instant) -> Result<Connection, ConnectError> {
         let connect = |endpoint: &Endpoint| {
             let left = deadline.saturating_duration_since(Instant::now());
-            let connection = Connection::connect(endpoint, &self.credential, left)?;
+            let connection = Connection::connect(endpoint, token, left)?;
             Ok(if self.polls { connection } else { connection.without_polling() })
         };
         let Endpoint::Rdma { address, fabric, may_fall_back } = &self.endpoint else {
@@ -134,13 +153,16 @@ pub struct Pooled<'a> {
     pool: &'a Pool,
     /// `None` only while connecting and while dropping.
     connection: Option<Connection>,
+    /// Of the token that it was opened with.
+    generation: u64,
 }
 
 impl Pooled<'_> {
     /// Open the connection if there is none yet. If that fails, the drop gives back its count.
     fn connected(mut self, deadline: Instant) -> Result<Self, ConnectError> {
         if self.connection.is_none() {
-            self.connection = Some(self.pool.open(deadline)?);
+            let (connection, generation) = self.pool.open(deadline)?;
+            (self.connection, self.generation) = (Some(connection), generation);
         }
         Ok(self)
     }
@@ -166,7 +188,9 @@ impl Drop for Pooled<'_> {
         let mut state = self.pool.state.lock();
         assert!(state.open > state.idle.len(), "a borrowed connection is counted");
         match self.connection.take() {
-            Some(connection) if connection.is_usable() => state.idle.push((connection, now)),
+            Some(connection) if connection.is_usable() => {
+                state.idle.push(Idle { connection, since: now, generation: self.generation });
+            }
             _ => state.open -= 1,
         }
         assert!(
@@ -175,7 +199,7 @@ impl Drop for Pooled<'_> {
         );
         // The least recently used is the first; at most one goes at a time, so this costs nothing.
         let stale = match state.idle.first() {
-            Some((_, since)) if now.duration_since(*since) > IDLE_MAX => {
+            Some(first) if now.duration_since(first.since) > IDLE_MAX => {
                 state.open -= 1;
                 Some(state.idle.remove(0))
             }

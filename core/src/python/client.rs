@@ -63,6 +63,10 @@ fn wanted((table, chunk_bytes, stripe, inline_bytes): Layout) -> pb::Layout {
     }
 }
 
+fn key_of(key: Vec<u8>) -> Result<[u8; 32], Error> {
+    key.try_into().map_err(|_| Error::invalid("a key has 32 bytes"))
+}
+
 /// A path from the root.
 fn path(path: &[u8]) -> pb::Path {
     pb::Path { at: 1, path: path.to_vec() }
@@ -78,7 +82,7 @@ impl PyClient {
 #[pymethods]
 impl PyClient {
     #[new]
-    #[pyo3(signature = (mgmtd, claims, key, *, description = String::new(), mount = false, deadline_ms = 60_000,
+    #[pyo3(signature = (mgmtd, claims, key, *, token_source = None, description = String::new(), mount = false, deadline_ms = 60_000,
         retry_first_ms = 10, retry_max_ms = 1000, connections_per_node = 16, write_buffer_bytes = 64 << 20,
         read_ahead_bytes = 8 << 20, attribute_timeout_ms = 1000, transport = "auto",
         rdma_devices = Vec::new(), rdma_gid_index = None, rdma_transmissions = None))]
@@ -88,6 +92,7 @@ impl PyClient {
         mgmtd: Vec<String>,
         claims: Vec<u8>,
         key: Vec<u8>,
+        token_source: Option<String>,
         description: String,
         mount: bool,
         deadline_ms: u64,
@@ -102,8 +107,8 @@ impl PyClient {
         rdma_gid_index: Option<u8>,
         rdma_transmissions: Option<usize>,
     ) -> PyResult<PyClient> {
-        let key = key.try_into().map_err(|_| Error::invalid("a key has 32 bytes"))?;
-        let mut options = Options::new(mgmtd, claims, key);
+        let mut options = Options::new(mgmtd, claims, key_of(key)?);
+        options.token_source = token_source;
         options.description = description;
         options.kind = if mount { NodeKind::NodeMount } else { NodeKind::NodeClient };
         options.deadline = Duration::from_millis(deadline_ms);
@@ -132,6 +137,17 @@ impl PyClient {
     #[getter]
     fn cluster_id(&self) -> PyResult<String> {
         Ok(self.client()?.cluster_id())
+    }
+
+    /// Open connections with this token from now on.
+    fn set_token(&self, claims: Vec<u8>, key: Vec<u8>) -> PyResult<()> {
+        Ok(self.client()?.set_token(claims, key_of(key)?)?)
+    }
+
+    /// Whether a server has refused the token.
+    #[getter]
+    fn is_token_refused(&self) -> PyResult<bool> {
+        Ok(self.client()?.is_token_refused())
     }
 
     /// What this client has counted, and holds now.

@@ -89,7 +89,7 @@ impl StorageServer {
         let engine = Engine::open(&options.directory, options.engine.clone()).map_err(opening)?;
         let pending = engine.open_report().pending.clone();
         let claims = pb::Claims { role: Role::Service as i32, ..pb::Claims::default() };
-        let credential: Credential = options.secret.mint(&claims);
+        let credential = Credential::from(options.secret.mint(&claims));
         let node = Arc::new(Node {
             id: options.node,
             engine,

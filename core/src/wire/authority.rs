@@ -138,7 +138,7 @@ fn contains(network: &str, address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::credential::Credential;
+    use crate::wire::credential::Token;
 
     fn address(text: &str) -> IpAddr {
         text.parse().unwrap()
@@ -183,8 +183,8 @@ mod tests {
         for line in lines.filter(|line| !line.starts_with('#')) {
             let [name, says, claims, key] = line.split(' ').collect::<Vec<_>>().try_into().unwrap();
             let claims = bytes(claims);
-            let proof = match Credential::new(claims.clone(), bytes(key).try_into().unwrap()) {
-                Ok(credential) => credential.client_proof(ChannelKind::Data, &nonces),
+            let proof = match Token::new(claims.clone(), bytes(key).try_into().unwrap()) {
+                Ok(token) => token.client_proof(ChannelKind::Data, &nonces),
                 Err(_) => [0; 32],
             };
             let found = match authority.verify(ChannelKind::Data, &nonces, &claims, &proof, None) {

@@ -10,6 +10,8 @@ use sha2::Sha256;
 
 use super::pb::{Claims, claims::Role};
 
+pub use super::bearer::Credential;
+
 /// Longest serialized `Claims` that a handshake may carry.
 pub const CLAIMS_BYTES_MAX: usize = 1024;
 
@@ -83,7 +85,7 @@ impl Secret {
     }
 
     /// A token for `claims`, whose `version` must be the one that they need.
-    pub fn mint(&self, claims: &Claims) -> Credential {
+    pub fn mint(&self, claims: &Claims) -> Token {
         assert_eq!(
             claims.version,
             version_of(claims),
@@ -92,7 +94,7 @@ impl Secret {
         let version = claims.version;
         let claims = claims.encode_to_vec();
         let key = self.key_of(&claims, version);
-        Credential { claims, key }
+        Token { claims, key }
     }
 
     /// As `verify_as` with the key that has the id 0.
@@ -156,22 +158,27 @@ pub struct Nonces {
 
 /// A token: who its bearer is, and the key that shows it.
 #[derive(Clone, Debug)]
-pub struct Credential {
+pub struct Token {
     claims: Vec<u8>,
     key: Key,
 }
 
-impl Credential {
+impl Token {
     /// The token of serialized `claims` and their key. Errors: `Malformed` if they cannot be claims.
-    pub fn new(claims: Vec<u8>, key: [u8; 32]) -> Result<Credential, Refusal> {
+    pub fn new(claims: Vec<u8>, key: [u8; 32]) -> Result<Token, Refusal> {
         if claims.len() > CLAIMS_BYTES_MAX || Claims::decode(claims.as_slice()).is_err() {
             return Err(Refusal::Malformed);
         }
-        Ok(Credential { claims, key: Key(key) })
+        Ok(Token { claims, key: Key(key) })
     }
 
     pub fn claims(&self) -> &[u8] {
         &self.claims
+    }
+
+    /// What the claims say, which only a server can check.
+    pub fn described(&self) -> Claims {
+        Claims::decode(self.claims.as_slice()).expect("it was decoded when the token was made")
     }
 
     pub fn client_proof(&self, kind: ChannelKind, nonces: &Nonces) -> [u8; 32] {

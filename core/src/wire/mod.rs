@@ -3,6 +3,7 @@
 //! `docs/protocol.md` draws every byte of it; a test keeps the drawings and the structs equal.
 
 pub mod authority;
+mod bearer;
 pub mod credential;
 pub mod frame;
 pub mod handshake;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use luciola_core::buffer::Placement;
-use luciola_core::net::{Credential, Endpoint, Pool, Secret, Sender, Server, ServerOptions, Service};
+use luciola_core::net::{Endpoint, Pool, Secret, Sender, Server, ServerOptions, Service, Token};
 use luciola_core::types::*;
 use luciola_core::wire::pb::{Claims, claims::Role};
 use parking_lot::{Condvar, Mutex};
@@ -19,7 +19,7 @@ use port::Port;
 
 pub const SECRET: [u8; 32] = [42; 32];
 
-pub fn credential(role: Role) -> Credential {
+pub fn credential(role: Role) -> Token {
     Secret::new(SECRET).mint(&Claims { role: role as i32, uid: 1000, ..Claims::default() })
 }
 

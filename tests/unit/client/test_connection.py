@@ -34,9 +34,9 @@ def parameters(address, **named):
 
 
 def test_a_data_directory_names_address_and_secret(data):
-    address, token = parameters(data).resolve()
+    address, source = parameters(data).resolve()
     assert address == "127.0.0.1:4711"
-    identity = read_claims(token.claims)
+    identity = read_claims(source().claims)
     assert identity.uid == os.geteuid()
     assert identity.role == (TRUSTED if os.geteuid() == 0 else CLIENT)
 
@@ -44,7 +44,7 @@ def test_a_data_directory_names_address_and_secret(data):
 def test_a_token_is_used_as_it_is(data):
     token = mint((data / "secret").read_bytes()[:32], role=CLIENT, uid=7)
     for address in (data, "10.0.0.1:4711"):
-        assert parameters(address, token=token.encode()).resolve()[1] == token
+        assert parameters(address, token=token.encode()).resolve()[1]() == token
     with pytest.raises(Unauthenticated):
         parameters(data, token="nonsense").resolve()
 
@@ -56,12 +56,12 @@ def test_a_token_file_is_used_and_no_secret_is_needed(data, tmp_path):
     (data / "secret").unlink()
     for address in (data, "10.0.0.1:4711"):
         found = parameters(address, token_file=str(path))
-        assert found.resolve()[1] == token
+        assert found.resolve()[1]() == token
         assert token.encode() not in f"{found!r}"
         assert token.encode().encode() not in pickle.dumps(found)
     path.chmod(0o644)
     with pytest.raises(ConfigError, match="chmod 600"):
-        parameters(data, token_file=str(path)).resolve()
+        parameters(data, token_file=str(path)).resolve()[1]()
 
 
 def test_a_token_that_has_expired_is_said_before_anything_is_connected(data, tmp_path):
@@ -80,9 +80,9 @@ def test_what_is_missing_is_said(data, tmp_path):
         parameters(tmp_path / "none").resolve()
     with pytest.raises(NotFound, match="is the cluster running"):
         (data / FILE_NAME).unlink()
-        parameters(data).resolve()
+        parameters(data).resolve()[1]()
     with pytest.raises(NotFound, match="secret"):
-        parameters("10.0.0.1:4711", secret_file=str(tmp_path / "none")).resolve()
+        parameters("10.0.0.1:4711", secret_file=str(tmp_path / "none")).resolve()[1]()
 
 
 def test_unreachable_manager_is_an_error_within_the_deadline(data):

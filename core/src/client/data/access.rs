@@ -32,6 +32,7 @@ pub struct DataOptions {
 pub(super) struct ChainAccess {
     pub(super) options: DataOptions,
     pub(super) routing: Arc<RoutingTable>,
+    pub(super) credential: Credential,
     pub(super) links: Links,
     pub(super) locks: ChunkLocks,
     pub(super) sequences: Sequences,
@@ -46,6 +47,7 @@ impl ChainAccess {
     ) -> ChainAccess {
         ChainAccess {
             routing,
+            credential: credential.clone(),
             links: Links::new(credential, options.connections_per_node, options.endpoints.clone()),
             locks: ChunkLocks::default(),
             sequences: Sequences::default(),
