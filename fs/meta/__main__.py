@@ -33,7 +33,17 @@ from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..metrics import Exposition, RequestMeter, exposed
 from ..tasks import first_end
-from ..wire import SERVICE, Authority, LaneServer, Minter, RpcClients, RpcServer, load_cluster, methods
+from ..wire import (
+    SERVICE,
+    Authority,
+    LaneServer,
+    Minter,
+    RpcClients,
+    RpcServer,
+    load_cluster,
+    methods,
+    require_loopback,
+)
 from ..wire import Cluster as ClusterFile
 from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import NODE_META
@@ -68,6 +78,7 @@ async def guard_store(engine: RocksEngine, clock: Clock) -> None:
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Run the service until SIGTERM or SIGINT."""
+    require_loopback(arguments.listen, insecure=arguments.insecure)
     config = ClusterConfig() if arguments.config is None else load(arguments.config)
     cluster_file = load_cluster(arguments.cluster)
     stop = asyncio.Event()
@@ -293,6 +304,7 @@ def main() -> int:
     )
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
     parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")
+    parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     parser.add_argument(
         "--accept-loss",

@@ -45,6 +45,7 @@ from ..wire import (
     methods,
     parse_address,
     parse_addresses,
+    require_loopback,
 )
 from ..wire.pb import mgmtd_pb2 as pb
 from .metrics import manager_families
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
     parser.add_argument("--node-id", type=int, default=1, help="number of this node (%(default)s)")
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
+    parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     options = parser.parse_args(arguments)
     if options.rotate_log:
@@ -83,6 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         cluster = load_cluster(options.cluster)
         several = cluster.metadata is not None
         config = ClusterConfig() if options.config is None else load(options.config)
+        for address in cluster.manager_addresses(options.node_id if several else 1):
+            require_loopback(parse_address(address)[0], insecure=options.insecure)
         uvloop.run(serve(options.data, cluster, config, NodeId(options.node_id), create=options.create))
     except CorruptData as error:
         log.error("cannot run: %s; %s", error, remedy(options.data, several=several))  # noqa: TRY400 (an operating error needs no traceback)

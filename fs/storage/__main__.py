@@ -13,7 +13,7 @@ from ..descriptors import raise_limit
 from ..errors import ConfigError, Error
 from ..ids import NodeId
 from ..logfile import rotate_output
-from ..wire import load_cluster
+from ..wire import load_cluster, require_loopback
 from .node import Settings, serve
 
 log = logging.getLogger("luciola.storage")
@@ -39,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="LEVEL=NAME",
         help="room, rack or host that the node stands in, instead of that of --config (repeat)",
     )
+    parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     options = parser.parse_args(arguments)
     if options.rotate_log:
@@ -50,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     raise_limit()  # every connection, block file and client's region is a descriptor
     try:
+        require_loopback(options.listen, insecure=options.insecure)
         settings = Settings(
             node=options.node_id,
             data=options.data,

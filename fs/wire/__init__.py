@@ -44,7 +44,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import methods
-from .addresses import format_address, parse_address, parse_addresses
+from .addresses import format_address, parse_address, parse_addresses, require_loopback
 from .atomic_write import read_private, write_private
 from .authority import Authority
 from .cluster import Cluster, Metadata, load_cluster, parse_cluster, save_cluster
@@ -108,6 +108,7 @@ __all__ = [
     "parse_addresses",
     "parse_cluster",
     "read_private",
+    "require_loopback",
     "save_cluster",
     "verify",
     "write_private",

@@ -1,8 +1,9 @@
 """Where a service listens: "host:port", and several of these with commas between them."""
 
+import ipaddress
 from typing import Final
 
-from ..errors import InvalidArgument
+from ..errors import ConfigError, InvalidArgument
 
 ADDRESSES_MAX: Final = 16  # of one service: each has a few processes
 
@@ -30,4 +31,22 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-__all__ = ["format_address", "parse_address", "parse_addresses"]
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host`, a name or an IP address."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def require_loopback(host: str, *, insecure: bool) -> None:
+    """Raises: ConfigError if a service would listen at `host` for other machines, and was not allowed to."""
+    if not insecure and not is_loopback(host):
+        raise ConfigError(
+            f"listening on {host} would send files and tokens in clear text to other machines: listen on 127.0.0.1, or "
+            "say --insecure on a network of trusted machines"
+        )
+
+
+__all__ = ["format_address", "is_loopback", "parse_address", "parse_addresses", "require_loopback"]

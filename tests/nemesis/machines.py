@@ -363,7 +363,7 @@ class Machines:
     def _start(self, name: str, module: str, *options: str, node: int = 0) -> None:
         machine = self.machines[name]
         command = [sys.executable, "-P", "-u", "-m", module, "--data", str(machine.directory / STORE)]
-        command += ["--cluster", str(self.data.cluster), "--config", str(self.config), *options]
+        command += ["--cluster", str(self.data.cluster), "--config", str(self.config), "--insecure", *options]
         self._launch(Service(name, machine, command, self.root / f"{name}.log", node))
 
     def _start_node(self, name: str, module: str, node: int, *options: str) -> None:
