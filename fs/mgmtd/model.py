@@ -404,9 +404,8 @@ class Model:
         life = self.lives[node]
         if not life.capacity_bytes:
             return 0
-        return life.free_bytes + sum(
-            self.targets[each.target].used_bytes for _, each in self._members_on(node)
-        )
+        used_bytes = sum(self.targets[each.target].used_bytes for _, each in self._members_on(node))
+        return max(1, life.free_bytes + used_bytes)
 
     def is_full(self, node: NodeId) -> bool:
         """Return whether a node should get no more chains."""
@@ -566,6 +565,16 @@ class Model:
 
     # What administrators ask for.
 
+    def check_new_table(self, request: pb.CreateChainTableRequest) -> None:
+        """Raises: AlreadyExists, InvalidArgument for what is wrong wherever its chains are placed."""
+        _check_description(request.description)
+        if not 0 < request.table < 2**32 // CHAINS_PER_TABLE:
+            raise InvalidArgument(f"a table's id is between 1 and {2**32 // CHAINS_PER_TABLE - 1}")
+        if request.domain not in pb.DomainLevel.values():
+            raise InvalidArgument(f"not a level of failure domains: {request.domain}")
+        if any(known == request.table for known, _ in self.records.tables):
+            raise AlreadyExists(f"chain table {request.table} exists already")
+
     def new_table(
         self,
         request: pb.CreateChainTableRequest,
@@ -578,12 +587,8 @@ class Model:
 
         Raises: AlreadyExists, InvalidArgument.
         """
+        self.check_new_table(request)
         table = TableId(request.table)
-        _check_description(request.description)
-        if not 0 < table < 2**32 // CHAINS_PER_TABLE:
-            raise InvalidArgument(f"a table's id is between 1 and {2**32 // CHAINS_PER_TABLE - 1}")
-        if any(known == table for known, _ in self.records.tables):
-            raise AlreadyExists(f"chain table {table} exists already")
         if len(self.records.chains) + len(placed) > CHAINS_MAX:
             raise InvalidArgument(
                 f"a cluster has at most {CHAINS_MAX} chains; it has {len(self.records.chains)}"

@@ -173,15 +173,19 @@ class Service:
         self, request: pb.CreateChainTableRequest, identity: Identity
     ) -> pb.ChainTable:
         model = self._primary().model
+        model.check_new_table(request)  # placing may take a minute
         nodes = [
             node
             for node in sorted(model.records.nodes.values(), key=lambda node: node.id)
             if node.kind == pb.NODE_STORAGE and model.lives[node.id].status == pb.CONNECTED
         ]
-        roomy = [node for node in nodes if not model.is_full(node.id)]
-        if len(roomy) >= request.replicas:
-            nodes = roomy
         level = request.domain or widest_level(nodes, domains=request.replicas)
+        roomy = [node for node in nodes if not model.is_full(node.id)]
+        domains = len({domain_of(node, level) for node in nodes})
+        if len(roomy) >= request.replicas and len({domain_of(node, level) for node in roomy}) >= min(
+            domains, request.replicas
+        ):
+            nodes = roomy
         chains = request.chains or default_chains(len(nodes) or 1, request.replicas or 1)
         sites = [
             Site(node.id, domain_of(node, level), weight)

@@ -1,7 +1,7 @@
 """The manager's shell under a clock that only the test moves."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,22 +120,43 @@ def test_every_method_of_the_table_has_a_handler():
     assert len(methods.bind(methods.Mgmtd, service)) == 13
 
 
+async def beat_in_racks(cluster: Cluster, racks: str, free: Sequence[int]) -> None:
+    """Nodes from 1000 on report that they stand in these racks, and have so much of 100 bytes free."""
+    for node, (rack, free_bytes) in enumerate(zip(racks, free, strict=True), start=1000):
+        cluster.sequence += 1
+        about = pb.Node(id=node, kind=pb.NODE_STORAGE, incarnation=1, labels=pb.Labels(rack=rack), host="m")
+        space = pb.DiskSpace(capacity_bytes=100, free_bytes=free_bytes)
+        await cluster.call(
+            "heartbeat", pb.HeartbeatRequest(node=about, sequence=cluster.sequence, disk=space)
+        )
+
+
+def test_full_disk_gets_chains_where_copies_would_share_a_rack_without_it():
+    async def story(cluster: Cluster) -> None:
+        await beat_in_racks(cluster, "aabbc", (50, 50, 50, 50, 9))
+        request = pb.CreateChainTableRequest(table=1, replicas=3, chains=12)
+        assert (await cluster.call("create_chain_table", request)).domain == pb.DOMAIN_RACK
+        chains = [{t.node for t in chain.targets} for chain in (await cluster.routing()).chains]
+        assert all(1004 in chain and len(chain & {1000, 1001}) == 1 for chain in chains)
+
+    scenario(story)
+
+
+def test_table_of_an_unknown_level_is_refused():
+    async def story(cluster: Cluster) -> None:
+        await cluster.beat(1000)
+        for level in (-1, 5, 99):
+            with pytest.raises(InvalidArgument, match="not a level of failure domains"):
+                await cluster.call(
+                    "create_chain_table", pb.CreateChainTableRequest(table=1, replicas=1, domain=level)
+                )
+
+    scenario(story)
+
+
 def test_copies_go_to_other_racks_and_not_to_full_disks():
     async def story(cluster: Cluster) -> None:
-        for node, rack, free in (
-            (1000, "a", 50),
-            (1001, "a", 50),
-            (1002, "b", 50),
-            (1003, "b", 9),
-            (1004, "b", 25),
-        ):
-            cluster.sequence += 1
-            about = pb.Node(
-                id=node, kind=pb.NODE_STORAGE, incarnation=1, labels=pb.Labels(rack=rack), host="m"
-            )
-            space = pb.DiskSpace(capacity_bytes=100, free_bytes=free)
-            request = pb.HeartbeatRequest(node=about, sequence=cluster.sequence, disk=space)
-            await cluster.call("heartbeat", request)
+        await beat_in_racks(cluster, "aabbb", (50, 50, 50, 9, 25))
         request = pb.CreateChainTableRequest(table=1, replicas=2, chains=12)
         assert (await cluster.call("create_chain_table", request)).domain == pb.DOMAIN_RACK
         chains = [{t.node for t in chain.targets} for chain in (await cluster.routing()).chains]
