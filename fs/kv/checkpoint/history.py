@@ -140,15 +140,24 @@ class Archive:
         """Keep all up to `last`, the end of the log, which may begin behind what is kept.
 
         `checkpoints`: of the replicas. A log that a restore let begin again, and that no replica has followed since,
-        begins with one of them. Raises: as `extend` and `add`.
+        begins with one of them: the oldest that the log continues, and that is whole. Raises: as `extend` and `add`.
         """
         if await self.extend(ordered, last):
             return
-        kept = self.end()
-        beyond = [each for each in checkpoints if kept is None or each.seal.position.index > kept[0].index]
-        if beyond:
-            await self.add(min(beyond, key=lambda each: each.seal.position.index))
+        end = self.end()
+        begins = (await ordered.bounds()).first - 1
+        known = begins if end is None else max(begins, end[0].index + 1)
+        for checkpoint in sorted(checkpoints, key=lambda each: each.seal.position.index):
+            if checkpoint.seal.position.index < known:
+                continue
+            try:
+                await self.catalog.verify(checkpoint)
+            except (CorruptData, Unavailable) as error:
+                log.warning("%s is left out: %s", checkpoint.directory, error)
+                continue
+            await self.add(checkpoint)
             await self.extend(ordered, last)
+            return
 
     def end(self) -> tuple[Position, int] | None:
         """Return up to where the history has come, and the moment."""

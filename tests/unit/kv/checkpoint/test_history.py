@@ -223,6 +223,40 @@ def test_state_that_was_abandoned_twice_before_a_replica_ran_stays_in_the_histor
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("damage", ["a bit", "no table", "too old"])
+def test_history_is_completed_with_a_checkpoint_that_is_whole_and_continued_by_the_log(world, damage):
+    async def scenario():
+        await world.write(5)
+        await world.step()
+        await world.write(5)
+        await world.archive.complete(world.log, world.applied.position, [])
+        begin_log_again(world)
+        other = Catalog(world.directory / "other")
+        if damage == "too old":
+            damaged = await other.create(world.engine)
+            await world.write(5)
+            checkpoint = await world.catalog.create(world.engine)
+            await world.log.trim(checkpoint.seal.position.index + 1)
+            await world.write(5)
+        else:
+            damaged = await other.create(world.engine)
+            checkpoint = await world.catalog.create(world.engine)
+            table = next(damaged.directory.glob("*.sst"))
+            content = bytearray(table.read_bytes())
+            content[100] ^= 1
+            table.unlink()  # the other checkpoint shares it
+            if damage == "a bit":
+                table.write_bytes(content)
+        await world.archive.complete(world.log, world.applied.position, [damaged, checkpoint])
+        assert [each.seal.position for each in world.archive.checkpoints()][1:] == [checkpoint.seal.position]
+        assert world.archive.end()[0] == world.applied.position
+        await world.write(5)
+        for index, moment_ms in world.moments[-5:-1]:
+            assert await world.value_at(moment_ms) == (index - 1, moment_ms)
+
+    asyncio.run(scenario())
+
+
 def begin_log_again(world):
     """What a restore does to a log: nothing before is in it."""
     position = begin_again(world.applied, behind=world.applied.position)
