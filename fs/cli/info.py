@@ -10,8 +10,8 @@ from typing import Final, TypedDict
 
 import click
 
-from ..errors import Error, InvalidArgument, Unavailable
-from ..fuse import answers, mount_of
+from ..errors import InvalidArgument, NotFound, Timeout, Unavailable
+from ..fuse import Mounted, answers, mount_of
 from ..ids import ROOT_INODE
 from ..meta.layout import chains_of
 from ..units import format_bytes
@@ -21,7 +21,7 @@ from .administration import ClusterTarget, cluster_options
 from .consistency import check_chunk, with_remedies
 from .files import KINDS
 from .layout import parse_size
-from .mgmtd_client import ChainState, MgmtdClient, TargetState, describe_chain
+from .mgmtd_client import LIST_LIMIT, ChainState, MgmtdClient, TargetState, describe_chain
 from .options import json_option
 from .output import print_json, print_table, shown
 from .target import PREFIX, cluster_path
@@ -118,7 +118,8 @@ class Info(TypedDict):
 def info(cluster: ClusterTarget, *, as_json: bool, offset: int, limit: int, path: str) -> None:
     """Show where the bytes of a file are: its inode and layout, and chunks, chains, nodes and disks with their states.
 
-    PATH is in the cluster that --data or --manager names, or on one of its mounts (`lu:/…` is always in the cluster).
+    PATH is in the cluster that --data or --manager names (`lu:/…` always is). Without --manager it may be on a mount of
+    a cluster whose data directory is on this machine.
     Serving replicas of a chunk are compared: version, length, checksum. Exits with 1 if some differ, or do not answer.
 
     \b
@@ -141,24 +142,42 @@ def _resolve(cluster: ClusterTarget, path: str) -> tuple[ClusterTarget, meta_pb2
 
     Raises: InvalidArgument for a path of a mount of a cluster that has no data directory here.
     """
-    mounted = None if path.startswith(PREFIX) else mount_of(Path(path))
-    is_named = cluster.data_path is not None or cluster.manager is not None
-    if mounted is not None:
+    # Of a cluster at an address, a mount does not say which manager it has.
+    found = None if path.startswith(PREFIX) or cluster.manager is not None else _on_mount(path)
+    if found is not None:
+        mounted, place = found
         data = Path(mounted.cluster)
-        if not is_named:
+        if cluster.data_path is None:
             if not data.is_dir():
                 raise InvalidArgument(
                     f"the mount is of the cluster at {mounted.cluster}: name it with --manager, and the path there",
                     path=path,
                 )
             cluster = replace(cluster, data_path=data)
-        if cluster.data_path is None or cluster.data_path.resolve() == data.resolve():
-            if not answers(mounted.mountpoint):
-                raise Unavailable(
-                    f"the mount does not answer: name the path in the cluster, {PREFIX}/…", path=path
-                )
-            return cluster, meta_pb2.Path(at=os.lstat(path).st_ino)
+        if cluster.data_path is not None and cluster.data_path.resolve() == data.resolve():
+            return cluster, meta_pb2.Path(at=os.lstat(place).st_ino)
     return cluster, meta_pb2.Path(at=ROOT_INODE, path=os.fsencode(cluster_path(path)))
+
+
+def _on_mount(path: str) -> tuple[Mounted, Path] | None:
+    """Return the mount that a path is on, and the path without links; a link on a mount is meant itself.
+
+    Raises: Unavailable if the mount does not answer.
+    """
+    place = Path(os.path.abspath(path))
+    _require_answer(mount_of(place), path)
+    place = Path(os.path.realpath(place.parent)) / place.name
+    mounted = mount_of(place)
+    if mounted is None:
+        place = Path(os.path.realpath(place))
+        mounted = mount_of(place)
+    _require_answer(mounted, path)
+    return None if mounted is None else (mounted, place)
+
+
+def _require_answer(mounted: Mounted | None, path: str) -> None:
+    if mounted is not None and not answers(mounted.mountpoint):
+        raise Unavailable(f"the mount does not answer: name the path in the cluster, {PREFIX}/…", path=path)
 
 
 async def _info_of(ask: MgmtdClient, path: str, place: meta_pb2.Path, *, offset: int, limit: int) -> Info:
@@ -227,7 +246,9 @@ def _chains(routing: pb.Routing, layout: meta_pb2.Layout) -> list[pb.Chain]:
 
 async def _places(ask: MgmtdClient, routing: pb.Routing, chains: list[pb.Chain]) -> list[FileChain]:
     """Return chains with the hosts and directories of their replicas."""
-    statuses = await ask.storage_statuses(routing) if chains else {}
+    statuses = await ask.storage_statuses(
+        routing, nodes={target.node for chain in chains for target in chain.targets}
+    )
     hosts = {node.id: node.host for node in routing.nodes}
 
     def replica(target: TargetState) -> Replica:
@@ -283,7 +304,7 @@ async def _records(
     try:
         async for record in _listed(ask, routing, chain, node, content, indexes):
             found[record.chunk.index] = record
-    except Error:
+    except (Unavailable, Timeout, NotFound):  # NotFound: the replica has left the node
         return None
     return found
 
@@ -293,7 +314,7 @@ async def _listed(
 ) -> AsyncIterator[storage_pb2.ChunkRecord]:
     before = (content, indexes.start - 1) if indexes.start else (content - 1, INDEX_MAX)
     after = storage_pb2.ChunkName(content=before[0], index=before[1])
-    limit = min(len(indexes), 4096)
+    limit = min(len(indexes), LIST_LIMIT)
     async for record in ask.chunks(routing, chain, node, after=after, limit=limit):
         if record.chunk.content != content or record.chunk.index >= indexes.stop:
             return

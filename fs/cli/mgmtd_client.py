@@ -1,7 +1,7 @@
 """What the command line asks of mgmtd, and of the nodes that mgmtd knows."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import Final, TypedDict
 
@@ -154,33 +154,27 @@ class MgmtdClient:
     async def spaces(self, routing: pb.Routing) -> dict[int, SpaceReply]:
         """Size and free space of each storage node that answers at once."""
         nodes = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE and node.status != pb.FAILED]
+        return await self._ask_each(nodes, methods.Storage.space)
 
-        async def ask(node: pb.Node) -> SpaceReply | None:
+    async def storage_statuses(
+        self, routing: pb.Routing, *, nodes: Collection[int]
+    ) -> dict[int, StorageStatus]:
+        """What each of these storage nodes that answers at once holds and has counted."""
+        named = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE and node.id in nodes]
+        return await self._ask_each(named, methods.Storage.status)
+
+    async def _ask_each(self, nodes: Iterable[pb.Node], method: Method[Empty, Reply]) -> dict[int, Reply]:
+        """The replies of those that answer at once; of the others, their status in routing says the rest."""
+
+        async def ask(node: pb.Node) -> Reply | None:
             try:
-                return await self.clients.call(
-                    node.grpc_address, methods.Storage.space, Empty(), timeout_s=SPACE_S
-                )
-            except Error:  # its status says the rest
+                return await self.clients.call(node.grpc_address, method, Empty(), timeout_s=SPACE_S)
+            except Error:
                 return None
 
-        replies = await asyncio.gather(*(ask(node) for node in nodes if node.grpc_address))
-        named = [node.id for node in nodes if node.grpc_address]
-        return {node: reply for node, reply in zip(named, replies, strict=True) if reply is not None}
-
-    async def storage_statuses(self, routing: pb.Routing) -> dict[int, StorageStatus]:
-        """What each storage node that answers at once holds and has counted."""
-        nodes = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE and node.grpc_address]
-
-        async def ask(node: pb.Node) -> StorageStatus | None:
-            try:
-                return await self.clients.call(
-                    node.grpc_address, methods.Storage.status, Empty(), timeout_s=SPACE_S
-                )
-            except Error:  # its status in routing says the rest
-                return None
-
-        replies = await asyncio.gather(*map(ask, nodes))
-        return {node.id: reply for node, reply in zip(nodes, replies, strict=True) if reply is not None}
+        reached = [node for node in nodes if node.grpc_address]
+        replies = await asyncio.gather(*map(ask, reached))
+        return {node.id: reply for node, reply in zip(reached, replies, strict=True) if reply is not None}
 
     async def inode(self, routing: pb.Routing, path: Path, *, follow: bool) -> Inode:
         """Return the inode of a path, of a file that others write with its length now. Raises: NotFound, and others."""

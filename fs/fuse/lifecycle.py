@@ -306,7 +306,7 @@ def stop(mountpoint: Path, *, lazy: bool = False) -> None:
         raise InvalidArgument("no Luciola mount here", path=str(path))
     if table.clean_stale_mount(path):
         return
-    record = records.find_record(path, row.source.removeprefix("luciola:"))
+    record = records.find_record(path, row.cluster)
     table.unmount(path, lazy=lazy)
     deadline = time.monotonic() + END_S
     while not lazy and record is not None and record.is_alive():

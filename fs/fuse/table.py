@@ -50,9 +50,11 @@ def find_mount(mountpoint: Path) -> Mounted | None:
 
 
 def mount_of(path: Path) -> Mounted | None:
-    """Return the mount of Luciola that `path` is on, if it is on one. The mount is not asked."""
-    place = resolve(path)
-    above = [row for row in mounts() if place.is_relative_to(row.mountpoint)]
+    """Return the mount of Luciola that the absolute `path` is on, if it is on one.
+
+    Links are not followed, and the mount is not asked: a dead one would not answer.
+    """
+    above = [row for row in mounts() if path.is_relative_to(row.mountpoint)]
     deepest = max(above, key=lambda row: len(row.mountpoint.parts), default=None)
     if deepest is None:
         return None

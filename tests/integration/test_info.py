@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import LocalCluster
+from cluster import LocalCluster, luciola
 from luciola.client import connect
+from luciola.wire import load_cluster
+from luciola.wire.cluster import FILE_NAME
+from luciola.wire.credentials import TRUSTED, load_secret, mint, save_token
 
 MIB = 1 << 20
 
@@ -60,6 +63,39 @@ def test_path_on_a_mount_is_the_same_file(shared_cluster: LocalCluster, file) ->
     in_cluster = shared_cluster.ask("info", "lu:/info/file")
     for key in ("inode", "content", "length", "layout", "chunks"):
         assert on_mount[key] == in_cluster[key]
+
+
+def test_link_elsewhere_is_followed_onto_a_mount_and_one_there_is_shown_itself(
+    shared_cluster: LocalCluster, file, tmp_path
+) -> None:
+    assert shared_cluster.mountpoint is not None
+    (tmp_path / "link").symlink_to(shared_cluster.mountpoint / "info" / "file")
+    (shared_cluster.mountpoint / "info" / "link").symlink_to("file")
+    inode = shared_cluster.ask("info", "lu:/info/file")["inode"]
+    assert shared_cluster.ask("info", str(tmp_path / "link"))["inode"] == inode
+    on_mount = shared_cluster.ask("info", str(shared_cluster.mountpoint / "info" / "link"))
+    assert (on_mount["type"], on_mount["inode"]) == (
+        "symlink",
+        shared_cluster.ask("info", "lu:/info/link")["inode"],
+    )
+
+
+def test_path_beside_a_manager_is_never_looked_up_on_a_mount(shared_cluster: LocalCluster, file) -> None:
+    manager = load_cluster(shared_cluster.data / FILE_NAME).mgmtd_grpc
+    named = ("--manager", manager, "--secret-file", str(shared_cluster.data / "secret"))
+    refused = luciola("info", *named, str(shared_cluster.mountpoint / "info" / "file"), check=False)
+    assert "no such directory" in refused.stderr
+    assert "in sync" in luciola("info", *named, "/info/file").stdout
+
+
+def test_user_is_told_that_chunks_are_listed_for_administrators(
+    shared_cluster: LocalCluster, file, tmp_path
+) -> None:
+    cluster = load_cluster(shared_cluster.data / FILE_NAME)
+    save_token(tmp_path / "token", mint(load_secret(shared_cluster.data / "secret"), role=TRUSTED))
+    named = ("--manager", cluster.mgmtd_grpc, "--token-file", str(tmp_path / "token"))
+    refused = luciola("info", *named, "/info/file", check=False)
+    assert "not for this token's role" in refused.stderr
 
 
 def test_small_file_and_directory_have_no_chunks(shared_cluster: LocalCluster, file) -> None:
