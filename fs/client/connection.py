@@ -22,7 +22,7 @@ from ..config import ClientConfig, checked, load, rdma_options
 from ..errors import Error, InvalidArgument, NotFound, Timeout, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
 from ..wire.credentials import CLIENT, TRUSTED, Token
-from ..wire.token_source import Given, SecretFile, Source, TokenFile
+from ..wire.token_source import Given, Kept, SecretFile, Source, TokenFile
 from .renewal import Renewal
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ class Parameters:
     def resolve(self) -> tuple[str, Source]:
         """Address, and where the token comes from.
 
-        Raises: NotFound, InvalidArgument; Unauthenticated for a token that is none.
+        Raises: NotFound, InvalidArgument; ConfigError, PermissionDenied for a cluster file that cannot be used;
+        Unauthenticated for a token that is none.
         """
         if is_address(self.address):
             return self.address, self._source(self.secret_file)
@@ -53,6 +54,11 @@ class Parameters:
             )
         cluster = load_cluster(data / FILE_NAME)
         return cluster.mgmtd_lane, self._source(self.secret_file or cluster.secret_file)
+
+    def token_of_calls(self) -> Kept:
+        """Return the token for gRPC, which shows it as it is. Raises: as `resolve`, and what its source does."""
+        _, source = self.resolve()
+        return Kept(source.short_lived() if isinstance(source, SecretFile) else source)
 
     def _source(self, secret_file: str | None) -> Source:
         if self.token is not None:
@@ -108,7 +114,7 @@ class Connection:
         address, source = self.parameters.resolve()
         token = source()
         with explained(self.parameters.address, address):
-            client = _native(address, token, source.name, self.parameters.config)
+            client = _native(address, token, source, self.parameters.config)
         if not isinstance(source, Given):
             # The thread must not keep a connection that is not used any more.
             myself = weakref.ref(self)
@@ -171,12 +177,12 @@ def explained(cluster: str, address: str) -> Iterator[None]:
         raise type(error)(f"no answer at {address}: {advice} ({error})") from error
 
 
-def _native(address: str, token: Token, source: str, config: ClientConfig) -> luciola_core.Client:
+def _native(address: str, token: Token, source: Source, config: ClientConfig) -> luciola_core.Client:
     return luciola_core.Client(
         address.split(","),
         token.claims,
         token.key,
-        token_source=None if source == Given.name else source,
+        token_source=None if isinstance(source, Given) else source.name,
         description=f"python {os.getpid()}",
         deadline_ms=config.deadline_ms,
         retry_first_ms=config.retry_first_ms,

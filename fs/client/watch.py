@@ -18,12 +18,13 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self, cast
 
 from ..closing import Closing
-from ..errors import Error, InvalidArgument, NotFound, Unavailable
+from ..errors import Error, InvalidArgument, NotFound, Unauthenticated, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
 from .connection import Parameters, is_address, naming
 
@@ -257,8 +258,7 @@ class Watch(_Pending, Closing):
         from ..wire import rpc
 
         super().__init__(follower)
-        _, self._token = parameters.resolve()  # asked at each call
-        self._token()
+        self._token = parameters.token_of_calls()
         self._new_client = rpc.RpcClient
         self._clients: dict[str, RpcClient] = {}
         self._is_closed = False
@@ -319,7 +319,13 @@ class Watch(_Pending, Closing):
         client = self._clients.get(step.address)
         if client is None:
             client = self._clients[step.address] = self._new_client(step.address, self._token)
-        return client.call(step.method, step.request, timeout_s=step.timeout_s)
+        call = partial(client.call, step.method, step.request, timeout_s=step.timeout_s)
+        try:
+            return call()
+        except Unauthenticated:
+            if not self._token.is_replaced():
+                raise
+        return call()
 
 
 class AsyncWatch(_Pending):
@@ -329,9 +335,8 @@ class AsyncWatch(_Pending):
         from ..wire.rpc import RpcClients
 
         super().__init__(follower)
-        _, token = parameters.resolve()  # asked at each call
-        token()
-        self._clients = RpcClients(token)
+        self._token = parameters.token_of_calls()
+        self._clients = RpcClients(self._token)
         self._is_closed = False
 
     async def read(self, wait_s: float = 0.0) -> list[Change]:
@@ -390,7 +395,13 @@ class AsyncWatch(_Pending):
         if isinstance(step, Pause):
             await asyncio.sleep(step.duration_s)
             return None
-        return await self._clients.call(step.address, step.method, step.request, timeout_s=step.timeout_s)
+        call = partial(self._clients.call, step.address, step.method, step.request, timeout_s=step.timeout_s)
+        try:
+            return await call()
+        except Unauthenticated:
+            if not self._token.is_replaced():
+                raise
+        return await call()
 
 
 def follower_of(

@@ -1,11 +1,15 @@
 """A watcher without a network: what it asks for, and what it makes of the answers."""
 
+import asyncio
+
 import pytest
 
 from luciola.client.connection import Parameters
-from luciola.client.watch import Call, Follower, Pause, TooOld, follower_of
+from luciola.client.watch import AsyncWatch, Call, Follower, Pause, TooOld, Watch, follower_of
 from luciola.config import ClientConfig
-from luciola.errors import InvalidArgument, NotFound, PermissionDenied, Timeout, Unavailable
+from luciola.errors import InvalidArgument, NotFound, PermissionDenied, Timeout, Unauthenticated, Unavailable
+from luciola.wire import rpc
+from luciola.wire.credentials import create_secret, mint, save_token
 from luciola.wire.methods import Meta, Mgmtd
 from luciola.wire.pb import meta_pb2 as pb
 from luciola.wire.pb.mgmtd_pb2 import CONNECTED, FAILED, NODE_META, Node, Routing
@@ -105,3 +109,75 @@ def test_cluster_at_an_address_needs_a_manager():
     step = next(one.steps(wait_s=0))
     assert isinstance(step, Call)
     assert step.address == "a:1"
+
+
+class Refusing:
+    """A service, or several, that refuses the first token; who comes with another is answered that nothing is there."""
+
+    def __init__(self):
+        self.shown = []
+
+    def answer(self, token):
+        self.shown.append(token())
+        if len(set(self.shown)) == 1:
+            raise Unauthenticated("revoked")
+        raise NotFound("nothing here")
+
+
+class RefusingClient:
+    """`RpcClient` of `refusing`."""
+
+    refusing: Refusing
+
+    def __init__(self, address, token):
+        self._token = token
+
+    def call(self, *_, timeout_s):
+        return self.refusing.answer(self._token)
+
+    def close(self):
+        pass
+
+
+class RefusingClients(RefusingClient):
+    """`RpcClients` of `refusing`."""
+
+    def __init__(self, token):
+        super().__init__("", token)
+
+    async def call(self, *_, timeout_s):
+        return self.refusing.answer(self._token)
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    RefusingClient.refusing = Refusing()
+    monkeypatch.setattr(rpc, "RpcClient", RefusingClient)
+    monkeypatch.setattr(rpc, "RpcClients", RefusingClients)
+    return RefusingClient.refusing
+
+
+def begin(parameters, kind):
+    """The first calls of a watch, which find nothing there."""
+    if kind is Watch:
+        with pytest.raises(NotFound, match="nothing here"):
+            Watch(parameters, follower()).begin()
+    else:
+        with pytest.raises(NotFound, match="nothing here"):
+            asyncio.run(AsyncWatch(parameters, follower()).begin())
+
+
+@pytest.mark.parametrize("kind", [Watch, AsyncWatch])
+def test_refused_token_that_was_made_with_the_secret_is_made_again(kind, refusing, tmp_path):
+    create_secret(tmp_path / "secret")
+    begin(Parameters("host:1", str(tmp_path / "secret"), None, ClientConfig()), kind)
+    assert len(set(refusing.shown)) == 2
+
+
+@pytest.mark.parametrize("kind", [Watch, AsyncWatch])
+def test_refused_token_that_nothing_replaces_is_said(kind, refusing, tmp_path):
+    save_token(tmp_path / "token", mint(bytes(32)))
+    parameters = Parameters("host:1", None, None, ClientConfig(), token_file=str(tmp_path / "token"))
+    with pytest.raises(Unauthenticated, match="revoked"):
+        begin(parameters, kind)
+    assert len(refusing.shown) == 1

@@ -1,12 +1,13 @@
 """Tokens that are read again from a file, or made again with the secret."""
 
 import os
+import time
 
 import pytest
 
 from luciola.errors import ConfigError, NotFound, Unauthenticated
-from luciola.wire.credentials import CLIENT, TRUSTED, create_secret, mint, save_token, verify
-from luciola.wire.token_source import MINT_S, MINTED_S, Given, SecretFile, TokenFile
+from luciola.wire.credentials import CLIENT, SERVICE_TOKEN_S, TRUSTED, create_secret, mint, save_token, verify
+from luciola.wire.token_source import MINT_S, MINTED_S, Given, Kept, SecretFile, TokenFile
 
 SECRET = bytes(range(32))
 
@@ -76,6 +77,46 @@ def test_refused_token_made_with_the_secret_is_replaced_but_not_again_and_again(
     assert verify(secret, source(), now_unix_s=now[0]).role == CLIENT, "another secret is used at once"
     now[0] -= 5000  # a token from the future would be void
     assert source().described().minted_unix_s == now[0]
+
+
+@pytest.mark.parametrize("damage", ["away", "half", "readable"])
+def test_kept_token_is_shown_while_its_file_is_of_no_use(tmp_path, damage):
+    path = tmp_path / "job.token"
+    save_token(path, first := mint(SECRET))
+    kept = Kept(TokenFile(path))
+    if damage == "away":
+        path.unlink()
+    elif damage == "half":
+        path.write_text("half a tok")
+    else:
+        path.chmod(0o644)
+    assert kept() == first
+    assert not kept.is_replaced()
+    save_token(path, second := mint(SECRET))
+    assert kept() == second
+
+
+def test_kept_token_that_has_expired_says_what_its_file_lacks(tmp_path, monkeypatch):
+    path = tmp_path / "job.token"
+    save_token(path, mint(SECRET, lifetime_s=60))
+    kept = Kept(TokenFile(path))
+    path.unlink()
+    now_unix_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_unix_s + 61)
+    with pytest.raises(NotFound, match=r"job\.token"):
+        kept()
+
+
+def test_refused_token_for_calls_is_made_again_at_once_and_soon_expires(tmp_path):
+    path = tmp_path / "secret"
+    create_secret(path)
+    now = [1_000_000.0]
+    kept = Kept(SecretFile(path, role=CLIENT, now_unix_s=lambda: now[0]).short_lived())
+    first = kept()
+    assert first.described().expires_unix_s == now[0] + SERVICE_TOKEN_S
+    assert kept() is first
+    assert kept.is_replaced()
+    assert kept().id != first.id
 
 
 def test_given_token_is_refused_when_it_has_expired():
