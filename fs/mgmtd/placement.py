@@ -78,11 +78,12 @@ def place(sites: Iterable[Site], *, replicas: int, chains: int) -> list[Chain]:
     assert all(site.weight > 0 for site in known), "a node that gets nothing is no place"
     share = copies_in_domain(Counter(site.place for site in known).values(), replicas)
     counts = apportion_sites(known, replicas=replicas, chains=chains, share=share)
+    domains = {site.node: site.place for site in known}
     bound = pair_bound(len(known), replicas, chains)
     best: list[Chain] = []
     for seed in range(TRIES if chains * replicas <= TRIES_SLOTS_MAX else 1):
         dealt = _deal(known, counts, replicas=replicas, chains=chains, dice=random.Random(seed))  # noqa: S311
-        found = _exchange(dealt, {site.node: site.place for site in known}, share=share, seed=seed)
+        found = _exchange(dealt, domains, share=share, seed=seed)
         best = min(best or found, found, key=_unevenness)
         if _most_met(best) <= bound:
             break
@@ -91,7 +92,6 @@ def place(sites: Iterable[Site], *, replicas: int, chains: int) -> list[Chain]:
     assert all(len(set(chain)) == len(chain) == replicas for chain in placed), (
         "replicas of a chain are on other nodes"
     )
-    domains = {site.node: site.place for site in known}
     assert all(max(Counter(domains[node] for node in chain).values()) <= share for chain in placed), "D1"
     return placed
 
@@ -238,15 +238,12 @@ def _deal(
     domains: dict[Domain, list[int]] = defaultdict(list)
     for site in sites:
         domains[site.place].append(site.node)
-    short, full = (
-        list(range(chains)),
-        list[int](),
-    )  # chains that lack most copies, and those that have one more
+    # Chains that lack most copies, and those that have one more.
+    short, full = list(range(chains)), list[int]()
     for nodes in sorted(domains.values(), key=lambda nodes: (-sum(counts[node] for node in nodes), nodes)):
         slots = [node for node in nodes for _ in range(counts[node])]
-        if (
-            len(slots) > chains
-        ):  # several copies share the domain: in turn, so that no chain gets a node twice
+        if len(slots) > chains:
+            # Several copies share the domain: in turn, so that no chain gets a node twice.
             order = [*short, *full]
             for turn, node in enumerate(slots):
                 groups[order[turn % chains]].append(node)
@@ -254,10 +251,8 @@ def _deal(
             short = [index for index in order if len(groups[index]) == fewest]
             full = [index for index in order if len(groups[index]) > fewest]
             continue
-        once: list[
-            int
-        ] = []  # chains that get their copy from this domain, of those that were short, and of the others
-        twice: list[int] = []
+        # Chains that get their copy from this domain, of those that were short, and of the others.
+        once, twice = list[int](), list[int]()
         for node in slots:
             pool, dealt = (short, once) if short else (full, twice)
             index = _take_least_met(pool, node, groups, met, dice)

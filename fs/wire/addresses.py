@@ -31,13 +31,19 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches `host`, a name or an IP address."""
+def ip_address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address that `host` is, without its zone, and IPv4 where IPv6 carries that; None for a name."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return host == "localhost"
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches `host`, a name or an IP address."""
+    address = ip_address_of(host)
+    return host == "localhost" if address is None else address.is_loopback
 
 
 def require_loopback(host: str, *, insecure: bool) -> None:
@@ -49,4 +55,11 @@ def require_loopback(host: str, *, insecure: bool) -> None:
         )
 
 
-__all__ = ["format_address", "is_loopback", "parse_address", "parse_addresses", "require_loopback"]
+__all__ = [
+    "format_address",
+    "ip_address_of",
+    "is_loopback",
+    "parse_address",
+    "parse_addresses",
+    "require_loopback",
+]

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 from google.protobuf.message import DecodeError
 
 from ..errors import AlreadyExists, ConfigError, InvalidArgument, NotFound, PermissionDenied, Unauthenticated
+from .addresses import ip_address_of
 from .atomic_write import write_private
 from .pb.common_pb2 import Caller, Claims
 from .private_file import read_private_file
@@ -321,12 +322,10 @@ class Identity:
         """Return whether the token may be used by a process at the address `host`."""
         if not self.limits.networks:
             return True
-        try:
-            address = ipaddress.ip_address(host.partition("%")[0])
-        except ValueError:
-            return False
-        mapped = getattr(address, "ipv4_mapped", None)
-        return any((mapped or address) in ipaddress.ip_network(each) for each in self.limits.networks)
+        address = ip_address_of(host)
+        return address is not None and any(
+            address in ipaddress.ip_network(each) for each in self.limits.networks
+        )
 
     def user(self, caller: Caller) -> tuple[int, int, tuple[int, ...]]:
         """(uid, gid, groups) that a request of `caller` runs as.
