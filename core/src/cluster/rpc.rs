@@ -20,7 +20,7 @@ use super::backoff::Backoff;
 use crate::cancel::is_cancelled;
 use crate::error::{Error, Kind, Result};
 use crate::net::stream::Stream;
-use crate::net::{ConnectError, Endpoint, handshake};
+use crate::net::{ConnectError, Endpoint, handshake, with_current_token};
 use crate::wire::credential::{ChannelKind, Credential, Token};
 use crate::wire::frame::Malformed;
 use crate::wire::lane::{HEADER_BYTES, LaneHeader, PAYLOAD_BYTES_MAX, socket_name};
@@ -337,18 +337,11 @@ impl Lane {
         }
     }
 
-    /// A new connection. Where its token is refused, and soon replaced, the new one is shown.
+    /// A new connection.
     fn connect(&self, address: &str, patience: Patience) -> Result<OpenConnection, ConnectError> {
-        let (token, generation) = self.credential.token();
-        match self.connect_with(&token, address, patience) {
-            Err(ConnectError::Refused)
-                if self.credential.is_replaced_after(generation, patience.deadline) =>
-            {
-                let (token, generation) = self.credential.token();
-                Ok(OpenConnection { stream: self.connect_with(&token, address, patience)?, generation })
-            }
-            result => Ok(OpenConnection { stream: result?, generation }),
-        }
+        let connect = |token: &Token| self.connect_with(token, address, patience);
+        let (stream, generation) = with_current_token(&self.credential, patience.deadline, connect)?;
+        Ok(OpenConnection { stream, generation })
     }
 
     fn connect_with(&self, token: &Token, address: &str, patience: Patience) -> Result<Stream, ConnectError> {

@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use connect_error::ConnectError;
+pub use connect_error::{ConnectError, with_current_token};
 pub use connection::Connection;
 pub use pool::{Pool, Pooled};
 pub use server::{Server, ServerOptions};

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::lock::{Condvar, Mutex};
 
-use super::connect_error::ConnectError;
+use super::connect_error::{ConnectError, with_current_token};
 use super::connection::Connection;
 use super::{Credential, Endpoint, Token};
 
@@ -95,16 +95,9 @@ impl Pool {
         })
     }
 
-    /// A new connection, and the generation of its token. Where that is refused, and soon replaced, the new one is shown.
+    /// A new connection, and the generation of its token.
     fn open(&self, deadline: Instant) -> Result<(Connection, u64), ConnectError> {
-        let (token, generation) = self.credential.token();
-        match self.open_with(&token, deadline) {
-            Err(ConnectError::Refused) if self.credential.is_replaced_after(generation, deadline) => {
-                let (token, generation) = self.credential.token();
-                Ok((self.open_with(&token, deadline)?, generation))
-            }
-            result => Ok((result?, generation)),
-        }
+        with_current_token(&self.credential, deadline, |token| self.open_with(token, deadline))
     }
 
     /// A new connection: by RDMA if that is the endpoint's way, and over TCP where it may be and has to be.
