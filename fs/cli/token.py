@@ -245,7 +245,8 @@ def list_tokens(target: ClusterTarget, *, as_json: bool) -> None:
 def revoke(target: ClusterTarget, tokens: tuple[str, ...], *, is_all: bool) -> None:
     """Make tokens void, for good: named by their ids, or by files that hold them. It takes effect within seconds.
 
-    Connections of these tokens end at once, and mounts with them fail. Tokens that services make for themselves stay.
+    Connections of these tokens end at once, and mounts with them fail; those with the secret make another. Tokens that
+    services make for themselves stay.
 
     \b
     Example:

@@ -118,6 +118,17 @@ def test_void_token_is_said_with_its_file_and_a_new_one_there_ends_that(cluster,
         until(lambda: refusal(fs) is None)
 
 
+def test_token_of_another_user_in_the_file_is_not_used(cluster, shared_cluster, tmp_path, caplog):
+    path = tmp_path / "job.token"
+    own = token(shared_cluster, path, "--uid", "4321")
+    with luciola.connect(cluster.mgmtd_lane, token_file=own) as fs:
+        assert fs.stat("/").st_ino
+        token(shared_cluster, path, "--role", "trusted", "--uid", "77")
+        until(lambda: "the new token is of uid 77 and role trusted" in caplog.text)
+        assert "this client's of uid 4321 and role client: connect again" in caplog.text
+        assert fs.stat("/").st_ino
+
+
 def refusal(fs: luciola.FileSystem) -> str | None:
     """What a call says of its token, if that is refused."""
     try:

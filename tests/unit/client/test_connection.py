@@ -1,5 +1,6 @@
 """What a connection needs to know, without a cluster."""
 
+import gc
 import os
 import pickle
 import signal
@@ -11,6 +12,7 @@ import pytest
 
 import luciola
 from cluster import until
+from luciola.client import connection, renewal
 from luciola.client.connection import Parameters
 from luciola.config import ClientConfig
 from luciola.errors import ConfigError, InvalidArgument, NotFound, Unauthenticated, Unavailable
@@ -158,3 +160,29 @@ def test_a_directory_is_named_as_files_are():
     for name in (b"/nonexistent", Path("/nonexistent")):
         with pytest.raises(NotFound, match="neither a data directory"):
             luciola.connect(name)
+
+
+class OpenClient:
+    """What a connection sees of a native client."""
+
+    is_token_refused = False
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("way", ["closed", "forgotten"])
+def test_thread_that_renews_tokens_ends_with_its_connection(data, monkeypatch, way):
+    monkeypatch.setattr(connection, "_native", lambda *_: OpenClient())
+    monkeypatch.setattr(renewal, "LOOK_S", 0.01)
+    before = set(threading.enumerate())
+    opened = connection.Connection(parameters(data))
+    assert opened.client
+    (thread,) = (each for each in threading.enumerate() if each not in before)
+    if way == "closed":
+        opened.close()
+    else:
+        del opened
+        gc.collect()
+    thread.join(60)
+    assert not thread.is_alive()
