@@ -88,7 +88,7 @@ def test_path_beside_a_manager_is_never_looked_up_on_a_mount(shared_cluster: Loc
     assert "in sync" in luciola("info", *named, "/info/file").stdout
 
 
-def test_user_is_told_that_chunks_are_listed_for_administrators(
+def test_token_that_may_not_list_chunks_is_refused_by_name(
     shared_cluster: LocalCluster, file, tmp_path
 ) -> None:
     cluster = load_cluster(shared_cluster.data / FILE_NAME)
