@@ -42,6 +42,7 @@ COMMANDS: Final = {
     "bench": ("bench", "bench"),
     "chain": ("chain", "chain"),
     "node": ("node", "node"),
+    "rebalance": ("rebalance", "rebalance"),
     "metadata": ("metadata", "metadata"),
     "token": ("token", "token"),
     "rdma": ("rdma", "rdma"),

@@ -82,6 +82,15 @@ class MgmtdClient:
         request = pb.UpdateChainRequest(chain=chain, action=action, target=target, node=node)
         return await self._change(methods.Mgmtd.update_chain, request)
 
+    async def start_moves(self, moves: Iterable[pb.Move], *, concurrent: int) -> pb.MovesStatus:
+        """Move replicas to other nodes, instead of all moves that have not begun. Raises: NotFound, InvalidArgument."""
+        request = pb.StartMovesRequest(moves=moves, concurrent=concurrent)
+        return await self._change(methods.Mgmtd.start_moves, request)
+
+    async def control_moves(self, action: "pb.ControlMovesRequest.Action") -> pb.MovesStatus:
+        """Return how far moves have come; pause, resume or cancel them."""
+        return await self._change(methods.Mgmtd.control_moves, pb.ControlMovesRequest(action=action))
+
     async def disable_node(self, node: int, *, disabled: bool, accept_unavailable: bool = False) -> pb.Node:
         """Take a node's lease away, or let it have one again.
 

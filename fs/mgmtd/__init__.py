@@ -3,6 +3,8 @@
     transitions   the table of chain states, one pure function
     domains       which storage nodes fail together
     placement     which nodes form which chain
+    balance       which replicas have to go where, so that chains that exist are placed as new ones
+    moves         replicas that go to other nodes while their chains serve
     records       what is stored
     model         what is known and what follows from it, without I/O
     sessions      clients that are alive

@@ -25,6 +25,7 @@ from ..errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument
 from ..ids import EMBEDDED_EPOCH, ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Data, Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
+from .moves import Moves
 from .placement import REPLICAS_MAX
 from .records import ChainRecord, Change, EngineMark, NodeRecord, Records, StoreMark, TableRecord
 from .transitions import COMPLETE, Held, Member, advance, ordered
@@ -111,6 +112,7 @@ class Model:
         self.engines: dict[NodeId, EngineMark] = {}  # reported, and not stored yet
         self.engines_marked_s = now_s
         self._falling: set[TargetId] = set()
+        self.moves = Moves(self)
         self.dirty: set[ChainId] = set(records.chains)
         for chain in records.chains.values():
             self.newborn_until[chain.id] = self.bootstrap_until_s
@@ -434,9 +436,15 @@ class Model:
         ):
             self.bootstrap_until_s = now_s  # every node that may hold an older lease has sent a heartbeat
         self._find_dead(now_s)
+        moved, ended = self.moves.advance(now_s)
+        changed = {chain.id for chain in moved}
+        advanced = [chain for chain in self._advance_chains(now_s) if chain.id not in changed]
+        known = self.records.rebalance
         change = Change(
-            chains=tuple(self._advance_chains(now_s)),
+            chains=(*moved, *advanced),
             nodes=tuple(self._settled()),
+            ended_moves=tuple(ended),
+            rebalance=replace(known, done=known.done + len(ended)) if ended else None,
             engines=self._due_engines(now_s),
         )
         for chain in change.chains:
@@ -614,16 +622,16 @@ class Model:
             raise NotFound(f"no chain {request.chain}")
         match request.action:
             case pb.UpdateChainRequest.ADD:
-                return Change(chains=(self._with_target(chain, NodeId(request.node)),))
+                return Change(chains=(self.with_target(chain, NodeId(request.node)),))
             case pb.UpdateChainRequest.REMOVE:
                 return Change(chains=(self._without_target(chain, TargetId(request.target)),))
             case pb.UpdateChainRequest.ROTATE_LASTSRV:
                 return Change(chains=(self._rotated_last(chain, TargetId(request.target)),))
             case pb.UpdateChainRequest.ROTATE_PREFERRED:
-                return Change(chains=self._rotated_as_preferred(chain, now_s=now_s))
+                return Change(chains=self.rotated_as_preferred(chain, now_s=now_s))
         raise InvalidArgument(f"unknown action {request.action}")
 
-    def _with_target(self, chain: ChainRecord, node: NodeId) -> ChainRecord:
+    def with_target(self, chain: ChainRecord, node: NodeId) -> ChainRecord:
         known = self.records.nodes.get(node)
         if known is None or known.kind != pb.NODE_STORAGE:
             raise NotFound(f"no storage node {node}")
@@ -687,7 +695,7 @@ class Model:
             )
         return present[0], Public.SERVING
 
-    def _rotated_as_preferred(self, chain: ChainRecord, *, now_s: float) -> tuple[ChainRecord, ...]:
+    def rotated_as_preferred(self, chain: ChainRecord, *, now_s: float) -> tuple[ChainRecord, ...]:
         """Move the first replica that is in another's place to the tail, where it is compared.
 
         It becomes SYNCING, not OFFLINE, so it still has to take part in every write: until its node has received
@@ -698,11 +706,16 @@ class Model:
         wanted = [target for target in chain.preferred if chain.state_of(target) is not None]
         for member, target in zip(chain.members, wanted, strict=False):
             if member.target != target:
-                others = tuple(other for other in chain.members if other != member)
-                self._falling.add(member.target)
-                self.targets[member.target].serves_until_s = self._leased_until_s(now_s)
-                return (chain.changed((*others, replace(member, state=Public.SYNCING))),)
+                return (self.demoted(chain, member, now_s=now_s),)
         return ()
+
+    def demoted(self, chain: ChainRecord, member: Member, *, now_s: float) -> ChainRecord:
+        """Return the chain with a replica that serves at its tail, SYNCING (L6)."""
+        assert member.state is Public.SERVING, "only one that serves is demoted"
+        others = tuple(other for other in chain.members if other != member)
+        self._falling.add(member.target)
+        self.targets[member.target].serves_until_s = self._leased_until_s(now_s)
+        return chain.changed((*others, replace(member, state=Public.SYNCING)))
 
     def disabled_node(self, node_id: NodeId, *, disabled: bool, accept_unavailable: bool = True) -> Change:
         """Raises: NotFound; InvalidArgument for a manager, or if chains would be unavailable unasked."""

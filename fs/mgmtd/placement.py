@@ -77,7 +77,7 @@ def place(sites: Iterable[Site], *, replicas: int, chains: int) -> list[Chain]:
         raise InvalidArgument(f"{replicas} replicas need as many storage nodes, but there are {len(known)}")
     assert all(site.weight > 0 for site in known), "a node that gets nothing is no place"
     share = copies_in_domain(Counter(site.place for site in known).values(), replicas)
-    counts = apportion_sites(known, replicas=replicas, chains=chains, share=share)
+    counts = apportion_sites(known, total=replicas * chains, chains=chains, share=share)
     domains = {site.node: site.place for site in known}
     bound = pair_bound(len(known), replicas, chains)
     best: list[Chain] = []
@@ -155,7 +155,7 @@ def copies_in_domain(nodes: Collection[int], replicas: int) -> int:
 
 
 def apportion_sites(
-    sites: Sequence[Site], *, replicas: int, chains: int, share: int, held: Mapping[int, int] = NOTHING
+    sites: Sequence[Site], *, total: int, chains: int, share: int, held: Mapping[int, int] = NOTHING
 ) -> dict[int, int]:
     """Return how many replicas each node gets (D2). `held`: what nodes have now, for which rounding decides."""
     domains: dict[Domain, list[Site]] = defaultdict(list)
@@ -163,7 +163,7 @@ def apportion_sites(
         domains[site.place].append(site)
     groups = list(domains.values())
     parts = apportion(
-        replicas * chains,
+        total,
         [sum(site.weight for site in group) for group in groups],
         [min(share, len(group)) * chains for group in groups],
         [sum(held.get(site.node, 0) for site in group) for group in groups],

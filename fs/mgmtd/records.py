@@ -195,6 +195,39 @@ class EngineMark:
 
 
 @dataclass(frozen=True, slots=True)
+class Move:
+    """A replica that goes to another node. `target` leaves, `node` gets a new one; either may be 0: none."""
+
+    chain: ChainId
+    target: TargetId
+    node: NodeId
+
+    def to_pb(self) -> pb.Move:
+        return pb.Move(chain=self.chain, target=self.target, node=self.node)
+
+    @classmethod
+    def from_pb(cls, move: pb.Move) -> "Move":
+        return cls(ChainId(move.chain), TargetId(move.target), NodeId(move.node))
+
+
+@dataclass(frozen=True, slots=True)
+class Rebalance:
+    """How moves are made, and how many of the last plan have been."""
+
+    paused: bool = False  # moves that have begun are completed
+    concurrent: int = 4  # that have begun and not ended
+    total: int = 0
+    done: int = 0
+
+    def to_pb(self) -> pb.Rebalance:
+        return pb.Rebalance(paused=self.paused, concurrent=self.concurrent, total=self.total, done=self.done)
+
+    @classmethod
+    def from_pb(cls, record: pb.Rebalance) -> "Rebalance":
+        return cls(record.paused, record.concurrent, record.total, record.done)
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """Records that are to be stored together, and then become true together."""
 
@@ -206,11 +239,15 @@ class Change:
     engines: tuple[tuple[NodeId, EngineMark], ...] = ()
     revoked: tuple[tuple[bytes, int], ...] = ()  # ids of tokens, and when they expire
     forgotten_tokens: tuple[bytes, ...] = ()  # that were revoked, and have expired
+    moves: tuple[Move, ...] = ()
+    ended_moves: tuple[ChainId, ...] = ()  # chains
+    rebalance: Rebalance | None = None  # None: as it was
     minted_before: tuple[tuple[int, int], ...] = ()  # of a key: every token made earlier is void
 
     def __bool__(self) -> bool:
         records = (self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store, self.engines)
-        return any(records) or self.revokes
+        moves = (self.moves, self.ended_moves, self.rebalance is not None)
+        return any(records) or any(moves) or self.revokes
 
     @property
     def revokes(self) -> bool:
@@ -226,6 +263,8 @@ class Records:
     tables: dict[tuple[TableId, int], TableRecord] = field(default_factory=dict)
     meta_store: StoreMark | None = None  # the highest that was seen
     engines: dict[NodeId, EngineMark] = field(default_factory=dict)  # the highest of each storage node
+    moves: dict[ChainId, Move] = field(default_factory=dict)  # in the order in which they begin
+    rebalance: Rebalance = Rebalance()
     revoked: dict[bytes, int] = field(default_factory=dict)  # ids of tokens, and when they expire
     minted_before: dict[int, int] = field(default_factory=dict)  # by key: tokens made earlier are void
     _by_node: dict[int, set[ChainId]] = field(default_factory=dict)
@@ -250,6 +289,10 @@ class Records:
         self.meta_store = change.meta_store or self.meta_store
         self.engines.update(change.engines)
         self.revoked.update(change.revoked)
+        for chain_id in change.ended_moves:
+            self.moves.pop(chain_id, None)
+        self.moves.update({move.chain: move for move in change.moves})
+        self.rebalance = change.rebalance or self.rebalance
         for token in change.forgotten_tokens:
             self.revoked.pop(token, None)
         self.minted_before.update(change.minted_before)
@@ -273,7 +316,9 @@ __all__ = [
     "Change",
     "EngineMark",
     "Labels",
+    "Move",
     "NodeRecord",
+    "Rebalance",
     "Records",
     "StoreMark",
     "TableRecord",

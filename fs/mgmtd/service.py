@@ -208,6 +208,19 @@ class Service:
         log.info("chain %d: %s", request.chain, pb.UpdateChainRequest.Action.Name(request.action))
         return term.publisher.chain(ChainId(request.chain))
 
+    async def start_moves(self, request: pb.StartMovesRequest, identity: Identity) -> pb.MovesStatus:
+        term = await self._change(lambda model: model.moves.started(request))
+        log.info(
+            "rebalance: %d moves, %d at once", len(request.moves), term.model.records.rebalance.concurrent
+        )
+        return term.model.moves.status()
+
+    async def control_moves(self, request: pb.ControlMovesRequest, identity: Identity) -> pb.MovesStatus:
+        term = await self._change(lambda model: model.moves.controlled(request.action))
+        if request.action != pb.ControlMovesRequest.STATUS:
+            log.info("rebalance: %s", pb.ControlMovesRequest.Action.Name(request.action))
+        return term.model.moves.status()
+
     async def set_node_disabled(self, request: pb.SetNodeDisabledRequest, identity: Identity) -> pb.Node:
         node = NodeId(request.node)
         term = await self._change(

@@ -9,6 +9,8 @@
     mgmtd/engine/<id>                   EngineMark: the highest of that node's chunk engine
     mgmtd/meta                          StoreMark: the highest that meta's store was seen with
     mgmtd/revoked/<id of a token>       RevokedToken
+    mgmtd/move/<chain>                  Move: a replica that goes to another node
+    mgmtd/rebalance                     Rebalance: how moves are made
     mgmtd/minted/<key>                  MintedBefore: tokens made earlier with that key are void
 
 Numbers in keys are 32-bit big-endian. Every commit is durable against power loss before it is believed.
@@ -29,7 +31,17 @@ from typing import Final
 from ..errors import ConfigError, CorruptData, Unavailable
 from ..kv import Durability, Engine, Transaction, prefix_end, run
 from ..wire.pb import mgmtd_pb2 as pb
-from .records import ChainRecord, Change, EngineMark, NodeRecord, Records, StoreMark, TableRecord
+from .records import (
+    ChainRecord,
+    Change,
+    EngineMark,
+    Move,
+    NodeRecord,
+    Rebalance,
+    Records,
+    StoreMark,
+    TableRecord,
+)
 
 FORMAT_VERSION: Final = 2
 FORMAT: Final = b"mgmtd/format"
@@ -42,6 +54,8 @@ ENGINE: Final = b"mgmtd/engine/"
 META_STORE: Final = b"mgmtd/meta"
 REVOKED: Final = b"mgmtd/revoked/"
 MINTED: Final = b"mgmtd/minted/"
+MOVE: Final = b"mgmtd/move/"
+REBALANCE: Final = b"mgmtd/rebalance"
 PAGE: Final = 10_000
 
 
@@ -185,6 +199,22 @@ def _write(transaction: Transaction, change: Change) -> None:
         transaction.put(key, table.to_pb().SerializeToString())
     for engine_node, engine in change.engines:
         transaction.put(ENGINE + _number(engine_node), engine.to_pb().SerializeToString())
+    if change.meta_store is not None:
+        transaction.put(META_STORE, change.meta_store.to_pb().SerializeToString())
+    _write_moves(transaction, change)
+    _write_revocations(transaction, change)
+
+
+def _write_moves(transaction: Transaction, change: Change) -> None:
+    for chain in change.ended_moves:
+        transaction.delete(MOVE + _number(chain))
+    for move in change.moves:
+        transaction.put(MOVE + _number(move.chain), move.to_pb().SerializeToString())
+    if change.rebalance is not None:
+        transaction.put(REBALANCE, change.rebalance.to_pb().SerializeToString())
+
+
+def _write_revocations(transaction: Transaction, change: Change) -> None:
     for token, end in change.revoked:
         revoked = pb.RevokedToken(id=token, expires_unix_s=end)
         transaction.put(REVOKED + token, revoked.SerializeToString())
@@ -193,8 +223,6 @@ def _write(transaction: Transaction, change: Change) -> None:
     for key_id, time in change.minted_before:
         minted = pb.MintedBefore(key_id=key_id, minted_unix_s=time)
         transaction.put(MINTED + _number(key_id), minted.SerializeToString())
-    if change.meta_store is not None:
-        transaction.put(META_STORE, change.meta_store.to_pb().SerializeToString())
 
 
 def _load(transaction: Transaction) -> Records:
@@ -212,6 +240,7 @@ def _load(transaction: Transaction) -> Records:
         engine = transaction.get(ENGINE + _number(known))
         if engine is not None:
             records.engines[known] = EngineMark.from_pb(pb.EngineMark.FromString(engine))
+    _load_moves(transaction, records)
     for value in _values(transaction, REVOKED):
         revoked = pb.RevokedToken.FromString(value)
         records.revoked[revoked.id] = revoked.expires_unix_s
@@ -222,6 +251,15 @@ def _load(transaction: Transaction) -> Records:
     if mark is not None:
         records.meta_store = StoreMark.from_pb(pb.StoreMark.FromString(mark))
     return records
+
+
+def _load_moves(transaction: Transaction, records: Records) -> None:
+    for value in _values(transaction, MOVE):
+        move = Move.from_pb(pb.Move.FromString(value))
+        records.moves[move.chain] = move
+    rebalance = transaction.get(REBALANCE)
+    if rebalance is not None:
+        records.rebalance = Rebalance.from_pb(pb.Rebalance.FromString(rebalance))
 
 
 def _values(transaction: Transaction, prefix: bytes) -> list[bytes]:

@@ -113,6 +113,12 @@ class Mgmtd:
         "Mgmtd.CreateChainTable", mgmtd_pb2.CreateChainTableRequest, mgmtd_pb2.ChainTable, ADMIN
     )
     update_chain: Final = _method("Mgmtd.UpdateChain", mgmtd_pb2.UpdateChainRequest, mgmtd_pb2.Chain, ADMIN)
+    start_moves: Final = _method(
+        "Mgmtd.StartMoves", mgmtd_pb2.StartMovesRequest, mgmtd_pb2.MovesStatus, ADMIN
+    )
+    control_moves: Final = _method(
+        "Mgmtd.ControlMoves", mgmtd_pb2.ControlMovesRequest, mgmtd_pb2.MovesStatus, ADMIN
+    )
     set_node_disabled: Final = _method(
         "Mgmtd.SetNodeDisabled", mgmtd_pb2.SetNodeDisabledRequest, mgmtd_pb2.Node, ADMIN
     )

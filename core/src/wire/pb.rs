@@ -574,6 +574,94 @@ pub struct SetNodeDisabledRequest {
     pub accept_unavailable: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Move {
+    #[prost(uint32, tag = "1")]
+    pub chain: u32,
+    #[prost(uint64, tag = "2")]
+    pub target: u64,
+    #[prost(uint32, tag = "3")]
+    pub node: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Rebalance {
+    #[prost(bool, tag = "1")]
+    pub paused: bool,
+    #[prost(uint32, tag = "2")]
+    pub concurrent: u32,
+    #[prost(uint32, tag = "3")]
+    pub total: u32,
+    #[prost(uint32, tag = "4")]
+    pub done: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartMovesRequest {
+    #[prost(message, repeated, tag = "1")]
+    pub moves: ::prost::alloc::vec::Vec<Move>,
+    #[prost(uint32, tag = "2")]
+    pub concurrent: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ControlMovesRequest {
+    #[prost(enumeration = "control_moves_request::Action", tag = "1")]
+    pub action: i32,
+}
+/// Nested message and enum types in `ControlMovesRequest`.
+pub mod control_moves_request {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Action {
+        Status = 0,
+        Pause = 1,
+        Resume = 2,
+        Cancel = 3,
+    }
+    impl Action {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Status => "STATUS",
+                Self::Pause => "PAUSE",
+                Self::Resume => "RESUME",
+                Self::Cancel => "CANCEL",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "STATUS" => Some(Self::Status),
+                "PAUSE" => Some(Self::Pause),
+                "RESUME" => Some(Self::Resume),
+                "CANCEL" => Some(Self::Cancel),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MovesStatus {
+    #[prost(message, optional, tag = "1")]
+    pub rebalance: ::core::option::Option<Rebalance>,
+    #[prost(message, repeated, tag = "2")]
+    pub active: ::prost::alloc::vec::Vec<Move>,
+    #[prost(uint32, tag = "3")]
+    pub waiting: u32,
+    #[prost(string, tag = "4")]
+    pub obstacle: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessEndedRequest {
     #[prost(uint32, tag = "1")]
     pub node: u32,

@@ -432,6 +432,64 @@ class SetNodeDisabledRequest(_message.Message):
     accept_unavailable: bool
     def __init__(self, node: _Optional[int] = ..., disabled: _Optional[bool] = ..., accept_unavailable: _Optional[bool] = ...) -> None: ...
 
+class Move(_message.Message):
+    __slots__ = ("chain", "target", "node")
+    CHAIN_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    chain: int
+    target: int
+    node: int
+    def __init__(self, chain: _Optional[int] = ..., target: _Optional[int] = ..., node: _Optional[int] = ...) -> None: ...
+
+class Rebalance(_message.Message):
+    __slots__ = ("paused", "concurrent", "total", "done")
+    PAUSED_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    paused: bool
+    concurrent: int
+    total: int
+    done: int
+    def __init__(self, paused: _Optional[bool] = ..., concurrent: _Optional[int] = ..., total: _Optional[int] = ..., done: _Optional[int] = ...) -> None: ...
+
+class StartMovesRequest(_message.Message):
+    __slots__ = ("moves", "concurrent")
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    CONCURRENT_FIELD_NUMBER: _ClassVar[int]
+    moves: _containers.RepeatedCompositeFieldContainer[Move]
+    concurrent: int
+    def __init__(self, moves: _Optional[_Iterable[_Union[Move, _Mapping]]] = ..., concurrent: _Optional[int] = ...) -> None: ...
+
+class ControlMovesRequest(_message.Message):
+    __slots__ = ("action",)
+    class Action(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATUS: _ClassVar[ControlMovesRequest.Action]
+        PAUSE: _ClassVar[ControlMovesRequest.Action]
+        RESUME: _ClassVar[ControlMovesRequest.Action]
+        CANCEL: _ClassVar[ControlMovesRequest.Action]
+    STATUS: ControlMovesRequest.Action
+    PAUSE: ControlMovesRequest.Action
+    RESUME: ControlMovesRequest.Action
+    CANCEL: ControlMovesRequest.Action
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    action: ControlMovesRequest.Action
+    def __init__(self, action: _Optional[_Union[ControlMovesRequest.Action, str]] = ...) -> None: ...
+
+class MovesStatus(_message.Message):
+    __slots__ = ("rebalance", "active", "waiting", "obstacle")
+    REBALANCE_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLE_FIELD_NUMBER: _ClassVar[int]
+    rebalance: Rebalance
+    active: _containers.RepeatedCompositeFieldContainer[Move]
+    waiting: int
+    obstacle: str
+    def __init__(self, rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., active: _Optional[_Iterable[_Union[Move, _Mapping]]] = ..., waiting: _Optional[int] = ..., obstacle: _Optional[str] = ...) -> None: ...
+
 class ProcessEndedRequest(_message.Message):
     __slots__ = ("node", "incarnation", "pid")
     NODE_FIELD_NUMBER: _ClassVar[int]

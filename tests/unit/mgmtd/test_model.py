@@ -6,9 +6,9 @@ import pytest
 
 from luciola.config import MgmtdConfig
 from luciola.errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
-from luciola.ids import EMBEDDED_EPOCH, NodeId
+from luciola.ids import EMBEDDED_EPOCH, ChainId, NodeId, TargetId
 from luciola.mgmtd.model import MARK_INTERVAL_S, Model, longest_lease_ms
-from luciola.mgmtd.records import Change, Labels, NodeRecord, Records, StoreMark
+from luciola.mgmtd.records import Change, Labels, Move, NodeRecord, Records, StoreMark
 from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
@@ -834,3 +834,125 @@ def test_size_of_the_disk_is_known_from_heartbeats(manager):
     assert (life.capacity_bytes, life.free_bytes) == (100, 40)
     manager.beat(HEAD, (target(HEAD), 1, UPTODATE))
     assert life.free_bytes == 40, "a disk that hangs reports nothing"
+
+
+# Moves.
+
+NEW = 1002
+
+
+def moving(manager: Manager, target_leaves: int = 0) -> Move:
+    """A third node, to which the tail is to go."""
+    manager.beat(NEW)
+    leaves = TargetId(target_leaves or target(TAIL))
+    request = pb.StartMovesRequest(moves=[pb.Move(chain=CHAIN, target=leaves, node=NEW)])
+    manager.keep(manager.model.moves.started(request))
+    manager.wait(0.1)
+    return manager.model.records.moves[ChainId(CHAIN)]
+
+
+def report_all(manager: Manager, **locals_: int) -> None:
+    for member in manager.model.records.chains[CHAIN].members:
+        public = member.state
+        local = locals_.get(f"n{member.node}", UPTODATE if public is Public.SERVING else ONLINE)
+        manager.beat(member.node, (member.target, manager.version, local))
+    manager.wait(0.1)
+
+
+def test_replica_moves_by_being_added_synced_and_then_removed(manager):
+    moving(manager)
+    assert manager.states[NEW] is Public.OFFLINE
+    report_all(manager)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SERVING, NEW: Public.SYNCING}
+    report_all(manager, n1002=UPTODATE)
+    assert manager.states == dict.fromkeys((HEAD, TAIL, NEW), Public.SERVING)
+    manager.wait(0.1)
+    assert manager.states == {HEAD: Public.SERVING, NEW: Public.SERVING, TAIL: Public.SYNCING}
+    manager.wait(0.5)
+    assert TAIL in manager.states, "its node has not received that it does not serve"
+    report_all(manager)
+    assert manager.states == {HEAD: Public.SERVING, NEW: Public.SERVING}
+    manager.beat(TAIL)
+    report_all(manager)
+    assert manager.model.records.moves == {}
+    assert manager.model.records.rebalance.done == 1
+
+
+def test_old_replica_stays_while_the_new_one_does_not_serve(manager):
+    moving(manager)
+    report_all(manager)
+    for _ in range(5):
+        report_all(manager)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SERVING, NEW: Public.SYNCING}
+
+
+def test_move_of_a_head_ends_with_the_new_replica_as_head(manager):
+    moving(manager, target(HEAD))
+    for _ in range(12):
+        syncing = {node for node, state in manager.states.items() if state is Public.SYNCING}
+        report_all(manager, **{f"n{node}": UPTODATE for node in syncing - {HEAD}})
+        if HEAD not in manager.states:
+            manager.beat(HEAD)
+    assert list(manager.states) == [NEW, TAIL]
+    assert manager.model.records.moves == {}
+
+
+def test_move_continues_with_another_manager(manager):
+    moving(manager)
+    report_all(manager)
+    other = manager.restart()
+    other.sequence = manager.sequence
+    report_all(other)
+    report_all(other, n1002=UPTODATE)
+    other.wait(0.1)
+    assert other.states[TAIL] is Public.SYNCING
+    report_all(other)
+    assert TAIL not in other.states
+
+
+def test_cancelled_move_is_undone_before_the_new_replica_serves(manager):
+    moving(manager)
+    report_all(manager)
+    manager.keep(manager.model.moves.controlled(pb.ControlMovesRequest.CANCEL))
+    for _ in range(3):
+        report_all(manager)
+        if NEW not in manager.states:
+            manager.beat(NEW)
+    assert manager.states == {HEAD: Public.SERVING, TAIL: Public.SERVING}
+    assert manager.model.records.moves == {}
+
+
+def test_paused_moves_do_not_begin(manager):
+    manager.keep(manager.model.moves.controlled(pb.ControlMovesRequest.PAUSE))
+    manager.beat(NEW)
+    manager.keep(Change(moves=(Move(ChainId(CHAIN), TargetId(target(TAIL)), NodeId(NEW)),)))
+    manager.wait(1.0)
+    assert NEW not in manager.states
+    manager.keep(manager.model.moves.controlled(pb.ControlMovesRequest.RESUME))
+    manager.wait(0.1)
+    assert NEW in manager.states
+
+
+@pytest.mark.parametrize(
+    ("move", "error", "message"),
+    [
+        ({"chain": 5, "target": 1, "node": NEW}, NotFound, "no replica 1 of a chain 5"),
+        ({"chain": CHAIN, "target": 7, "node": NEW}, NotFound, "no replica 7"),
+        ({"chain": CHAIN, "target": target(TAIL), "node": 9}, NotFound, "no storage node 9"),
+        ({"chain": CHAIN, "target": target(TAIL), "node": HEAD}, InvalidArgument, "holds a replica"),
+        ({"chain": CHAIN}, InvalidArgument, "names no replica and no node"),
+    ],
+)
+def test_impossible_moves_are_refused(manager, move, error, message):
+    manager.beat(NEW)
+    with pytest.raises(error, match=message):
+        manager.model.moves.started(pb.StartMovesRequest(moves=[pb.Move(**move)]))
+
+
+def test_full_node_gets_no_replica(manager):
+    manager.beat(NEW, disk=pb.DiskSpace(capacity_bytes=100, free_bytes=5))
+    request = pb.StartMovesRequest(moves=[pb.Move(chain=CHAIN, target=target(TAIL), node=NEW)])
+    manager.keep(manager.model.moves.started(request))
+    manager.wait(0.1)
+    assert NEW not in manager.states
+    assert manager.model.moves.status().obstacle == f"the disk of node {NEW} is full"

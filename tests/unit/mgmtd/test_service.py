@@ -117,7 +117,7 @@ def serving(routing: pb.Routing) -> set[int]:
 
 def test_every_method_of_the_table_has_a_handler():
     service = Service(Store(MemoryEngine(), cluster_id="c"), settings())
-    assert len(methods.bind(methods.Mgmtd, service)) == 13
+    assert len(methods.bind(methods.Mgmtd, service)) == 15
 
 
 async def beat_in_racks(cluster: Cluster, racks: str, free: Sequence[int]) -> None:
@@ -768,3 +768,26 @@ def test_manager_that_stops_stores_how_far_storage_nodes_have_come():
             await cluster.beat(1000, incarnation=2, engine=older, directory_incarnations=(1, 2))
 
     scenario(start_again, engine=engine)
+
+
+def test_moves_are_started_paused_and_shown():
+    async def story(cluster: Cluster) -> None:
+        await with_table(cluster)
+        await cluster.beat(1003)
+        chain = (await cluster.routing()).chains[0]
+        move = pb.Move(chain=chain.id, target=chain.targets[0].id, node=1003)
+        status = await cluster.call("start_moves", pb.StartMovesRequest(moves=[move], concurrent=3))
+        assert (status.rebalance.total, status.rebalance.concurrent, status.waiting) == (1, 3, 1)
+        paused = await cluster.call(
+            "control_moves", pb.ControlMovesRequest(action=pb.ControlMovesRequest.PAUSE)
+        )
+        assert paused.rebalance.paused
+        await cluster.wait(0.5)
+        shown = pb.ControlMovesRequest(action=pb.ControlMovesRequest.STATUS)
+        assert (await cluster.call("control_moves", shown)).waiting == 1
+        await cluster.call("control_moves", pb.ControlMovesRequest(action=pb.ControlMovesRequest.RESUME))
+        await cluster.wait(0.5)
+        status = await cluster.call("control_moves", shown)
+        assert (list(status.active), status.waiting) == ([move], 0)
+
+    scenario(story)

@@ -6,6 +6,8 @@ reads its records again. Clients write and read through any node that believes i
 
     S1  a read returns every write that was acknowledged before it began (leases, chain versions)
     S2  at the end, with everybody healthy, every chain is SERVING on all its nodes and has every such write
+    S4  a replica that serves is not removed; a move, however often it is interrupted, ends with the new replica in the
+        place of the old one
     S3  chain versions grow exactly when members change; a replica never serves without having been up to date
 """
 
@@ -18,10 +20,10 @@ import pytest
 
 from luciola.config import MgmtdConfig
 from luciola.errors import Busy, Conflict, InvalidArgument
-from luciola.ids import ChainId
+from luciola.ids import ChainId, NodeId
 from luciola.mgmtd.model import Model
 from luciola.mgmtd.placement import Site, place
-from luciola.mgmtd.records import ChainRecord, Change, Records
+from luciola.mgmtd.records import ChainRecord, Change, Move, Records
 from luciola.states import Local, Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
@@ -92,6 +94,9 @@ class World:
         }
         self.acknowledged: dict[int, set[int]] = {}
         self.reads = self.writes = self.falls = self.rotations = 0
+        self.wanted: dict[
+            int, tuple[int, int]
+        ] = {}  # by chain: which replica was to leave, and for which node
         self.routing_version = 1
         for node in self.nodes.values():
             node.is_back = True
@@ -112,6 +117,8 @@ class World:
         for chain in change.chains:
             before = self.stored.chains.get(chain.id)
             if before is not None:
+                served = {m.target for m in before.members if m.state in SERVES}
+                assert served <= {m.target for m in chain.members}, "S4"
                 assert chain.version == before.version + 1, "S3"
                 assert chain.members != before.members, "S3"
         self.stored.apply(change)
@@ -221,6 +228,8 @@ class World:
                     was is Public.SYNCING and replica.local is Local.UPTODATE and public is Public.SERVING
                 )
                 replica.local = Local.UPTODATE if synced or public is Public.SERVING else Local.ONLINE
+        for chain_id in node.replicas.keys() - chains.keys():
+            del node.replicas[chain_id]  # removed from its chain; its chunks are dropped
         mine = [next(m.state for m in chain.members if m.node == node_id) for chain in chains.values()]
         node.is_back = node.is_back or not any(state in ACTIVE for state in mine)
         if changed:
@@ -284,6 +293,7 @@ class World:
             self.rotate: 3,
             self.disable: 1,
             self.enable: 2,
+            self.move: 3,
             lambda _node: self.stop_manager(): 2,
         }
         self.dice.choices(list(weights), list(weights.values()))[0](node)
@@ -327,6 +337,16 @@ class World:
             change = self.model.updated_chain(request, now_s=self.now)
             self.rotations += bool(change)
             self.keep(change)
+
+    def move(self, node: Node) -> None:
+        """A replica is to leave one chain for `node`."""
+        if not self.manager_up:
+            return
+        chain = self.dice.choice(list(self.stored.chains.values()))
+        if chain.id not in self.stored.moves and all(member.node != node.id for member in chain.members):
+            target = self.dice.choice(chain.members).target
+            self.keep(Change(moves=(Move(chain.id, target, NodeId(node.id)),)))
+            self.wanted[chain.id] = (target, node.id)
 
     def disable(self, node: Node) -> None:
         if self.manager_up:
@@ -402,6 +422,13 @@ def test_cluster_under_trouble_is_consistent_and_recovers(seed):
         for node in world.nodes.values():
             if chain in node.replicas:
                 assert numbers <= node.replicas[chain].data, f"S2 (seed {seed})"
+    assert world.stored.moves == {}, f"S4 (seed {seed})"
+    for chain, (target, node) in world.wanted.items():
+        members = world.stored.chains[chain].members
+        assert len(members) == world.replicas, f"S4 (seed {seed})"
+        assert node in {m.node for m in members}, f"S4 (seed {seed})"
+        assert target not in {m.target for m in members}, f"S4 (seed {seed})"
+    assert world.stored.rebalance.done >= len(world.wanted)
     assert world.reads > 1000
     assert world.falls > 5
 
@@ -430,7 +457,16 @@ class DoesNotWaitAfterStart(Model):
         self.newborn_until = dict.fromkeys(self.newborn_until, now_s)
 
 
-@pytest.mark.parametrize("bug", [GrantsToTheIgnorant, Impatient, DoesNotWaitAfterStart])
+class RemovesAtOnce(Model):
+    """Planted: V2 is not kept: the node of a replica that leaves may still serve."""
+
+    def demoted(self, chain, member, *, now_s):
+        after = super().demoted(chain, member, now_s=now_s)
+        self.targets[member.target].serves_until_s = float("-inf")
+        return after
+
+
+@pytest.mark.parametrize("bug", [GrantsToTheIgnorant, Impatient, DoesNotWaitAfterStart, RemovesAtOnce])
 def test_simulation_finds_planted_bugs(bug):
     for seed in range(100):
         try:

@@ -9,7 +9,7 @@ from luciola.errors import ConfigError, CorruptData, Unavailable
 from luciola.ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from luciola.kv import MemoryEngine
 from luciola.kv.faulty import Fault, FaultyEngine, every
-from luciola.mgmtd.records import ChainRecord, Change, EngineMark, NodeRecord, TableRecord
+from luciola.mgmtd.records import ChainRecord, Change, EngineMark, Move, NodeRecord, Rebalance, TableRecord
 from luciola.mgmtd.store import FORMAT, LEASE, Lease, Store
 from luciola.mgmtd.transitions import Member
 from luciola.states import Public
@@ -142,5 +142,19 @@ def test_terms_only_grow():
             seen = await store.take(seen, Lease(holder=holder, term=0))
             terms.append(seen.term)
         assert all(one < other for one, other in pairwise(terms))
+
+    asyncio.run(scenario())
+
+
+def test_moves_come_back_until_they_have_ended():
+    async def scenario() -> None:
+        store = Store(MemoryEngine(), cluster_id="c")
+        lease = await store.take(None, MINE)
+        moves = tuple(Move(ChainId(chain), TargetId(chain * 10), NodeId(3)) for chain in (1, 2))
+        await store.save(Change(moves=moves, rebalance=Rebalance(concurrent=2, total=2)), lease)
+        await store.save(Change(ended_moves=(ChainId(1),), rebalance=Rebalance(True, 2, 2, 1)), lease)
+        records = await store.load()
+        assert records.moves == {2: moves[1]}
+        assert records.rebalance == Rebalance(paused=True, concurrent=2, total=2, done=1)
 
     asyncio.run(scenario())
