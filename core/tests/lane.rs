@@ -434,6 +434,68 @@ fn a_call_without_an_answer_is_sent_to_the_server_that_replaces_its_own() {
     assert_eq!(*paused.seen.lock(), *other.seen.lock(), "the same id and bytes");
 }
 
+/// Less than it takes to give up an attempt to connect.
+const CONNECTING: Duration = Duration::from_secs(4);
+
+/// A call to `hung` of which `begun` says when it connects, and which is answered by the server that replaces that.
+fn replaced_while_connecting(hung: &str, begun: impl FnOnce(&Lane)) {
+    let other = Server::start([]);
+    let lane = lane(&[hung]);
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| lookup(&lane, 5, Instant::now() + CONNECTING));
+        begun(&lane);
+        lane.set_addresses(vec![other.address.clone()]);
+        assert_eq!(call.join().unwrap(), Ok(5));
+    });
+}
+
+#[test]
+fn a_server_that_hangs_in_its_handshake_is_left_when_it_is_replaced() {
+    let hung = TcpListener::bind("127.0.0.1:0").unwrap();
+    replaced_while_connecting(&hung.local_addr().unwrap().to_string(), |_| {
+        std::mem::forget(hung.accept().unwrap());
+    });
+    let hung = Server::start([]);
+    let local = hung.listen_locally();
+    replaced_while_connecting(&hung.address, |_| std::mem::forget(local.accept().unwrap()));
+    assert_eq!(hung.connections.load(Ordering::SeqCst), 0, "nor is it reached in another way");
+}
+
+#[test]
+fn a_host_that_does_not_answer_is_left_when_its_server_is_replaced() {
+    let hung = TcpListener::bind("127.0.0.1:0").unwrap();
+    rustix::net::listen(&hung, 0).unwrap();
+    let address = hung.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(socket) = TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        waiting.push(socket); // until nothing more gets in: the next one hears nothing
+    }
+    replaced_while_connecting(&address.to_string(), |lane| {
+        while !format!("{lane:?}").contains(" 1 open") {
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
+fn a_call_that_pauses_is_sent_again_when_the_service_changes() {
+    let standby = Server::start([Step::Error("unavailable")]);
+    let long = Duration::from_secs(1000);
+    let options = LaneOptions { retry_first: long, retry_max: long, ..LaneOptions::default() };
+    let lane = Lane::new(vec![standby.address.clone()], credential(Role::Client), options);
+    let deadline = soon();
+    std::thread::scope(|scope| {
+        let call = scope.spawn(|| lookup(&lane, 5, deadline));
+        while standby.seen.lock().is_empty() {
+            assert!(Instant::now() < deadline, "the request does not arrive");
+            std::thread::yield_now();
+        }
+        lane.retry_now(); // it is the primary now
+        assert_eq!(call.join().unwrap(), Ok(5));
+    });
+    assert_eq!(standby.seen.lock().len(), 2);
+}
+
 #[test]
 fn a_server_that_comes_later_is_waited_for() {
     let port = Port::reserve();

@@ -21,7 +21,7 @@ use super::options::Options;
 use super::shared::Shared;
 use super::workers::Workers;
 use crate::clock;
-use crate::cluster::routing::RoutingTable;
+use crate::cluster::routing::{Routing, RoutingTable};
 use crate::cluster::rpc::Lane;
 use crate::error::Result;
 use crate::types::ClientId;
@@ -96,6 +96,27 @@ struct MetaTerm {
     epoch: u64,
 }
 
+impl MetaTerm {
+    /// Of the metadata service that is to be called.
+    fn of(routing: &Routing) -> Option<MetaTerm> {
+        let node = routing.primary_meta()?;
+        Some(MetaTerm { node: node.id, incarnation: node.incarnation, epoch: node.epoch })
+    }
+}
+
+/// Call the metadata service that routing says, from the moment it does. While there is none, the last one.
+fn call_primary(lane: Arc<Lane>, routing: &RoutingTable) {
+    let mut called = None;
+    routing.listen(move |routing| {
+        let term = MetaTerm::of(routing);
+        if term.is_some() && term != called {
+            called = term;
+            lane.set_addresses(routing.meta_addresses());
+            lane.retry_now();
+        }
+    });
+}
+
 pub struct Session {
     id: ClientId,
     request: pb::ExtendClientRequest,
@@ -161,6 +182,7 @@ impl Session {
         mgmtd: Arc<Lane>,
         meta_lane: Arc<Lane>,
     ) -> Arc<Session> {
+        call_primary(meta_lane.clone(), &routing);
         Arc::new(Session {
             id,
             request,
@@ -318,28 +340,16 @@ impl Session {
         }
     }
 
-    /// Of the metadata service that is to be called.
     fn meta_term(&self) -> Option<MetaTerm> {
-        let routing = self.routing.current();
-        routing.primary_meta().map(|node| MetaTerm {
-            node: node.id,
-            incarnation: node.incarnation,
-            epoch: node.epoch,
-        })
+        MetaTerm::of(&self.routing.current())
     }
 
-    /// Use a metadata service that has taken over or was restarted, and report to it what is held.
+    /// Report what is held to a metadata service that has taken over or was restarted.
     fn follow_meta(self: &Arc<Self>) {
         let term = self.meta_term();
-        if term.is_none() {
-            return;
+        if term.is_some() && *self.known.lock() != term {
+            SingleFlight::send(self, |session| &session.holding, Session::report_holds);
         }
-        // Also back to one that knows what is held: while mgmtd starts, the only one that has reported may be a standby.
-        self.meta_lane.set_addresses(self.routing.current().meta_addresses());
-        if *self.known.lock() == term {
-            return;
-        }
-        SingleFlight::send(self, |session| &session.holding, Session::report_holds);
     }
 
     fn report_holds(&self) {
@@ -390,7 +400,6 @@ mod tests {
     use crate::buffer::Placement;
     use crate::client::fake::{self, FakeMeta};
     use crate::client::{CreateOptions, File, OpenOptions, WriteOffset, inode_path, name_path};
-    use crate::cluster::routing::Routing;
     use crate::cluster::rpc::LaneOptions;
     use crate::wire::credential::Token;
 
@@ -459,10 +468,15 @@ mod tests {
         {
             let called = format!("127.0.0.1:{}", nodes[0].id);
             session.routing.replace(routing(nodes));
-            session.follow_meta();
             assert_eq!(session.meta_lane.addresses(), [called]);
+            session.follow_meta();
             session.known.lock().get_or_insert(MetaTerm { node: 100, incarnation: 0, epoch: 7 });
         }
+        let before = session.meta_lane.changes();
+        session.routing.replace(routing(vec![meta(100, 7)]));
+        assert_eq!(session.meta_lane.changes(), before, "another one that has gone is no news");
+        session.routing.replace(routing(vec![meta(100, 8)]));
+        assert!(session.meta_lane.changes() > before, "calls that it has refused are sent to it again");
         drop(held);
         session.stop();
     }

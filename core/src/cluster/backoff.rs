@@ -11,6 +11,7 @@ use crate::clock::Suspension;
 /// its first attempt, and their clocks have advanced.
 #[derive(Clone, Debug)]
 pub(crate) struct Backoff {
+    first: Duration,
     next: Duration,
     max: Duration,
     suspension: Suspension,
@@ -18,7 +19,13 @@ pub(crate) struct Backoff {
 
 impl Backoff {
     pub(crate) fn new(first: Duration, max: Duration) -> Backoff {
-        Backoff { next: first.min(max), max, suspension: Suspension::since_now() }
+        let first = first.min(max);
+        Backoff { first, next: first, max, suspension: Suspension::since_now() }
+    }
+
+    /// Begin again with short pauses: what failed has changed.
+    pub(crate) fn restart(&mut self) {
+        self.next = self.first;
     }
 
     /// How long to wait now, never beyond `deadline`; `None` once that has passed.
@@ -53,6 +60,8 @@ mod tests {
             assert!(pause > most / 2 - Duration::from_micros(1) && pause <= most, "{pause:?} {most:?}");
         }
         assert!(backoff.pause(Instant::now()).is_none());
+        backoff.restart();
+        assert!(backoff.pause(far).unwrap() <= Duration::from_millis(10));
         let mut patient = Backoff::new(Duration::from_secs(1000), Duration::from_secs(1000));
         let left = Duration::from_secs(100);
         assert!(patient.pause(Instant::now() + left).unwrap() <= left);
@@ -65,6 +74,7 @@ mod tests {
         backoff.suspension = backoff.suspension.lengthened(Duration::from_secs(30));
         assert!(backoff.pause(deadline).is_some());
         backoff.suspension = backoff.suspension.lengthened(Duration::from_secs(31));
+        backoff.restart();
         assert!(backoff.pause(deadline).is_none());
     }
 }

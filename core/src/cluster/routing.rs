@@ -199,8 +199,11 @@ pub struct RoutingTable {
     shared: Arc<TableShared>,
 }
 
+type Listener = Box<dyn FnMut(&Routing) + Send>;
+
 struct TableShared {
     state: Mutex<TableState>,
+    listeners: Mutex<Vec<Listener>>,
     changed: Condvar,
     /// Wakes the thread out of a pause.
     hurry: Condvar,
@@ -228,8 +231,13 @@ impl RoutingTable {
     /// A table that changes only by [`RoutingTable::replace`], for tests and tools.
     pub fn fixed(routing: Routing) -> Arc<RoutingTable> {
         let state = TableState { current: Arc::new(routing), hurried: false, stopped: false };
-        let shared = TableShared { state: Mutex::new(state), changed: Condvar::new(), hurry: Condvar::new() };
-        Arc::new(RoutingTable { shared: Arc::new(shared) })
+        let shared = Arc::new(TableShared {
+            state: Mutex::new(state),
+            listeners: Mutex::default(),
+            changed: Condvar::new(),
+            hurry: Condvar::new(),
+        });
+        Arc::new(RoutingTable { shared })
     }
 
     pub fn current(&self) -> Arc<Routing> {
@@ -239,6 +247,13 @@ impl RoutingTable {
     /// Make `routing` the current one.
     pub fn replace(&self, routing: Routing) {
         self.shared.publish(routing);
+    }
+
+    /// Call `listener` with the current routing now, and with each that becomes the current one. It must not wait.
+    pub fn listen(&self, mut listener: impl FnMut(&Routing) + Send + 'static) {
+        let mut listeners = self.shared.listeners.lock();
+        listener(&self.current());
+        listeners.push(Box::new(listener));
     }
 
     /// Wait for a version above `version` until `deadline`, hurrying the thread if it sleeps after a failure.
@@ -282,6 +297,10 @@ impl TableShared {
         state.current = Arc::new(routing);
         drop(state);
         self.changed.notify_all();
+        for listener in self.listeners.lock().iter_mut() {
+            let current = self.state.lock().current.clone();
+            listener(&current);
+        }
     }
 
     /// Publish what `next` brings, until the table is stopped. A panic in there is a failed poll: without this thread every
@@ -487,6 +506,16 @@ mod tests {
             assert_eq!(waiter.join().unwrap(), 2);
         });
         assert_eq!(table.wait_newer(9, Instant::now()).version, 2);
+    }
+
+    #[test]
+    fn a_listener_hears_of_each_version() {
+        let table = RoutingTable::fixed(Routing { version: 1, ..Routing::default() });
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let versions = heard.clone();
+        table.listen(move |routing| versions.lock().push(routing.version));
+        table.replace(Routing { version: 4, ..Routing::default() });
+        assert_eq!(*heard.lock(), [1, 4]);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::backoff::Backoff;
 use crate::cancel::is_cancelled;
 use crate::error::{Error, Kind, Result};
 use crate::net::stream::Stream;
-use crate::net::{ConnectError, Endpoint, handshake, with_current_token};
+use crate::net::{ConnectError, handshake, with_current_token};
 use crate::wire::credential::{ChannelKind, Credential, Token};
 use crate::wire::frame::Malformed;
 use crate::wire::lane::{HEADER_BYTES, LaneHeader, PAYLOAD_BYTES_MAX, socket_name};
@@ -32,6 +32,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_FIRST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for a reply where there is another address to ask. A call with a longer deadline is sent again.
 pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest pause of a call once the service has changed. Calls of one client need not come together.
+const CHANGED_PAUSE_MAX: Duration = Duration::from_millis(10);
 const _: () = assert!(CONNECT_FIRST_TIMEOUT.as_millis() < CONNECT_TIMEOUT.as_millis());
 const _: () = assert!(CONNECT_TIMEOUT.as_millis() < ATTEMPT_TIMEOUT.as_millis());
 const _: () = assert!(PAYLOAD_BYTES_MAX <= u32::MAX as usize, "a header says how long a message is");
@@ -59,13 +61,16 @@ impl Default for LaneOptions {
 
 /// Calls one service that listens at one of several addresses. A call goes to the address that answered last,
 /// and on to the next when a connection fails, or a standby refuses it. An address that is left has no calls in progress
-/// any more: where one is not answered, others are not.
+/// any more: where one is not answered, others are not. Who knows of a change of the service says so
+/// (`set_addresses`, `retry_now`), and calls that wait to be sent again are sent at once.
 pub struct Lane {
     credential: Credential,
     options: LaneOptions,
     next_id: AtomicU64,
     state: Mutex<LaneState>,
     freed: Condvar,
+    /// Wakes calls out of their pauses.
+    changed: Condvar,
 }
 
 #[derive(Default)]
@@ -78,6 +83,8 @@ struct LaneState {
     in_use: Vec<ConnectionInUse>,
     /// Idle, in use and being opened.
     open: usize,
+    /// How often the service has changed.
+    changes: u64,
 }
 
 impl LaneState {
@@ -141,7 +148,13 @@ impl Lane {
         assert!(options.connections_max > 0, "a lane has at least one connection");
         let state = Mutex::new(LaneState { addresses, ..LaneState::default() });
         let next_id = AtomicU64::new(1);
-        Arc::new(Lane { credential: credential.into(), options, next_id, state, freed: Condvar::new() })
+        let (freed, changed) = (Condvar::new(), Condvar::new());
+        Arc::new(Lane { credential: credential.into(), options, next_id, state, freed, changed })
+    }
+
+    #[cfg(test)]
+    pub fn changes(&self) -> u64 {
+        self.state.lock().changes
     }
 
     #[cfg(test)]
@@ -161,6 +174,14 @@ impl Lane {
         state.preferred = place;
         state.addresses = addresses.clone();
         state.leave(|address| !addresses.iter().any(|known| known == address));
+        drop(state);
+        self.retry_now();
+    }
+
+    /// Send calls again that pause after a failure: the service has changed, as when a standby has taken over.
+    pub fn retry_now(&self) {
+        self.state.lock().changes += 1;
+        self.changed.notify_all();
     }
 
     /// Call `method`. The same bytes are sent again, with growing pauses, after a lost connection and after
@@ -201,7 +222,10 @@ impl Lane {
     ) -> Result<Vec<u8>> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let mut backoff = Backoff::new(self.options.retry_first, self.options.retry_max);
-        let mut untried = self.state.lock().addresses.len();
+        let (mut untried, mut seen) = {
+            let state = self.state.lock();
+            (state.addresses.len(), state.changes)
+        };
         // The last error of the service itself explains more than that the deadline has passed.
         let mut said = None;
         let given_up = |error: Error, attempts: &Attempts<String>| {
@@ -228,11 +252,29 @@ impl Lane {
                     error
                 }
             };
-            match backoff.pause(deadline) {
-                Some(pause) if !is_cancelled() => std::thread::sleep(pause),
-                _ => return Err(given_up(said.unwrap_or(error), attempts)),
+            if self.pause(&mut backoff, &mut seen, deadline).is_none() {
+                return Err(given_up(said.unwrap_or(error), attempts));
             }
         }
+    }
+
+    /// Wait before the next attempt, but not for long once the service has changed since it was `seen`. `None`: there is no time left, or the call is cancelled.
+    fn pause(&self, backoff: &mut Backoff, seen: &mut u64, deadline: Instant) -> Option<()> {
+        let until = Instant::now() + backoff.pause(deadline)?;
+        if is_cancelled() {
+            return None;
+        }
+        let mut state = self.state.lock();
+        while state.changes == *seen {
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                return Some(());
+            }
+        }
+        *seen = state.changes;
+        drop(state);
+        backoff.restart();
+        std::thread::sleep(backoff.pause(deadline)?.min(CHANGED_PAUSE_MAX));
+        Some(())
     }
 
     fn attempt(
@@ -277,11 +319,16 @@ impl Lane {
         }
     }
 
+    /// Whether the service may still be there.
+    fn knows(&self, address: &str) -> bool {
+        self.state.lock().addresses.iter().any(|known| known == address)
+    }
+
     fn is_one_of_several(&self) -> bool {
         self.state.lock().addresses.len() > 1
     }
 
-    /// Let `set_addresses` end the call from here on. False: the address has gone already.
+    /// Let `set_addresses` end what is done over the connection from here on. False: the address has gone already.
     fn begin_use(&self, address: &str, socket: &Arc<OwnedFd>) -> bool {
         let mut state = self.state.lock();
         let is_known = state.addresses.iter().any(|known| known == address);
@@ -344,6 +391,7 @@ impl Lane {
         Ok(OpenConnection { stream, generation })
     }
 
+    /// Ended from outside as a call is, when the address is left.
     fn connect_with(&self, token: &Token, address: &str, patience: Patience) -> Result<Stream, ConnectError> {
         let longest = if patience.has_others { CONNECT_FIRST_TIMEOUT } else { CONNECT_TIMEOUT };
         let deadline = patience.deadline.min(Instant::now() + longest);
@@ -351,13 +399,32 @@ impl Lane {
         let resolved = resolved.ok_or_else(|| io::Error::other("the name has no address"))?;
         // A server on this host is reached at half the price. Whatever stands in the way, TCP is still there.
         if let Ok(stream) = Stream::connect_abstract(socket_name(resolved).as_bytes()) {
-            match introduce(stream, token, deadline) {
-                Err(ConnectError::NotOurs | ConnectError::Io(_)) if Instant::now() < deadline => {}
+            match self.introduce(address, stream, token, deadline) {
+                Err(ConnectError::NotOurs | ConnectError::Io(_))
+                    if Instant::now() < deadline && self.knows(address) => {}
                 result => return result,
             }
         }
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        introduce(Stream::connect(&Endpoint::Tcp(resolved), timeout)?, token, deadline)
+        self.introduce(address, Stream::begin_tcp(resolved)?, token, deadline)
+    }
+
+    fn introduce(
+        &self,
+        address: &str,
+        mut stream: Stream,
+        token: &Token,
+        deadline: Instant,
+    ) -> Result<Stream, ConnectError> {
+        let socket = stream.handle();
+        if !self.begin_use(address, &socket) {
+            return Err(io::Error::other("the server was replaced").into());
+        }
+        let connected = stream
+            .finish_connecting(deadline)
+            .map_err(ConnectError::from)
+            .and_then(|()| handshake::as_client(&mut stream, ChannelKind::Lane, token, deadline));
+        self.end_use(&socket);
+        connected.map(|()| stream)
     }
 
     fn connect_failure(&self, address: &str, error: ConnectError) -> Failure {
@@ -417,11 +484,6 @@ impl fmt::Debug for Lane {
         let state = self.state.lock();
         write!(f, "Lane {{ {:?}, {} open, {} idle }}", state.addresses, state.open, state.idle.len())
     }
-}
-
-fn introduce(mut stream: Stream, token: &Token, deadline: Instant) -> Result<Stream, ConnectError> {
-    handshake::as_client(&mut stream, ChannelKind::Lane, token, deadline)?;
-    Ok(stream)
 }
 
 fn exchange(

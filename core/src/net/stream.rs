@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -89,6 +89,30 @@ impl Stream {
         let mut stream = Stream::new(fd, true)?;
         stream.stop_polling();
         Ok(stream)
+    }
+
+    /// Begin to connect over TCP. Before anything else, `finish_connecting`.
+    pub(crate) fn begin_tcp(address: SocketAddr) -> io::Result<Stream> {
+        let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        match rustix::net::connect(&fd, &address) {
+            Ok(()) | Err(Errno::INPROGRESS) => Stream::from_tcp(fd.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Wait for a connection that was begun. Another thread that shuts the socket down ends the wait.
+    pub(crate) fn finish_connecting(&mut self, deadline: Instant) -> io::Result<()> {
+        if self.shares_memory {
+            return Ok(());
+        }
+        if !is_ready_by(&self.fd, PollFlags::OUT, deadline)? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        sockopt::socket_error(&self.fd)??;
+        rustix::io::ioctl_fionbio(&self.fd, false)?;
+        Ok(())
     }
 
     pub(crate) fn from_tcp(stream: TcpStream) -> io::Result<Stream> {
@@ -389,7 +413,11 @@ impl AsFd for Stream {
 }
 
 fn has_input_by(fd: &OwnedFd, deadline: Instant) -> io::Result<bool> {
-    let mut polled = [PollFd::new(fd, PollFlags::IN)];
+    is_ready_by(fd, PollFlags::IN, deadline)
+}
+
+fn is_ready_by(fd: &OwnedFd, what: PollFlags, deadline: Instant) -> io::Result<bool> {
+    let mut polled = [PollFd::new(fd, what)];
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(cancel::slice(left)).map_err(io::Error::other)?;
