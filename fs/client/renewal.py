@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from ..errors import Error
+from ..errors import Error, InvalidArgument
 from ..wire.credentials import format_unix_s
 from ..wire.token_source import Source
 
@@ -53,6 +53,7 @@ class Renewal:
         try:
             token = self._source(refused=client.is_token_refused)
             if token != self._shown:
+                _require_same_limits(self._shown, token)
                 client.set_token(token.claims, token.key)
                 self._shown = token
                 log.info("a new token is used: %s (%s)", self._source.name, token.id)
@@ -75,6 +76,13 @@ class Renewal:
         if text != self._said:
             log.warning("%s", text)
         self._said = text
+
+
+def _require_same_limits(before: "Token", after: "Token") -> None:
+    """Raises: InvalidArgument where services would take the client for another one."""
+    then, now = before.described(), after.described()
+    if (then.root, then.read_only) != (now.root, now.read_only):
+        raise InvalidArgument("the new token opens another directory, or is read-only: connect again")
 
 
 __all__ = ["Renewal"]

@@ -85,8 +85,10 @@ class Execution:
         self._background: set[asyncio.Task[None]] = set()
         self.count = 0
 
-    def admit(self, caller: Caller) -> ClientRequests | None:
-        """Raises: InvalidArgument for a request that its client has given up."""
+    def admit(self, caller: Caller, identity: Identity) -> ClientRequests | None:
+        """Raises: InvalidArgument for a request that its client has given up; PermissionDenied for another's client."""
+        if caller.client:
+            self._requests.require_owner(caller.client, identity.principal, self._clock)
         return self._requests.admit(caller, self._clock) if caller.sequence else None
 
     def run(self, verb: Verb[Body, Reply], message: Body, identity: Identity) -> Answer[Reply]:
@@ -96,7 +98,7 @@ class Execution:
         if identity.limits.read_only and verb.changes_of(message):
             raise PermissionDenied("the token is read-only", errno=EROFS)
         root = identity.limits.root
-        admitted = self.admit(caller)
+        admitted = self.admit(caller, identity)
         self.count += 1
         mode = verb.mode_of(message)
         if mode is READ:

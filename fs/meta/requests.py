@@ -12,6 +12,9 @@ Q3  What a client that is gone has left is deleted when the cluster manager has 
     and it has been silent here for `idempotence_ms`. No wall clock is involved.
 Q4  Memory knows the slots of all stored answers. A request that has none was not carried out, and is not looked up.
 
+Q5  A client's id belongs to who used it first with this process: a request of another principal under that id is
+    refused, since it would get what the client may read, end its sessions and get its answers.
+
 Marks are in memory only, and that is enough: a late request comes over a connection of *this* process. If its client
 had settled it before this process started, it was sent before, over a connection that ended with the process before.
 """
@@ -21,8 +24,9 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from ..clock import Clock
-from ..errors import Busy, InvalidArgument
+from ..errors import Busy, InvalidArgument, PermissionDenied
 from ..kv import Engine
+from ..wire.credentials import Principal
 from ..wire.pb.common_pb2 import Caller
 from . import schema
 
@@ -35,12 +39,13 @@ PAGE: Final = 10_000
 class ClientRequests:
     """The mark and the slots of one client."""
 
-    __slots__ = ("_end", "_free", "_live", "_slots", "has_sent", "seen_s", "settled_below")
+    __slots__ = ("_end", "_free", "_live", "_slots", "has_sent", "owner", "seen_s", "settled_below")
 
     def __init__(self, seen_s: float) -> None:
         self.settled_below = 0
         self.seen_s = seen_s  # or later, if `has_sent`
         self.has_sent = False
+        self.owner: Principal | None = None  # the id was not used since this process started (Q5)
         self._slots: dict[int, int] = {}  # by the sequence of the request whose answer is there, or may be
         self._live: list[int] = []  # the keys of `_slots`, ascending
         self._free: list[int] = []  # slots of settled requests
@@ -141,6 +146,19 @@ class Requests:
         self._clients = {client: ClientRequests(now_s) for client in slots}
         for client, known in self._clients.items():
             known.load(slots[client])
+
+    def require_owner(self, number: int, principal: Principal, clock: Clock) -> None:
+        """The client's id is used by `principal` (Q5). Raises: PermissionDenied if it is another's."""
+        known = self._clients.get(number)
+        if known is None:
+            if len(self._clients) >= CLIENTS_MAX:
+                return  # it reads; what is numbered is refused
+            known = self._clients[number] = ClientRequests(clock.monotonic())
+        known.has_sent = True
+        if known.owner is None:
+            known.owner = principal
+        elif known.owner != principal:
+            raise PermissionDenied(f"client {number:#x} belongs to another token")
 
     def admit(self, caller: Caller, clock: Clock) -> ClientRequests:
         """Take note of a numbered request. Raises: InvalidArgument if it is void or makes no sense; Busy."""

@@ -105,7 +105,7 @@ class MetaService:
         """Replace all that the client holds, and compare its write sessions. Raises: InvalidArgument for too many."""
         self._dependencies.load.require_open()
         user = User(*identity.user(request.caller))
-        self._execution.admit(request.caller)
+        self._execution.admit(request.caller, identity)
         if len(request.inodes) > HOLDS_MAX or len(request.sessions) > SESSIONS_MAX:
             raise InvalidArgument(
                 f"a client holds at most {HOLDS_MAX} inodes and {SESSIONS_MAX} write sessions"

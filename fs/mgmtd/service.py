@@ -160,7 +160,8 @@ class Service:
     def extend_client(self, request: pb.ExtendClientRequest, identity: Identity) -> pb.ExtendClientReply:
         term = self._primary()
         now_s = self._clock.monotonic()
-        term.sessions.extend(request, now_s=now_s, unix_ms=self._clock.unix_ns() // 1_000_000)
+        unix_ms = self._clock.unix_ns() // 1_000_000
+        term.sessions.extend(request, owner=identity.principal, now_s=now_s, unix_ms=unix_ms)
         return pb.ExtendClientReply(
             interval_ms=self._config.client_extend_interval_ms,
             session_timeout_ms=self._config.client_session_timeout_ms,

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Final
 
-from ..errors import Busy, InvalidArgument
+from ..errors import Busy, InvalidArgument, PermissionDenied
 from ..ids import ClientId
+from ..wire.credentials import Principal
 from ..wire.pb import mgmtd_pb2 as pb
 
 CLIENTS_MAX: Final = 100_000
@@ -22,6 +23,7 @@ class Session:
     pid: int
     seen_s: float
     seen_unix_ms: int
+    owner: Principal
 
 
 class Sessions:
@@ -33,8 +35,13 @@ class Sessions:
         self._started_s = now_s
         self._sessions: dict[ClientId, Session] = {}
 
-    def extend(self, request: pb.ExtendClientRequest, *, now_s: float, unix_ms: int) -> None:
-        """The client is alive, or is leaving. Raises: InvalidArgument, Busy."""
+    def extend(
+        self, request: pb.ExtendClientRequest, *, owner: Principal, now_s: float, unix_ms: int
+    ) -> None:
+        """The client of `owner` is alive, or is leaving.
+
+        Raises: InvalidArgument, Busy; PermissionDenied for a client of another owner.
+        """
         client = ClientId(request.client)
         if client == 0:
             raise InvalidArgument("a client has an id, which is not 0")
@@ -43,6 +50,8 @@ class Sessions:
         if max(len(request.host), len(request.description)) > TEXT_BYTES_MAX:
             raise InvalidArgument(f"host and description have at most {TEXT_BYTES_MAX} characters")
         known = self._sessions.get(client)
+        if known is not None and known.owner != owner:
+            raise PermissionDenied(f"client {client:#x} belongs to another token")
         if known is not None and (known.pid, known.started_unix_ms) != (request.pid, request.started_unix_ms):
             raise InvalidArgument(f"client {client:#x} is another process: ids are random, take a new one")
         if request.leaving:
@@ -61,6 +70,7 @@ class Sessions:
             pid=request.pid,
             seen_s=now_s,
             seen_unix_ms=unix_ms,
+            owner=owner,
         )
 
     def expire(self, *, now_s: float) -> None:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from google.protobuf.message import DecodeError
 
@@ -297,6 +297,9 @@ def format_unix_s(unix_s: int) -> str:
         return f"{unix_s} s after 1970"
 
 
+Principal: TypeAlias = tuple[Claims.Role, int, int, bool]
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who calls, as proved by a token. `expires_unix_s` 0: never. `token`: its id."""
@@ -310,6 +313,11 @@ class Identity:
     key_id: int = 0
     minted_unix_s: int = field(default=0, compare=False)
     limits: Limits = NO_LIMITS
+
+    @property
+    def principal(self) -> "Principal":
+        """What a token has in common with those that renew it: client ids belong to it."""
+        return self.role, self.uid, self.limits.root, self.limits.read_only
 
     def may(self, role: Claims.Role) -> bool:
         """Return whether this identity may do what `role` may: each role includes those before it."""
@@ -446,6 +454,7 @@ __all__ = [
     "Identity",
     "Limits",
     "Minter",
+    "Principal",
     "Token",
     "create_secret",
     "derive_key",

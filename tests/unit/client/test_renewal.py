@@ -4,7 +4,7 @@ import logging
 import time
 
 from luciola.client.renewal import Renewal
-from luciola.wire.credentials import mint, save_token
+from luciola.wire.credentials import Limits, mint, save_token
 from luciola.wire.token_source import TokenFile
 
 SECRET = bytes(32)
@@ -47,6 +47,18 @@ def test_a_damaged_file_replaces_nothing_and_is_said_once(tmp_path, caplog):
         save_token(path, second := mint(SECRET))
         assert renewal.look()
     assert client.tokens == [tuple(second)]
+
+
+def test_a_token_with_other_limits_is_not_handed_over(tmp_path, caplog):
+    path = tmp_path / "token"
+    save_token(path, first := mint(SECRET))
+    client = Client()
+    renewal = Renewal(TokenFile(path), first, lambda: client)
+    with caplog.at_level(logging.WARNING):
+        save_token(path, mint(SECRET, limits=Limits(read_only=True)))
+        assert renewal.look()
+    assert client.tokens == []
+    assert "opens another directory, or is read-only: connect again" in caplog.text
 
 
 def test_an_end_that_comes_near_is_said_with_the_files_name(tmp_path, caplog):

@@ -241,7 +241,12 @@ def test_read_only_token_reads_and_changes_nothing(world, tree):
 def test_read_only_token_ends_no_session_of_the_client_that_it_names(world, tree):
     session = world.open(b"/secret", write=True, user=ROOT, client=7).session
     world.clock.advance(3600)
-    world.call("hold", pb.HoldRequest(), client=7, identity=token(tree, root=0, read_only=True))
+    reader = token(tree, root=0, read_only=True)
+    with pytest.raises(PermissionDenied, match="belongs to another token"):
+        world.call("hold", pb.HoldRequest(), client=7, identity=reader)
+    world.crash()  # the id was not used since
+    world.call("hold", pb.HoldRequest(), client=7, identity=reader)
+    world.crash()
     assert world.sync(tree[b"secret"], session, client=7, mtime_ns=5).mtime_ns == 5
 
 

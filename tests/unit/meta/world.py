@@ -74,6 +74,7 @@ class World:
         self.identity = Identity(TRUSTED, 0, 0, ())
         self.history_s = history_s
         self.sequence = 0
+        self._principals = {self.identity.principal: 0}
         self.start()
 
     def start(self) -> None:
@@ -127,13 +128,27 @@ class World:
         return Caller(uid=user[0], gid=user[1], groups=groups, client=client, sequence=sequence)
 
     def call(
-        self, name: str, request, *, user=ROOT, client: int = 1, groups=(), sequence=None, identity=None
+        self,
+        name: str,
+        request,
+        *,
+        user=ROOT,
+        client: int | None = None,
+        groups=(),
+        sequence=None,
+        identity=None,
     ):
-        """Sends one request; `user` and `client` say whose. Like clients, numbers only those that change something."""
+        """Sends one request; `user` and `client` say whose. Like clients, numbers only those that change something.
+
+        The first principal is client 1, another one 1001 and so on, where no client is named.
+        """
+        identity = identity or self.identity
+        if client is None:
+            client = 1 + 1000 * self._principals.setdefault(identity.principal, len(self._principals))
         if sequence is None and name in READING:
             sequence = 0
         request.caller.CopyFrom(self.caller(user, client, groups=groups, sequence=sequence))
-        reply = self.run(getattr(self.service, name)(request, identity or self.identity))
+        reply = self.run(getattr(self.service, name)(request, identity))
         return reply.message() if isinstance(reply, Preserialized) else reply
 
     def create(

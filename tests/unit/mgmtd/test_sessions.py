@@ -2,10 +2,13 @@
 
 import pytest
 
-from luciola.errors import Busy, InvalidArgument
+from luciola.errors import Busy, InvalidArgument, PermissionDenied
 from luciola.mgmtd import sessions as module
 from luciola.mgmtd.sessions import Sessions
+from luciola.wire import CLIENT
 from luciola.wire.pb import mgmtd_pb2 as pb
+
+OWNER = (CLIENT, 1000, 0, False)
 
 
 def request(client: int = 7, **fields) -> pb.ExtendClientRequest:
@@ -20,8 +23,8 @@ def listed(sessions: Sessions, now_s: float) -> list[int]:
 
 def test_client_is_alive_until_it_is_silent_for_too_long():
     sessions = Sessions(timeout_s=60, now_s=0)
-    sessions.extend(request(), now_s=1, unix_ms=1000)
-    sessions.extend(request(), now_s=30, unix_ms=30_000)
+    sessions.extend(request(), owner=OWNER, now_s=1, unix_ms=1000)
+    sessions.extend(request(), owner=OWNER, now_s=30, unix_ms=30_000)
     assert listed(sessions, 89) == [7]
     session = sessions.list(now_s=89).clients[0]
     assert (session.host, session.kind, session.pid, session.last_seen_unix_ms) == (
@@ -35,8 +38,8 @@ def test_client_is_alive_until_it_is_silent_for_too_long():
 
 def test_leaving_client_is_forgotten_at_once():
     sessions = Sessions(timeout_s=60, now_s=0)
-    sessions.extend(request(), now_s=1, unix_ms=1)
-    sessions.extend(request(leaving=True), now_s=2, unix_ms=2)
+    sessions.extend(request(), owner=OWNER, now_s=1, unix_ms=1)
+    sessions.extend(request(leaving=True), owner=OWNER, now_s=2, unix_ms=2)
     assert listed(sessions, 2) == []
 
 
@@ -48,20 +51,30 @@ def test_no_client_counts_as_dead_before_all_could_report():
 
 def test_another_process_with_the_same_id_is_refused():
     sessions = Sessions(timeout_s=60, now_s=0)
-    sessions.extend(request(), now_s=1, unix_ms=1)
+    sessions.extend(request(), owner=OWNER, now_s=1, unix_ms=1)
     with pytest.raises(InvalidArgument, match="another process"):
-        sessions.extend(request(pid=4), now_s=1, unix_ms=1)
+        sessions.extend(request(pid=4), owner=OWNER, now_s=1, unix_ms=1)
     with pytest.raises(InvalidArgument, match="not 0"):
-        sessions.extend(request(client=0), now_s=1, unix_ms=1)
+        sessions.extend(request(client=0), owner=OWNER, now_s=1, unix_ms=1)
     with pytest.raises(InvalidArgument, match="at most"):
-        sessions.extend(request(client=8, description="x" * 300), now_s=1, unix_ms=1)
+        sessions.extend(request(client=8, description="x" * 300), owner=OWNER, now_s=1, unix_ms=1)
+
+
+def test_client_of_one_token_is_neither_extended_nor_ended_by_another():
+    sessions = Sessions(timeout_s=60, now_s=0)
+    sessions.extend(request(), owner=OWNER, now_s=1, unix_ms=1)
+    for other in ((CLIENT, 1001, 0, False), (CLIENT, 1000, 5, False), (CLIENT, 1000, 0, True)):
+        for leaving in (False, True):
+            with pytest.raises(PermissionDenied, match="another token"):
+                sessions.extend(request(leaving=leaving), owner=other, now_s=1, unix_ms=1)
+    assert listed(sessions, 2) == [7]
 
 
 def test_number_of_clients_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "CLIENTS_MAX", 2)
     sessions = Sessions(timeout_s=60, now_s=0)
     for client in (1, 2):
-        sessions.extend(request(client), now_s=1, unix_ms=1)
+        sessions.extend(request(client), owner=OWNER, now_s=1, unix_ms=1)
     with pytest.raises(Busy):
-        sessions.extend(request(3), now_s=1, unix_ms=1)
-    sessions.extend(request(2), now_s=2, unix_ms=2)
+        sessions.extend(request(3), owner=OWNER, now_s=1, unix_ms=1)
+    sessions.extend(request(2), owner=OWNER, now_s=2, unix_ms=2)
