@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "up": ("cluster", "up"),
     "down": ("cluster", "down"),
     "status": ("cluster", "status"),
+    "health": ("health_check", "health"),
     "mount": ("mount", "mount"),
     "umount": ("mount", "umount"),
     "ls": ("files", "ls"),

@@ -8,51 +8,32 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Final, NotRequired, TypeAlias, TypedDict, Unpack
+from typing import Final, Unpack
 
 import click
 
 from ..config import load
 from ..errors import Timeout, Unavailable
-from ..fuse import Record, read_records, record_of, source_of, stale_mounts
 from ..logfile import rotate_output
-from ..metrics import address_of
 from ..mgmtd.placement import REPLICAS_MAX
-from ..wire.pb import mgmtd_pb2
-from ..wire.pb.storage_pb2 import SpaceReply
 from . import private_etcd, processes
 from .administration import confirm
-from .datadir import DataDir, Shape, check_shape, choose_shape
-from .health import describe_domains, describe_progress, describe_space, describe_trouble
+from .datadir import DataDir, check_shape, choose_shape
+from .findings import Found
 from .metadata_options import Given, metadata_options, wanted_metadata
-from .metadata_status import (
-    PRIMARY,
-    STANDBY,
-    LogState,
-    MemberState,
-    describe_members,
-    leader_of,
-    logs_of,
-    members_of,
-    primary_manager,
-)
 from .metadata_switch import finish
-from .mgmtd_client import TAKE_OVER_S, ChainState, MgmtdClient, describe_chains, serving_meta
 from .options import config_option, data_option, json_option, yes_option
 from .output import print_json, print_table
-from .processes import ServiceState
 from .supervisor import (
-    MANAGER_NODE,
-    META_NODE,
     Supervisor,
     clean_stale_mounts,
-    directory_of,
     end_extra_mounts,
     end_leftovers,
     read_state,
-    storage_nodes,
 )
+from .survey import Report, survey
 
 READY_S: Final = 220.0  # longer than the supervisor itself waits for its services
 DOWN_S: Final = 60.0
@@ -244,203 +225,13 @@ def status(data_path: Path, as_json: bool) -> None:
     Example:
       luciola status --data /var/lib/luciola
     """
-    data = DataDir(data_path.absolute())
-    shape = data.read_shape()
-    supervised = data.is_supervised()
-    mounts = read_records(str(data.root))
-    mounting = {record.pid for record in mounts}
-    services = (
-        [_checked(each, mounting) for each in read_state(data).get("services", [])] if supervised else []
-    )
-    services += _extra_mounts(data, services, mounts)
-    services = [_with_channel(service, mounts) for service in services]
-    report: Report = {
-        "cluster_id": shape.cluster.cluster_id,
-        "phase": read_state(data).get("phase", "stopped") if supervised else "stopped",
-        "replicas": shape.replicas,
-        "services": services,
-        "chains": [],
-        "notes": [],
-        "full": [],
-        "loading": False,
-        "healthy": False,
-    }
-    troubles: list[str] = []
-    if supervised:
-        (manager, meta), members, logs = asyncio.run(_metadata_of(shape))
-        services = [_checked_member(service, shape, members) for service in services]
-        troubles = describe_members(members)
-        try:
-            routing, spaces, loading = asyncio.run(_state_of(shape, patience_s=TAKE_OVER_S if manager else 0))
-            meta = None if (serving := serving_meta(routing)) is None else str(serving.id)
-            report["chains"] = describe_chains(routing)
-            services = [_reported(service, routing) for service in services]
-            report["notes"] = [
-                *_notes(shape, routing),
-                *describe_progress(routing),
-                *describe_domains(routing),
-                *describe_space(spaces),
-            ]
-            report["loading"] = bool(loading)
-            report["notes"] += [loading] if loading else []
-            report["full"] = [node for node, space in sorted(spaces.items()) if space.full]
-        except (Unavailable, Timeout) as error:
-            report["error"] = str(error)
-        primaries = {"mgmtd": manager, "meta": meta}
-        services = [_with_role(service, primaries) for service in services]
-        report["services"] = [_with_metrics(_with_log(service, logs), data) for service in services]
-        troubles += _describe_roles(services) if shape.cluster.metadata is not None else []
-        report["notes"] += troubles
-    states = [service["state"] for service in report["services"]]
-    chains = [chain["state"] for chain in report["chains"]]
-    healthy = bool(states) and set(states) == {"running"} and bool(chains) and set(chains) == {"serving"}
-    healthy = healthy and not report["full"] and not report["loading"] and not troubles
-    report["healthy"] = healthy
+    report = survey(DataDir(data_path.absolute()))
     if as_json:
         print_json(report)
     else:
         _print_status(report)
-    if not healthy:
+    if not report["healthy"]:
         sys.exit(1)
-
-
-class Report(TypedDict):
-    """What `status` prints. `error`: why mgmtd could not be asked."""
-
-    cluster_id: str
-    phase: str
-    replicas: int
-    services: list[ServiceState]
-    chains: list[ChainState]
-    notes: list[str]
-    full: list[int]
-    loading: bool
-    healthy: bool
-    error: NotRequired[str]
-
-
-Primaries: TypeAlias = tuple[str | None, str | None]  # ids of mgmtd and meta
-
-
-async def _state_of(
-    shape: Shape, *, patience_s: float
-) -> tuple[mgmtd_pb2.Routing, dict[int, SpaceReply], str]:
-    async with MgmtdClient.connect(shape.cluster) as manager:
-        routing = await manager.routing(patience_s=patience_s)
-        return routing, await manager.spaces(routing), await manager.load_in_progress(routing)
-
-
-async def _metadata_of(shape: Shape) -> tuple[Primaries, list[MemberState], list[LogState]]:
-    """Return which mgmtd and meta say that they are primary, the members of etcd, and the logs, if they can be read."""
-    options = shape.cluster.metadata_options()
-    if options is None:
-        return (str(MANAGER_NODE), str(META_NODE)), [], []
-
-    async def logs() -> list[LogState]:
-        try:
-            return await logs_of(options, shape.cluster)
-        except (Unavailable, Timeout):  # what is said of the members says why
-            return []
-
-    manager, members, found = await asyncio.gather(
-        primary_manager(shape.cluster), members_of(options), logs()
-    )
-    return (manager, leader_of(found, "meta")), members, found
-
-
-def _checked_member(service: ServiceState, shape: Shape, members: list[MemberState]) -> ServiceState:
-    """A member of etcd whose process runs has started when it answers."""
-    if service["kind"] != "etcd" or service["state"] != "running":
-        return service
-    assert shape.etcd_peers, "a private etcd runs"
-    state = members[int(service["id"]) - 1]["state"]
-    return {**service, "state": "starting"} if state == "unreachable" else service
-
-
-def _with_role(service: ServiceState, primaries: dict[str, str | None]) -> ServiceState:
-    """Say which of several processes of a kind serves."""
-    if service["kind"] not in primaries:
-        return service
-    return {**service, "role": PRIMARY if service["id"] == primaries[service["kind"]] else STANDBY}
-
-
-def _describe_roles(services: list[ServiceState]) -> list[str]:
-    """Name each kind of service of which none serves."""
-    kinds = {service["kind"] for service in services if "role" in service}
-    served = {service["kind"] for service in services if service.get("role") == PRIMARY}
-    return [f"no {kind} is the primary: programs wait until one is" for kind in sorted(kinds - served)]
-
-
-def _with_log(service: ServiceState, logs: list[LogState]) -> ServiceState:
-    """Add how far a process has come that follows a log, if it says so."""
-    for log in logs:
-        for replica in log["replicas"]:
-            if (log["log"], replica["id"]) == (service["kind"], service["id"]) and replica["lag"] is not None:
-                return {**service, "lag": replica["lag"], "checkpoint": replica["checkpoint"]}
-    return service
-
-
-def _with_metrics(service: ServiceState, data: DataDir) -> ServiceState:
-    """Say where a service shows its metrics."""
-    if service["kind"] == "etcd" or not service["pid"]:
-        return service
-    if service["kind"] == "mount":
-        base = record_of(service["id"], str(data.root))
-    else:
-        base = data.root / directory_of(service["kind"], service["id"])
-    address = address_of(base)
-    return {**service, "metrics": address} if address else service
-
-
-def _notes(shape: Shape, routing: mgmtd_pb2.Routing) -> list[str]:
-    """Return what an administrator has to know or do."""
-    known = {node.id for node in routing.nodes if node.kind == mgmtd_pb2.NODE_STORAGE}
-    return describe_trouble(routing, known | set(storage_nodes(shape)))
-
-
-def _reported(service: ServiceState, routing: mgmtd_pb2.Routing) -> ServiceState:
-    """Show a running process as starting until mgmtd has a heartbeat of it, not only of the one before it."""
-    if service["state"] != "running" or service["kind"] not in ("mgmtd", "meta", "storage"):
-        return service
-    node = next((each for each in routing.nodes if str(each.id) == service["id"]), None)
-    if node is not None and node.status == mgmtd_pb2.DISABLED:
-        return {**service, "state": "disabled"}
-    reported = node is not None and node.pid == service["pid"] and node.status == mgmtd_pb2.CONNECTED
-    return service if reported else {**service, "state": "starting"}
-
-
-def _checked(service: ServiceState, mounting: set[int]) -> ServiceState:
-    """What the supervisor says of a service, and what the system knows better. `mounting`: processes with a mount."""
-    if service["state"] != "running":
-        return service
-    if not (service["pid"] and processes.is_alive(service["pid"])):
-        return {**service, "state": "dead"}
-    if service["kind"] == "mount" and service["pid"] not in mounting:
-        return {**service, "state": "starting"}
-    return service
-
-
-def _extra_mounts(data: DataDir, services: list[ServiceState], mounts: list[Record]) -> list[ServiceState]:
-    known = {service["id"] for service in services if service["kind"] == "mount"}
-    served: list[ServiceState] = [
-        {"kind": "mount", "id": record.mountpoint, "pid": record.pid, "state": "running"}
-        for record in mounts
-        if record.mountpoint not in known
-    ]
-    dead: list[ServiceState] = [
-        {"kind": "mount", "id": str(mountpoint), "pid": None, "state": "dead"}
-        for mountpoint in stale_mounts(source_of(str(data.root)))
-        if str(mountpoint) not in known
-    ]
-    return served + dead
-
-
-def _with_channel(service: ServiceState, mounts: list[Record]) -> ServiceState:
-    """Say where the requests of a mount come from."""
-    for record in mounts:
-        if service["kind"] == "mount" and service["pid"] == record.pid and record.channel:
-            return {**service, "channel": record.channel, "channel_reason": record.channel_reason}
-    return service
 
 
 def _print_status(report: Report) -> None:
@@ -472,8 +263,19 @@ def _print_status(report: Report) -> None:
         click.echo(f"chains: {serving} of {len(report['chains'])} complete")
     for note in report["notes"]:
         click.echo(note)
+    if report["findings"]:
+        click.echo(f"{_counted(report['findings'])}: luciola health")
     if "error" in report:
         click.echo(f"mgmtd: {report['error']}")
+
+
+def _counted(findings: list[Found]) -> str:
+    counts = Counter(finding["severity"] for finding in findings)
+    return ", ".join(
+        f"{counts[severity]} {severity}{'s' if counts[severity] > 1 else ''}"
+        for severity in ("error", "warning")
+        if counts[severity]
+    )
 
 
 def _log_to_stderr() -> None:

@@ -252,7 +252,8 @@ async def _places(ask: MgmtdClient, routing: pb.Routing, chains: list[pb.Chain])
     hosts = {node.id: node.host for node in routing.nodes}
 
     def replica(target: TargetState) -> Replica:
-        status = statuses.get(target["node"], storage_pb2.StorageStatus())
+        timed = statuses.get(target["node"])
+        status = storage_pb2.StorageStatus() if timed is None else timed.status
         return {
             **target,
             "host": hosts.get(target["node"], ""),

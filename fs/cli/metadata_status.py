@@ -13,10 +13,12 @@ from ..wire import SERVICE, Cluster, Minter, RpcClients, methods
 from ..wire.etcd import EtcdClient, EtcdOptions
 from ..wire.pb import etcd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
+from .findings import Finding
 from .mgmtd_client import MgmtdClient
 
 LOGS: Final = ("mgmtd", "meta")
 ANSWER_S: Final = 2.0  # of what is shown if it is there
+LAG_MAX: Final = 10_000  # records: some seconds of a busy log, and of a take-over
 PRIMARY: Final = "primary"
 STANDBY: Final = "standby"
 
@@ -114,30 +116,67 @@ def _unreachable(address: str) -> MemberState:
 
 
 def describe_members(members: Sequence[MemberState]) -> list[str]:
-    """One line for each trouble, with its remedy; none if every member is well."""
-    lines = [
-        f"etcd at {each['address']} does not answer" for each in members if each["state"] == "unreachable"
+    """One line for each trouble; none if every member is well."""
+    return [finding.what for finding in find_members(members)]
+
+
+def find_members(members: Sequence[MemberState]) -> list[Finding]:
+    """Return what is wrong with the members of etcd."""
+    found = [
+        Finding(
+            "ETCD_MEMBER_DOWN", f"etcd at {each['address']} does not answer", f"etcd at {each['address']}"
+        )
+        for each in members
+        if each["state"] == "unreachable"
     ]
-    if lines and len(lines) > (len(members) - 1) // 2:
-        lines.append(
-            f"{len(lines)} of {len(members)} members of etcd do not answer, a majority is needed: no metadata can be "
+    if found and len(found) > (len(members) - 1) // 2:
+        what = (
+            f"{len(found)} of {len(members)} members of etcd do not answer, a majority is needed: no metadata can be "
             "read or changed until they are back"
         )
+        found.append(Finding("ETCD_NO_QUORUM", what, "etcd"))
     elif members and not any(each["leads"] for each in members):
-        lines.append("etcd has no leader: no metadata can be read or changed until it has one")
+        what = "etcd has no leader: no metadata can be read or changed until it has one"
+        found.append(Finding("ETCD_NO_LEADER", what, "etcd"))
     if full := [each for each in members if each["state"] == "full"]:
         where = ", ".join(each["address"] for each in full)
         size = format_bytes(max(each["size_bytes"] for each in full))
-        lines.append(
+        what = (
             f"etcd at {where} is full ({size}): no metadata can be changed; `luciola metadata trim` makes room, and "
             'docs/operations.md, "A full etcd", says more'
         )
-    lines += [
-        f"etcd at {each['address']} found its data damaged: replace that member"
+        found.append(Finding("ETCD_FULL", what, f"etcd at {where}"))
+    return found + [
+        Finding(
+            "ETCD_CORRUPT",
+            f"etcd at {each['address']} found its data damaged: replace that member",
+            f"etcd at {each['address']}",
+        )
         for each in members
         if each["state"] == "corrupt"
     ]
-    return lines
+
+
+def find_logs(logs: Sequence[LogState]) -> list[Finding]:
+    """Return processes that follow a log and do not answer, or are far behind."""
+    found = []
+    for log in logs:
+        name, replicas = log["log"], log["replicas"]
+        answering = [each for each in replicas if each["position"] is not None]
+        if len(answering) == 1 < len(replicas):
+            silent = ", ".join(each["id"] for each in replicas if each["position"] is None)
+            what = f"no standby for {name} {answering[0]['id']}: {name} {silent} does not answer"
+            found.append(Finding(f"{name.upper()}_NO_STANDBY", what, name))
+        found += [
+            Finding(
+                f"{name.upper()}_BEHIND",
+                f"{name} {each['id']} lacks {each['lag']} records",
+                f"{name} {each['id']}",
+            )
+            for each in answering
+            if (each["lag"] or 0) > LAG_MAX
+        ]
+    return found
 
 
 async def logs_of(options: EtcdOptions, cluster: Cluster) -> list[LogState]:
@@ -209,6 +248,8 @@ __all__ = [
     "MemberState",
     "ReplicaState",
     "describe_members",
+    "find_logs",
+    "find_members",
     "leader_of",
     "logs_of",
     "members_of",

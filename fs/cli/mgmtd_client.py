@@ -1,9 +1,10 @@
 """What the command line asks of mgmtd, and of the nodes that mgmtd knows."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from typing import Final, TypedDict
+from typing import Final, NamedTuple, TypedDict, TypeVar
 
 from ..errors import Error, NotFound, Timeout, Unavailable
 from ..ids import ROOT_INODE, STANDBY_EPOCH
@@ -27,6 +28,15 @@ CALL_S = 10.0  # everything asked here is answered from memory, but the machine 
 ATTEMPT_S: Final = 3.0  # before another of several managers is asked: this one may be stopped
 TAKE_OVER_S: Final = 20.0  # until one of several managers is primary: some leases
 POLL_S: Final = 0.1
+
+Answer = TypeVar("Answer")
+
+
+class TimedStatus(NamedTuple):
+    """The status of a storage node. `ahead_s`: of its clock, how far it is ahead of the one here."""
+
+    status: StorageStatus
+    ahead_s: float
 
 
 class MgmtdClient:
@@ -162,28 +172,25 @@ class MgmtdClient:
 
     async def spaces(self, routing: pb.Routing) -> dict[int, SpaceReply]:
         """Size and free space of each storage node that answers at once."""
+
+        async def ask(address: str) -> SpaceReply:
+            return await self.clients.call(address, methods.Storage.space, Empty(), timeout_s=SPACE_S)
+
         nodes = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE and node.status != pb.FAILED]
-        return await self._ask_each(nodes, methods.Storage.space)
+        return await _ask_each(nodes, ask)
 
     async def storage_statuses(
-        self, routing: pb.Routing, *, nodes: Collection[int]
-    ) -> dict[int, StorageStatus]:
-        """What each of these storage nodes that answers at once holds and has counted."""
-        named = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE and node.id in nodes]
-        return await self._ask_each(named, methods.Storage.status)
+        self, routing: pb.Routing, *, nodes: Collection[int] | None = None
+    ) -> dict[int, TimedStatus]:
+        """What each of these storage nodes (None: of all) that answers at once holds and has counted, and its clock."""
 
-    async def _ask_each(self, nodes: Iterable[pb.Node], method: Method[Empty, Reply]) -> dict[int, Reply]:
-        """The replies of those that answer at once; of the others, their status in routing says the rest."""
+        async def ask(address: str) -> TimedStatus:
+            asked_s = time.time()
+            status = await self.clients.call(address, methods.Storage.status, Empty(), timeout_s=SPACE_S)
+            return TimedStatus(status, status.unix_ms / 1000 - (asked_s + time.time()) / 2)
 
-        async def ask(node: pb.Node) -> Reply | None:
-            try:
-                return await self.clients.call(node.grpc_address, method, Empty(), timeout_s=SPACE_S)
-            except Error:
-                return None
-
-        reached = [node for node in nodes if node.grpc_address]
-        replies = await asyncio.gather(*map(ask, reached))
-        return {node.id: reply for node, reply in zip(reached, replies, strict=True) if reply is not None}
+        storage = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE]
+        return await _ask_each([node for node in storage if nodes is None or node.id in nodes], ask)
 
     async def inode(self, routing: pb.Routing, path: Path, *, follow: bool) -> Inode:
         """Return the inode of a path, of a file that others write with its length now. Raises: NotFound, and others."""
@@ -237,6 +244,20 @@ class MgmtdClient:
             return
         request = pb.ProcessEndedRequest(node=node, incarnation=record.incarnation, pid=pid)
         await self._call(methods.Mgmtd.process_ended, request)
+
+
+async def _ask_each(nodes: Iterable[pb.Node], ask: Callable[[str], Awaitable[Answer]]) -> dict[int, Answer]:
+    """Return the answers of those that answer at once; of the others, their status in routing says the rest."""
+
+    async def answer(node: pb.Node) -> Answer | None:
+        try:
+            return await ask(node.grpc_address)
+        except Error:
+            return None
+
+    reached = [node for node in nodes if node.grpc_address]
+    answers = await asyncio.gather(*map(answer, reached))
+    return {node.id: got for node, got in zip(reached, answers, strict=True) if got is not None}
 
 
 def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
@@ -333,6 +354,7 @@ __all__ = [
     "ChainState",
     "MgmtdClient",
     "TargetState",
+    "TimedStatus",
     "address_of",
     "describe_chain",
     "describe_chains",

@@ -2,9 +2,19 @@
 
 import pytest
 
-from luciola.cli.health import awaited, describe_domains, describe_progress, describe_space, describe_trouble
+from luciola.cli.health import (
+    awaited,
+    describe_domains,
+    describe_progress,
+    describe_space,
+    describe_trouble,
+    find_clock_skew,
+    find_disk_errors,
+    find_incomplete,
+    find_services,
+)
 from luciola.wire.pb import mgmtd_pb2 as pb
-from luciola.wire.pb.storage_pb2 import SpaceReply
+from luciola.wire.pb.storage_pb2 import SpaceReply, StorageStatus
 
 NODES = (201, 202)
 STATES = {
@@ -137,3 +147,63 @@ def test_chains_whose_copies_share_a_domain_are_counted() -> None:
     ]
     table.domain = pb.DOMAIN_NODE
     assert describe_domains(whole) == []
+
+
+def test_degraded_chains_and_syncing_chains_have_codes_of_their_own() -> None:
+    found = find_incomplete(
+        routing(
+            BOTH,
+            {201: "serving", 202: "serving"},
+            {201: "serving", 202: "offline"},
+            {201: "serving", 202: "syncing"},
+            {201: "lastsrv", 202: "offline"},
+        )
+    )
+    assert [(each.code, each.where) for each in found] == [
+        ("CHAIN_SYNCING", "chain 3"),
+        ("CHAIN_DEGRADED", "chain 2"),
+    ]
+
+
+def services(*metas: tuple[int, int], releases: tuple[str, ...] = ("1", "1")) -> pb.Routing:
+    """`metas`: (status, epoch) of metadata services. `releases`: of two storage nodes."""
+    reply = pb.Routing()
+    for number, (status, epoch) in enumerate(metas, 101):
+        reply.nodes.add(id=number, kind=pb.NODE_META, status=status, epoch=epoch)
+    for number, release in enumerate(releases, 201):
+        reply.nodes.add(id=number, kind=pb.NODE_STORAGE, status=pb.CONNECTED, release=release)
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("found", "codes"),
+    [
+        (services((pb.CONNECTED, 1)), []),
+        (services(), ["META_DOWN"]),
+        (services((pb.FAILED, 5)), ["META_DOWN"]),
+        (services((pb.CONNECTED, 0)), ["META_DOWN"]),
+        (services((pb.CONNECTED, 5), (pb.CONNECTED, 0)), []),
+        (services((pb.CONNECTED, 5), (pb.FAILED, 0)), ["META_NO_STANDBY"]),
+        (services((pb.CONNECTED, 1), releases=("1", "2")), ["RELEASES_DIFFER"]),
+    ],
+)
+def test_services_that_are_missing_or_of_another_release_are_found(
+    found: pb.Routing, codes: list[str]
+) -> None:
+    assert [each.code for each in find_services(found)] == codes
+
+
+def test_counted_errors_of_disks_are_found() -> None:
+    status = StorageStatus(counters={"io_errors": 1, "repairs_failed": 2}, directory="/data/storage-201")
+    found = find_disk_errors(
+        {201: status, 202: StorageStatus(counters={"io_errors": 0, "repairs_failed": 0})}
+    )
+    assert [each.code for each in found] == ["DISK_ERRORS", "CHUNK_DAMAGED"]
+    assert "/data/storage-201" in found[0].where
+
+
+def test_clock_that_differs_from_most_is_named() -> None:
+    (found,) = find_clock_skew({"node 201": 0.1, "node 202": -3.0, "this machine": 0.0})
+    assert (found.where, found.what) == ("node 202", "the clock of node 202 is 3.0 s behind the others")
+    assert find_clock_skew({"node 201": 0.9, "this machine": 0.0}) == []
+    assert find_clock_skew({}) == []

@@ -1,6 +1,13 @@
 """What is said of the members of etcd."""
 
-from luciola.cli.metadata_status import MemberState, describe_members
+from luciola.cli.metadata_status import (
+    LAG_MAX,
+    LogState,
+    MemberState,
+    describe_members,
+    find_logs,
+    find_members,
+)
 
 
 def _members(*states: str, leader: int | None = 0) -> list[MemberState]:
@@ -47,3 +54,46 @@ def test_a_full_etcd_is_said_with_where_to_read() -> None:
     (line,) = describe_members(_members("running", "full", "running"))
     assert "host-1:2379 is full (8.0 GiB)" in line
     assert "A full etcd" in line
+
+
+def test_each_trouble_of_etcd_has_its_code() -> None:
+    assert [each.code for each in find_members(_members("unreachable", "unreachable", "running"))] == [
+        "ETCD_MEMBER_DOWN",
+        "ETCD_MEMBER_DOWN",
+        "ETCD_NO_QUORUM",
+    ]
+    assert [each.code for each in find_members(_members("full", "corrupt", leader=None))] == [
+        "ETCD_NO_LEADER",
+        "ETCD_FULL",
+        "ETCD_CORRUPT",
+    ]
+
+
+def _log(name: str, *lags: int | None) -> LogState:
+    return {
+        "log": name,
+        "first": 1,
+        "last": 10**6,
+        "epoch": 2,
+        "owner": "",
+        "replicas": [
+            {
+                "id": str(index),
+                "address": "",
+                "leads": index == 0,
+                "position": None if lag is None else 10**6 - lag,
+                "lag": lag,
+                "checkpoint": 0,
+            }
+            for index, lag in enumerate(lags)
+        ],
+    }
+
+
+def test_standby_that_is_missing_or_behind_is_found() -> None:
+    assert find_logs([_log("meta", 0, 5), _log("mgmtd", 0)]) == []
+    assert [each.code for each in find_logs([_log("meta", 0, None), _log("mgmtd", 0, None)])] == [
+        "META_NO_STANDBY",
+        "MGMTD_NO_STANDBY",
+    ]
+    assert [each.code for each in find_logs([_log("meta", 0, LAG_MAX + 1)])] == ["META_BEHIND"]
