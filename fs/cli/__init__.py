@@ -45,6 +45,7 @@ COMMANDS: Final = {
     "node": ("node", "node"),
     "rebalance": ("rebalance", "rebalance"),
     "metadata": ("metadata", "metadata"),
+    "clients": ("clients", "clients"),
     "token": ("token", "token"),
     "rdma": ("rdma", "rdma"),
     "plugins": ("plugins", "plugins"),

@@ -75,7 +75,7 @@ class MgmtdClient:
             await asyncio.sleep(POLL_S)
 
     async def _change(self, method: Method[Request, Reply], request: Request) -> Reply:
-        """Have the primary change something: it is found first, as a change is not sent twice."""
+        """Have the primary do something: it is found first, as a change is not sent twice."""
         if self._managers > 1:
             await self.routing()
         return await self._call(method, request)
@@ -123,6 +123,10 @@ class MgmtdClient:
     async def revoked(self) -> pb.Revocations:
         """Return what is revoked."""
         return await self._change(methods.Mgmtd.list_revoked, Empty())
+
+    async def sessions(self) -> pb.ListClientsReply:
+        """Return the clients that are alive."""
+        return await self._change(methods.Mgmtd.list_clients, Empty())
 
     async def answers(self) -> bool:
         """Return whether mgmtd is there."""

@@ -305,6 +305,16 @@ class MetaService:
         require(user, found, READ | EXECUTE)
         return found.id
 
+    def list_client_files(self, request: Empty, identity: Identity) -> pb.ClientFilesReply:  # noqa: ARG002
+        """Return how many files each client has open."""
+        writes, holds = self._writers.counts(), self._holds
+        reply = pb.ClientFilesReply(unix_ms=self._dependencies.clock.unix_ns() // 1_000_000)
+        for client in sorted({*writes, *holds.clients}):
+            reply.clients.add(
+                client=client, write_sessions=writes.get(client, 0), read_holds=holds.count_of(client)
+            )
+        return reply
+
     def status(self, request: Empty, identity: Identity) -> pb.MetaStatus:  # noqa: ARG002, a handler
         """Return counts, for operators and tests."""
         return self.counts()

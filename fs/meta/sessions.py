@@ -77,6 +77,10 @@ class Writers:
         if not sessions:
             del self._clients[inode]
 
+    def counts(self) -> dict[int, int]:
+        """Return for each client that has files open for writing what `count_of` says."""
+        return {client: len(sessions) for client, sessions in self._of_clients.items()}
+
     def count_of(self, client: int) -> int:
         """Return how many files the client has open for writing; one that it has open twice counts twice."""
         return len(self._of_clients.get(client, ()))

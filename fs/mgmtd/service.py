@@ -160,15 +160,15 @@ class Service:
     def extend_client(self, request: pb.ExtendClientRequest, identity: Identity) -> pb.ExtendClientReply:
         term = self._primary()
         now_s = self._clock.monotonic()
-        unix_ms = self._clock.unix_ns() // 1_000_000
-        term.sessions.extend(request, owner=identity.principal, now_s=now_s, unix_ms=unix_ms)
+        term.sessions.extend(request, identity, now_s=now_s, unix_ms=self._clock.unix_ns() // 1_000_000)
         return pb.ExtendClientReply(
             interval_ms=self._config.client_extend_interval_ms,
             session_timeout_ms=self._config.client_session_timeout_ms,
         )
 
     def list_clients(self, request: Empty, identity: Identity) -> pb.ListClientsReply:
-        return self._primary().sessions.list(now_s=self._clock.monotonic())
+        unix_ms = self._clock.unix_ns() // 1_000_000
+        return self._primary().sessions.list(now_s=self._clock.monotonic(), unix_ms=unix_ms)
 
     async def create_chain_table(
         self, request: pb.CreateChainTableRequest, identity: Identity

@@ -5,7 +5,7 @@ from typing import Final
 
 from ..errors import Busy, InvalidArgument, PermissionDenied
 from ..ids import ClientId
-from ..wire.credentials import Principal
+from ..wire import Identity
 from ..wire.pb import mgmtd_pb2 as pb
 
 CLIENTS_MAX: Final = 100_000
@@ -14,16 +14,17 @@ TEXT_BYTES_MAX: Final = 256  # of a host name or description
 
 @dataclass(slots=True)
 class Session:
-    """One client process."""
+    """One client process. `identity`: of the token that it showed last."""
 
     host: str
     description: str
     kind: int
     started_unix_ms: int
     pid: int
+    release: str
+    identity: Identity
     seen_s: float
     seen_unix_ms: int
-    owner: Principal
 
 
 class Sessions:
@@ -36,9 +37,9 @@ class Sessions:
         self._sessions: dict[ClientId, Session] = {}
 
     def extend(
-        self, request: pb.ExtendClientRequest, *, owner: Principal, now_s: float, unix_ms: int
+        self, request: pb.ExtendClientRequest, identity: Identity, *, now_s: float, unix_ms: int
     ) -> None:
-        """The client of `owner` is alive, or is leaving.
+        """The client of `identity` is alive, or is leaving.
 
         Raises: InvalidArgument, Busy; PermissionDenied for a client of another owner.
         """
@@ -47,10 +48,10 @@ class Sessions:
             raise InvalidArgument("a client has an id, which is not 0")
         if request.kind not in (pb.NODE_CLIENT, pb.NODE_MOUNT):
             raise InvalidArgument("a client is a program or a mount")
-        if max(len(request.host), len(request.description)) > TEXT_BYTES_MAX:
-            raise InvalidArgument(f"host and description have at most {TEXT_BYTES_MAX} characters")
+        if max(len(request.host), len(request.description), len(request.release)) > TEXT_BYTES_MAX:
+            raise InvalidArgument(f"host, description and release have at most {TEXT_BYTES_MAX} characters")
         known = self._sessions.get(client)
-        if known is not None and known.owner != owner:
+        if known is not None and known.identity.principal != identity.principal:
             raise PermissionDenied(f"client {client:#x} belongs to another token")
         if known is not None and (known.pid, known.started_unix_ms) != (request.pid, request.started_unix_ms):
             raise InvalidArgument(f"client {client:#x} is another process: ids are random, take a new one")
@@ -68,9 +69,10 @@ class Sessions:
             kind=request.kind,
             started_unix_ms=request.started_unix_ms,
             pid=request.pid,
+            release=request.release,
+            identity=identity,
             seen_s=now_s,
             seen_unix_ms=unix_ms,
-            owner=owner,
         )
 
     def expire(self, *, now_s: float) -> None:
@@ -86,10 +88,11 @@ class Sessions:
         self.expire(now_s=now_s)
         return len(self._sessions)
 
-    def list(self, *, now_s: float) -> pb.ListClientsReply:
+    def list(self, *, now_s: float, unix_ms: int) -> pb.ListClientsReply:
         """Return all of them; `bootstrapping` while some may not have extended their session yet."""
         self.expire(now_s=now_s)
-        reply = pb.ListClientsReply(bootstrapping=now_s - self._started_s < self._timeout_s)
+        is_early = now_s - self._started_s < self._timeout_s
+        reply = pb.ListClientsReply(bootstrapping=is_early, unix_ms=unix_ms)
         for client, known in self._sessions.items():
             reply.clients.add(
                 client=client,
@@ -99,6 +102,10 @@ class Sessions:
                 started_unix_ms=known.started_unix_ms,
                 last_seen_unix_ms=known.seen_unix_ms,
                 pid=known.pid,
+                release=known.release,
+                role=known.identity.role,
+                uid=known.identity.uid,
+                token=known.identity.token,
             )
         return reply
 

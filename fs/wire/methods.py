@@ -174,6 +174,7 @@ class Meta:
     load: Final = _method("Meta.Load", meta_pb2.LoadRequest, meta_pb2.LoadReply, ADMIN)
     finish_load: Final = _method("Meta.FinishLoad", meta_pb2.FinishLoadRequest, Empty, ADMIN)
     discard_load: Final = _method("Meta.DiscardLoad", Empty, Empty, ADMIN)
+    list_client_files: Final = _method("Meta.ListClientFiles", Empty, meta_pb2.ClientFilesReply, ADMIN)
     status: Final = _method("Meta.Status", Empty, meta_pb2.MetaStatus, ADMIN)
 
 

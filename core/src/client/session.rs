@@ -165,6 +165,7 @@ impl Session {
             started_unix_ms: started.as_millis() as u64,
             leaving: false,
             pid: std::process::id(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
         };
         let session = Session::new(id, request, files, identity, routing, mgmtd, meta_lane);
         session.extend_by(deadline)?;

@@ -458,6 +458,8 @@ pub struct ExtendClientRequest {
     pub leaving: bool,
     #[prost(uint32, tag = "7")]
     pub pid: u32,
+    #[prost(string, tag = "8")]
+    pub release: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtendClientReply {
@@ -482,6 +484,14 @@ pub struct ClientSession {
     pub last_seen_unix_ms: u64,
     #[prost(uint32, tag = "7")]
     pub pid: u32,
+    #[prost(string, tag = "8")]
+    pub release: ::prost::alloc::string::String,
+    #[prost(enumeration = "claims::Role", tag = "9")]
+    pub role: i32,
+    #[prost(uint32, tag = "10")]
+    pub uid: u32,
+    #[prost(bytes = "vec", tag = "11")]
+    pub token: ::prost::alloc::vec::Vec<u8>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListClientsReply {
@@ -489,6 +499,8 @@ pub struct ListClientsReply {
     pub clients: ::prost::alloc::vec::Vec<ClientSession>,
     #[prost(bool, tag = "2")]
     pub bootstrapping: bool,
+    #[prost(uint64, tag = "3")]
+    pub unix_ms: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateChainTableRequest {
@@ -1508,6 +1520,22 @@ pub struct QuarantineRequest {
 pub struct ReleaseQuarantinedRequest {
     #[prost(message, repeated, tag = "1")]
     pub contents: ::prost::alloc::vec::Vec<QuarantinedContent>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClientFiles {
+    #[prost(uint64, tag = "1")]
+    pub client: u64,
+    #[prost(uint32, tag = "2")]
+    pub write_sessions: u32,
+    #[prost(uint32, tag = "3")]
+    pub read_holds: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ClientFilesReply {
+    #[prost(message, repeated, tag = "1")]
+    pub clients: ::prost::alloc::vec::Vec<ClientFiles>,
+    #[prost(uint64, tag = "2")]
+    pub unix_ms: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MetaStatus {

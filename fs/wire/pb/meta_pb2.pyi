@@ -724,6 +724,24 @@ class ReleaseQuarantinedRequest(_message.Message):
     contents: _containers.RepeatedCompositeFieldContainer[QuarantinedContent]
     def __init__(self, contents: _Optional[_Iterable[_Union[QuarantinedContent, _Mapping]]] = ...) -> None: ...
 
+class ClientFiles(_message.Message):
+    __slots__ = ("client", "write_sessions", "read_holds")
+    CLIENT_FIELD_NUMBER: _ClassVar[int]
+    WRITE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    READ_HOLDS_FIELD_NUMBER: _ClassVar[int]
+    client: int
+    write_sessions: int
+    read_holds: int
+    def __init__(self, client: _Optional[int] = ..., write_sessions: _Optional[int] = ..., read_holds: _Optional[int] = ...) -> None: ...
+
+class ClientFilesReply(_message.Message):
+    __slots__ = ("clients", "unix_ms")
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    clients: _containers.RepeatedCompositeFieldContainer[ClientFiles]
+    unix_ms: int
+    def __init__(self, clients: _Optional[_Iterable[_Union[ClientFiles, _Mapping]]] = ..., unix_ms: _Optional[int] = ...) -> None: ...
+
 class MetaStatus(_message.Message):
     __slots__ = ("incarnation", "gc_queue", "write_sessions", "read_holds", "operations")
     INCARNATION_FIELD_NUMBER: _ClassVar[int]

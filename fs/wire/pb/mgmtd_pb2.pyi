@@ -329,7 +329,7 @@ class HeartbeatReply(_message.Message):
     def __init__(self, routing_version: _Optional[int] = ..., lease_ms: _Optional[int] = ..., interval_ms: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ...) -> None: ...
 
 class ExtendClientRequest(_message.Message):
-    __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "leaving", "pid")
+    __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "leaving", "pid", "release")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -337,6 +337,7 @@ class ExtendClientRequest(_message.Message):
     STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     client: int
     host: str
     description: str
@@ -344,7 +345,8 @@ class ExtendClientRequest(_message.Message):
     started_unix_ms: int
     leaving: bool
     pid: int
-    def __init__(self, client: _Optional[int] = ..., host: _Optional[str] = ..., description: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., started_unix_ms: _Optional[int] = ..., leaving: _Optional[bool] = ..., pid: _Optional[int] = ...) -> None: ...
+    release: str
+    def __init__(self, client: _Optional[int] = ..., host: _Optional[str] = ..., description: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., started_unix_ms: _Optional[int] = ..., leaving: _Optional[bool] = ..., pid: _Optional[int] = ..., release: _Optional[str] = ...) -> None: ...
 
 class ExtendClientReply(_message.Message):
     __slots__ = ("interval_ms", "session_timeout_ms")
@@ -355,7 +357,7 @@ class ExtendClientReply(_message.Message):
     def __init__(self, interval_ms: _Optional[int] = ..., session_timeout_ms: _Optional[int] = ...) -> None: ...
 
 class ClientSession(_message.Message):
-    __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "last_seen_unix_ms", "pid")
+    __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "last_seen_unix_ms", "pid", "release", "role", "uid", "token")
     CLIENT_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +365,10 @@ class ClientSession(_message.Message):
     STARTED_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    UID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
     client: int
     host: str
     description: str
@@ -370,15 +376,21 @@ class ClientSession(_message.Message):
     started_unix_ms: int
     last_seen_unix_ms: int
     pid: int
-    def __init__(self, client: _Optional[int] = ..., host: _Optional[str] = ..., description: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., started_unix_ms: _Optional[int] = ..., last_seen_unix_ms: _Optional[int] = ..., pid: _Optional[int] = ...) -> None: ...
+    release: str
+    role: _common_pb2.Claims.Role
+    uid: int
+    token: bytes
+    def __init__(self, client: _Optional[int] = ..., host: _Optional[str] = ..., description: _Optional[str] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., started_unix_ms: _Optional[int] = ..., last_seen_unix_ms: _Optional[int] = ..., pid: _Optional[int] = ..., release: _Optional[str] = ..., role: _Optional[_Union[_common_pb2.Claims.Role, str]] = ..., uid: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class ListClientsReply(_message.Message):
-    __slots__ = ("clients", "bootstrapping")
+    __slots__ = ("clients", "bootstrapping", "unix_ms")
     CLIENTS_FIELD_NUMBER: _ClassVar[int]
     BOOTSTRAPPING_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     clients: _containers.RepeatedCompositeFieldContainer[ClientSession]
     bootstrapping: bool
-    def __init__(self, clients: _Optional[_Iterable[_Union[ClientSession, _Mapping]]] = ..., bootstrapping: _Optional[bool] = ...) -> None: ...
+    unix_ms: int
+    def __init__(self, clients: _Optional[_Iterable[_Union[ClientSession, _Mapping]]] = ..., bootstrapping: _Optional[bool] = ..., unix_ms: _Optional[int] = ...) -> None: ...
 
 class CreateChainTableRequest(_message.Message):
     __slots__ = ("table", "replicas", "chains", "description", "domain")
