@@ -46,6 +46,7 @@ COMMANDS: Final = {
     "rebalance": ("rebalance", "rebalance"),
     "metadata": ("metadata", "metadata"),
     "clients": ("clients", "clients"),
+    "top": ("top", "top"),
     "token": ("token", "token"),
     "rdma": ("rdma", "rdma"),
     "plugins": ("plugins", "plugins"),

@@ -109,6 +109,15 @@ def survey(data: DataDir) -> Report:
     return report
 
 
+def metered_services(data: DataDir) -> list[ServiceState]:
+    """Return the processes of the cluster that show metrics. They are not asked. Raises: NotFound."""
+    data.read_shape()
+    services = read_state(data).get("services", []) if data.is_supervised() else []
+    services = services + _extra_mounts(data, services, read_records(str(data.root)))
+    located = (_with_metrics(service, data) for service in services)
+    return [service for service in located if "metrics" in service]
+
+
 def _is_healthy(report: Report) -> bool:
     states = {service["state"] for service in report["services"]}
     chains = {chain["state"] for chain in report["chains"]}
@@ -262,4 +271,4 @@ def _with_channel(service: ServiceState, mounts: list[Record]) -> ServiceState:
     return service
 
 
-__all__ = ["Report", "find_processes", "survey"]
+__all__ = ["Report", "find_processes", "metered_services", "survey"]

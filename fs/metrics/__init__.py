@@ -17,6 +17,7 @@ docs/metrics.md lists the families; docs/decisions/0045-metrics.md says why it i
 from .endpoint import address_of, exposed, exposed_from_thread
 from .exposition import Exposition, Source
 from .families import Family, Histogram, Kind, counter, gauge, histogram, states
+from .reader import Samples, parse_samples, read_samples
 from .requests import RequestMeter
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Histogram",
     "Kind",
     "RequestMeter",
+    "Samples",
     "Source",
     "address_of",
     "counter",
@@ -32,5 +34,7 @@ __all__ = [
     "exposed_from_thread",
     "gauge",
     "histogram",
+    "parse_samples",
+    "read_samples",
     "states",
 ]
