@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "rm": ("files", "rm"),
     "stat": ("files", "stat"),
     "info": ("info", "info"),
+    "doctor": ("doctor", "doctor"),
     "mkdir": ("files", "mkdir"),
     "du": ("files", "du"),
     "watch": ("watch", "watch"),

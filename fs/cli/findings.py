@@ -90,6 +90,32 @@ CODES: Final = {
         "no replica had a good copy of a damaged chunk",
         "luciola fsck --scrub names the file; luciola restore",
     ),
+    "DISK_READ_ONLY": _error("a disk takes no writes", "see the kernel log, and mount it for writing again"),
+    "DISK_SLOW": _warning(
+        "a disk takes long to store a block",
+        "see what else uses it (iostat -x); a failing disk is slow first",
+    ),
+    "ADDRESS_UNREACHABLE": _error(
+        "an address of a service cannot be reached from here",
+        "start the service, or open the port in the firewall",
+    ),
+    "ADDRESS_SLOW": _warning(
+        "connecting to a service takes long", "see the network path: ping, mtr, ip -s link"
+    ),
+    "FUSE_MISSING": _warning(
+        "this machine cannot mount", "modprobe fuse, and give this user access to /dev/fuse"
+    ),
+    "FUSERMOUNT_MISSING": _warning("this user cannot mount", "apt install fuse3, or mount as root"),
+    "FUSE_ALLOW_OTHER": _warning(
+        "mounts of this user cannot be used by other users", "add the line user_allow_other to /etc/fuse.conf"
+    ),
+    "DESCRIPTORS_FEW": _warning(
+        "services may run out of file descriptors",
+        "raise the hard limit: ulimit -Hn, or LimitNOFILE= of the unit",
+    ),
+    "MEMLOCK_LOW": _warning(
+        "RDMA can register little memory", "raise the limit: ulimit -l unlimited; luciola rdma check"
+    ),
     "CLOCK_SKEW": _warning(
         "clocks of machines differ: tokens expire early or late, times of files go back",
         "synchronize the clocks (chrony, systemd-timesyncd)",
