@@ -275,6 +275,8 @@ class Mount:
         """Where requests come from, "io_uring" or "/dev/fuse", and why not over io_uring. Waits for `run`."""
     def requests(self) -> list[tuple[str, str, int]]:
         """(operation, outcome, how many) of the requests that were answered. Waits for nothing."""
+    def durations(self) -> tuple[list[float], list[tuple[str, list[int], float]]]:
+        """Upper bounds in seconds; for each operation how many requests fell below each and the last one, and their sum."""
     def bytes(self) -> tuple[int, int]:
         """Bytes that programs have read through the kernel, and written. Waits for nothing."""
     def unmount(self) -> None:

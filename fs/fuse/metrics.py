@@ -1,11 +1,11 @@
 """Families of a mount: what the kernel has asked for, and what the client behind it has counted."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import luciola_core
 
-from ..metrics import Family, Kind, counter, gauge
+from ..metrics import BOUNDS_S, Family, Histogram, Kind, counter, gauge
 
 PREFIX: Final = "luciola_mount"
 # Of the client, with the words of `luciola_core.Client.counters`.
@@ -35,6 +35,13 @@ def mount_families(mount: luciola_core.Mount, client: luciola_core.Client) -> Se
             ("operation", "outcome"),
             tuple(((operation, outcome), float(count)) for operation, outcome, count in mount.requests()),
         ),
+        Family(
+            f"{PREFIX}_request_duration_seconds",
+            Kind.HISTOGRAM,
+            "Time from the arrival of a request of the kernel to its answer.",
+            ("operation",),
+            tuple(_durations(mount)),
+        ),
         counter(f"{PREFIX}_read_bytes_total", "Bytes that the kernel has read.", read_bytes),
         counter(f"{PREFIX}_written_bytes_total", "Bytes that the kernel has written.", written_bytes),
         *(counter(f"{PREFIX}_{name}_total", TOTALS[name], counters[name]) for name in TOTALS),
@@ -44,6 +51,13 @@ def mount_families(mount: luciola_core.Mount, client: luciola_core.Client) -> Se
             for name, value in sorted(client.rdma_counters().items())
         ),
     ]
+
+
+def _durations(mount: luciola_core.Mount) -> Iterator[tuple[tuple[str], Histogram]]:
+    bounds_s, durations = mount.durations()
+    assert tuple(bounds_s) == BOUNDS_S, "all histograms have the same bounds"
+    for operation, counts, sum_s in durations:
+        yield (operation,), Histogram.of(counts, sum_s)
 
 
 __all__ = ["mount_families"]

@@ -16,11 +16,12 @@ docs/metrics.md lists the families; docs/decisions/0045-metrics.md says why it i
 
 from .endpoint import address_of, exposed, exposed_from_thread
 from .exposition import Exposition, Source
-from .families import Family, Histogram, Kind, counter, gauge, histogram, states
+from .families import BOUNDS_S, Family, Histogram, Kind, counter, gauge, histogram, states
 from .reader import Samples, parse_samples, read_samples
 from .requests import RequestMeter
 
 __all__ = [
+    "BOUNDS_S",
     "Exposition",
     "Family",
     "Histogram",

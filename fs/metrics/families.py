@@ -5,10 +5,10 @@ A process that shows no metrics loads no library for them.
 
 import enum
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Final, TypeAlias
+from typing import Final, Self, TypeAlias
 
 Labels: TypeAlias = tuple[str, ...]
 """Values of the labels of one sample, in the order of the family's names."""
@@ -28,6 +28,14 @@ class Histogram:
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.sum_s = 0.0
+
+    @classmethod
+    def of(cls, counts: Sequence[int], sum_s: float) -> Self:
+        """Return durations that were counted elsewhere, below each bound and above the last one."""
+        assert len(counts) == len(BOUNDS_S) + 1, "one for each bound, and those above"
+        made = cls()
+        made.counts, made.sum_s = list(counts), sum_s
+        return made
 
     def observe(self, duration_s: float) -> None:
         """Count one duration: a fifth of a microsecond."""

@@ -32,6 +32,7 @@ def test_work_through_a_mount_shows_in_every_row(shared_cluster: LocalCluster, m
     mount = rows["mount", str(shared_cluster.mountpoint)]
     assert mount["operations_per_s"] > 0
     assert mount["written_bytes_per_s"] > 0
+    assert 0 < mount["p50_s"] <= mount["p99_s"]
     (meta,) = [each for (kind, _), each in rows.items() if kind == "meta"]
     assert meta["operations"]
     assert 0 < meta["p50_s"] <= meta["p99_s"]

@@ -1,5 +1,7 @@
 //! One request of a thread, from its header to what is to be answered, whichever way it came and the answer goes.
 
+use std::time::Instant;
+
 use rustix::io::Errno;
 
 use crate::buffer::Placement;
@@ -37,6 +39,7 @@ pub fn execute(
     message: Message<'_>,
     out: &mut Vec<u8>,
 ) -> Executed {
+    let began = Instant::now();
     let Message { header, body, payload, payload_length } = message;
     let mut request = Request {
         context: Context {
@@ -64,7 +67,7 @@ pub fn execute(
     if !slot.claim(header.unique) {
         // Its program was killed, and the kernel knows nothing of what was opened.
         request.close_opened();
-        shared.counters.ended(header.opcode, RequestOutcome::Interrupted);
+        shared.counters.ended(header.opcode, RequestOutcome::Interrupted, began.elapsed());
         return Executed::AnsweredElsewhere;
     }
     let result = result.unwrap_or_else(|| {
@@ -73,7 +76,7 @@ pub fn execute(
         request.close_opened();
         if is_unanswered(header.opcode) { Ok(Answer::Nothing) } else { Err(Errno::IO) }
     });
-    shared.counters.ended(header.opcode, RequestOutcome::of(&result));
+    shared.counters.ended(header.opcode, RequestOutcome::of(&result), began.elapsed());
     if let Ok(answer) = &result {
         shared.counters.moved(header.opcode, answer, payload_length);
     }

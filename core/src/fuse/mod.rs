@@ -34,6 +34,7 @@ mod watcher;
 mod worker;
 
 pub use caller::Caller;
+pub use counters::OperationDurations;
 pub use directory::DirectorySink;
 pub use file_system::FileSystem;
 pub use notify::Notifier;

@@ -9,7 +9,7 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use super::client::PyClient;
-use crate::fuse::{IoUring, Session, SessionHandle, SessionOptions};
+use crate::fuse::{IoUring, OperationDurations, Session, SessionHandle, SessionOptions};
 use crate::mount::{Consistency, MountedFs};
 
 /// Most payloads that wait for their write-back: bounds their region at 2 GiB.
@@ -95,6 +95,12 @@ impl PyMount {
     /// (operation, outcome, how many) of the requests that were answered.
     fn requests(&self) -> Vec<(String, &'static str, u64)> {
         self.handle.counters().requests()
+    }
+
+    /// Upper bounds in seconds, and for each operation how many requests took at most so long and longer than the bound
+    /// before, then those above the last one, and the sum in seconds.
+    fn durations(&self) -> (Vec<f64>, Vec<OperationDurations>) {
+        self.handle.counters().durations()
     }
 
     /// Bytes that programs have read through the kernel, and written.
