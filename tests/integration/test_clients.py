@@ -3,6 +3,7 @@
 import os
 
 from cluster import LocalCluster
+from luciola import __version__
 from luciola.client import connect
 
 
@@ -16,6 +17,7 @@ def test_program_and_mount_are_listed_with_their_open_files(shared_cluster: Loca
         assert (mine["kind"], mine["pid"], mine["host"]) == ("client", os.getpid(), os.uname().nodename)
         assert (mine["write_sessions"], mine["read_holds"]) == (1, 1)
         assert mine["silent_s"] < 60
+        assert mine["release"] == __version__
         fs.remove("/clients-read")
         fs.remove("/clients-written")
     mounts = [each for each in listed if each["kind"] == "mount"]
