@@ -8,12 +8,11 @@ from luciola.errors import Busy, InvalidArgument, PermissionDenied
 from luciola.mgmtd import sessions as module
 from luciola.mgmtd.sessions import Sessions
 from luciola.wire import CLIENT, Identity
-from luciola.wire.pb import mgmtd_pb2 as pb
 from luciola.wire.credentials import Limits
+from luciola.wire.pb import mgmtd_pb2 as pb
 from luciola.wire.pb.common_pb2 import Claims
 
 WHO = Identity(role=Claims.TRUSTED, uid=5, gid=6, groups=(), token=b"id")
-
 
 
 def request(client: int = 7, **fields) -> pb.ExtendClientRequest:
