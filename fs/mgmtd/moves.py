@@ -73,7 +73,7 @@ class Moves:
             raise InvalidArgument(f"node {move.node} holds a replica of chain {move.chain} already")
 
     def controlled(self, action: int) -> Change:
-        """Return what an administrator's order changes."""
+        """Return what an administrator's order changes. Raises: InvalidArgument."""
         records = self._model.records
         match action:
             case pb.ControlMovesRequest.PAUSE:
@@ -89,7 +89,9 @@ class Moves:
                     ended_moves=tuple(chain for chain, move in left.items() if move is None),
                     rebalance=replace(records.rebalance, paused=False),
                 )
-        return Change()
+            case pb.ControlMovesRequest.STATUS:
+                return Change()
+        raise InvalidArgument(f"no action {action}")
 
     def status(self) -> pb.MovesStatus:
         """Return how far moves have come."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from functools import cache
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
@@ -40,6 +41,7 @@ def values(field: FieldDescriptor) -> st.SearchStrategy:
     return INTEGERS[field.type]
 
 
+@cache  # to make them takes longer than to draw from them
 def messages(descriptor) -> st.SearchStrategy:
     """Field values of a message as keyword arguments."""
     fields = {
