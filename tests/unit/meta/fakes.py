@@ -59,6 +59,7 @@ class FakeWorld(World):
         self.fakes = fakes
         self.service = FakeService(fakes)
         self.identity = Identity(TRUSTED, 0, 0, ())
+        self._principals = {self.identity.principal: 0}
         self.sequence = 0
 
     def write_to(self, inode, content: int, offset: int, data: bytes) -> None:
