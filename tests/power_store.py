@@ -58,13 +58,18 @@ class RecordedStore(RocksEngine):
     async def sync(self) -> None:
         covered = len(self.transactions) - 1
         await super().sync()
-        self.synced.append((self._disk.position(self._name), covered, self.synced_position))
+        self._note(covered)
 
     def acknowledge(self) -> None:
         """The service has just answered, and promised that what it did survives power loss."""
-        self.synced.append(
-            (self._disk.position(self._name), len(self.transactions) - 1, self.synced_position)
-        )
+        self._note(len(self.transactions) - 1)
+
+    def _note(self, covered: int) -> None:
+        """So many transactions survive power loss from now on."""
+        position = (
+            self.synced_position
+        )  # before the disk is asked: a sync in the background may end meanwhile
+        self.synced.append((self._disk.position(self._name), covered, position))
 
     def promises(self, cut: int) -> tuple[int, int, bool]:
         """What must be there after power was lost before change number `cut`: a transaction's number, a position of the
