@@ -1,6 +1,7 @@
 """Reading what a process shows, as Prometheus would."""
 
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,21 +21,25 @@ Samples: TypeAlias = Mapping[Key, float]
 
 
 def read_samples(address: str, *, timeout_s: float) -> Samples:
-    """Return what the process at "HOST:PORT" or "unix:PATH" shows. Raises: Unavailable."""
+    """Return what the process at "HOST:PORT" or "unix:PATH" shows, all within `timeout_s`. Raises: Unavailable."""
+    deadline_s = time.monotonic() + timeout_s
     try:
         with _connected(address, timeout_s) as raw:
             raw.sendall(REQUEST)
-            head, _, body = _received(raw).partition(b"\r\n\r\n")
+            head, _, body = _received(raw, deadline_s).partition(b"\r\n\r\n")
     except OSError as error:
         raise Unavailable(f"no metrics from {address}: {error.strerror or error}") from error
     status = head.partition(b"\r\n")[0].split()[1:2]
     if status != [b"200"]:
         raise Unavailable(f"no metrics from {address}: it answered {head[:80]!r}")
-    return parse_samples(body.decode())
+    try:
+        return parse_samples(body.decode())
+    except ValueError as error:  # UnicodeDecodeError is one, and the parser raises others
+        raise Unavailable(f"no metrics from {address}: it answered nonsense: {error}") from error
 
 
 def parse_samples(text: str) -> Samples:
-    """Return the samples in a text of Prometheus."""
+    """Return the samples in a text of Prometheus. Raises: ValueError."""
     from prometheus_client.parser import text_string_to_metric_families
 
     return {
@@ -58,13 +63,18 @@ def _connected(address: str, timeout_s: float) -> Iterator[socket.socket]:
         yield raw
 
 
-def _received(raw: socket.socket) -> bytes:
+def _received(raw: socket.socket, deadline_s: float) -> bytes:
     received = bytearray()
-    while part := raw.recv(PART_BYTES):
+    while True:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("it has not answered in time")
+        raw.settimeout(left_s)
+        if not (part := raw.recv(PART_BYTES)):
+            return bytes(received)
         received += part
         if len(received) > READ_BYTES_MAX:
             raise OSError(f"more than {READ_BYTES_MAX} bytes")
-    return bytes(received)
 
 
 __all__ = ["Key", "Samples", "parse_samples", "read_samples"]
