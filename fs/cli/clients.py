@@ -6,13 +6,11 @@ from typing import Final, TypedDict
 
 import click
 
-from ..errors import Error
-from ..wire import methods
 from ..wire.pb import meta_pb2
 from ..wire.pb import mgmtd_pb2 as pb
-from ..wire.pb.common_pb2 import Claims, Empty
+from ..wire.pb.common_pb2 import Claims
 from .administration import ClusterTarget, cluster_options
-from .mgmtd_client import SPACE_S, MgmtdClient, address_of
+from .mgmtd_client import MgmtdClient
 from .options import json_option
 from .output import print_json, print_table, shown
 
@@ -85,16 +83,9 @@ def clients(cluster: ClusterTarget, *, as_json: bool) -> None:
 
 async def _clients(ask: MgmtdClient) -> tuple[list[ClientState], bool]:
     """Return the clients, and whether those are all."""
-    listed, files = await asyncio.gather(ask.sessions(), _files(ask))
+    routing = await ask.routing()
+    listed, files = await asyncio.gather(ask.sessions(), ask.client_files(routing))
     return describe_clients(listed, files), not listed.bootstrapping
-
-
-async def _files(ask: MgmtdClient) -> meta_pb2.ClientFilesReply | None:
-    try:
-        address = address_of(await ask.routing(), pb.NODE_META)
-        return await ask.clients.call(address, methods.Meta.list_client_files, Empty(), timeout_s=SPACE_S)
-    except Error:  # `luciola health` says why
-        return None
 
 
 def describe_clients(

@@ -6,16 +6,15 @@ from typing import Final, TypedDict
 
 import click
 
-from ..errors import Error, Timeout, Unavailable
-from ..wire import methods, parse_address, parse_addresses
+from ..errors import Timeout, Unavailable
+from ..wire import parse_address, parse_addresses
 from ..wire.pb import mgmtd_pb2 as pb
-from ..wire.pb.common_pb2 import Empty
 from .administration import ClusterTarget, cluster_options
 from .datadir import DataDir
 from .findings import Finding, Severity, worst
 from .health import find_clock_skew, find_services
 from .machine import Check, check_machine, judge_disk, look_at
-from .mgmtd_client import SPACE_S, MgmtdClient, address_of
+from .mgmtd_client import MgmtdClient, clock_ahead_s
 from .options import json_option
 from .output import print_json
 from .supervisor import directory_of, storage_nodes
@@ -171,14 +170,10 @@ async def _asked(ask: MgmtdClient) -> tuple[pb.Routing, dict[str, float]]:
     offsets = {f"node {node}": each.ahead_s for node, each in (await ask.storage_statuses(routing)).items()}
     began_s = time.time()
     sessions = await ask.sessions()
-    offsets["mgmtd"] = sessions.unix_ms / 1000 - (began_s + time.time()) / 2
-    try:
-        address = address_of(routing, pb.NODE_META)
-        began_s = time.time()
-        files = await ask.clients.call(address, methods.Meta.list_client_files, Empty(), timeout_s=SPACE_S)
-        offsets["meta"] = files.unix_ms / 1000 - (began_s + time.time()) / 2
-    except Error:  # `luciola health` says why
-        pass
+    offsets["mgmtd"] = clock_ahead_s(sessions.unix_ms, asked_s=began_s)
+    began_s = time.time()
+    if (files := await ask.client_files(routing)) is not None:
+        offsets["meta"] = clock_ahead_s(files.unix_ms, asked_s=began_s)
     return routing, offsets
 
 

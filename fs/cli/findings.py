@@ -143,6 +143,11 @@ class Finding:
     where: str
     helps: str = ""
 
+    @classmethod
+    def of(cls, found: Found) -> "Finding":
+        """Return what `as_found` was made of."""
+        return cls(found["code"], found["what"], found["where"], found["remedy"])
+
     def __post_init__(self) -> None:
         assert self.code in CODES, f"{self.code} is in the table"
 

@@ -9,7 +9,7 @@ from ..errors import Error, Timeout, Unavailable
 from ..wire.pb import mgmtd_pb2 as pb
 from .administration import ClusterTarget, cluster_options
 from .datadir import DataDir
-from .findings import Finding, Found, Severity, in_order
+from .findings import Finding, Found, in_order, worst
 from .health import (
     find_clock_skew,
     find_disk_errors,
@@ -47,44 +47,42 @@ def health(cluster: ClusterTarget, *, as_json: bool) -> None:
       luciola health --data /var/lib/luciola
     """
     found = find_all(cluster)
-    worst = max((Severity[each["severity"].upper()] for each in found), default=Severity.OK)
+    severity = worst(found)
     if as_json:
-        report: Health = {"severity": worst.name.lower(), "findings": found}
+        report: Health = {
+            "severity": severity.name.lower(),
+            "findings": [each.as_found() for each in found],
+        }
         print_json(report)
     else:
         print_findings(found)
-    if worst:
-        raise click.exceptions.Exit(int(worst))
+    if severity:
+        raise click.exceptions.Exit(int(severity))
 
 
-def find_all(cluster: ClusterTarget) -> list[Found]:
+def find_all(cluster: ClusterTarget) -> list[Finding]:
     """Return what is wrong with the cluster, the worst first. Raises: click.UsageError, InvalidArgument."""
     if is_on_this_machine(cluster.data_path, manager=cluster.manager):
         assert cluster.data_path is not None, "a named option was given"
-        found = survey(DataDir(cluster.data_path.absolute()))["findings"]
-        if {each["code"] for each in found} & {"CLUSTER_STOPPED", "MGMTD_DOWN"}:
+        report = survey(DataDir(cluster.data_path.absolute()))
+        found = [Finding.of(each) for each in report["findings"]]
+        if {each.code for each in found} & {"CLUSTER_STOPPED", "MGMTD_DOWN"}:
             return found
-        return _sorted(found, [each.as_found() for each in cluster.ask(_find_counted)])
+        return in_order(found + cluster.ask(_find_counted))
     try:
-        return [each.as_found() for each in in_order(cluster.ask(_find_published))]
+        return in_order(cluster.ask(_find_published))
     except (Unavailable, Timeout) as error:
-        return [Finding("MGMTD_DOWN", f"mgmtd does not answer: {error}", str(cluster.manager)).as_found()]
+        return [Finding("MGMTD_DOWN", f"mgmtd does not answer: {error}", str(cluster.manager))]
 
 
-def print_findings(found: list[Found]) -> None:
+def print_findings(found: list[Finding]) -> None:
     """Print each finding in three lines."""
     for each in found:
-        click.echo(f"{each['severity'].upper()} {each['code']}: {each['what']}")
-        click.echo(f"    where:  {each['where']}")
-        click.echo(f"    remedy: {each['remedy']}")
+        click.echo(f"{each.severity.name} {each.code}: {each.what}")
+        click.echo(f"    where:  {each.where}")
+        click.echo(f"    remedy: {each.remedy}")
     if not found:
         click.echo("ok: nothing is wrong")
-
-
-def _sorted(*several: list[Found]) -> list[Found]:
-    return sorted(
-        (each for found in several for each in found), key=lambda each: -Severity[each["severity"].upper()]
-    )
 
 
 async def _find_published(ask: MgmtdClient) -> list[Finding]:

@@ -12,7 +12,7 @@ from ..wire import SERVICE, Cluster, Minter, RpcClients, Token, methods, parse_a
 from ..wire.methods import Method, Reply, Request
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
-from ..wire.pb.meta_pb2 import Inode, Path, StatRequest
+from ..wire.pb.meta_pb2 import ClientFilesReply, Inode, Path, StatRequest
 from ..wire.pb.storage_pb2 import ChunkName, ChunkRecord, ListChunksRequest, SpaceReply, StorageStatus
 
 REPORTED = {  # what a node says of its replica
@@ -191,7 +191,7 @@ class MgmtdClient:
         async def ask(address: str) -> TimedStatus:
             asked_s = time.time()
             status = await self.clients.call(address, methods.Storage.status, Empty(), timeout_s=SPACE_S)
-            return TimedStatus(status, status.unix_ms / 1000 - (asked_s + time.time()) / 2)
+            return TimedStatus(status, clock_ahead_s(status.unix_ms, asked_s=asked_s))
 
         storage = [node for node in routing.nodes if node.kind == pb.NODE_STORAGE]
         return await _ask_each([node for node in storage if nodes is None or node.id in nodes], ask)
@@ -201,6 +201,16 @@ class MgmtdClient:
         request = StatRequest(path=path, follow=follow, exact=True)
         address = address_of(routing, pb.NODE_META)
         return (await self.clients.call(address, methods.Meta.stat, request, timeout_s=CALL_S)).inode
+
+    async def client_files(self, routing: pb.Routing) -> ClientFilesReply | None:
+        """Return what each client has open, if the metadata service answers at once: `luciola health` says why not."""
+        try:
+            address = address_of(routing, pb.NODE_META)
+            return await self.clients.call(
+                address, methods.Meta.list_client_files, Empty(), timeout_s=SPACE_S
+            )
+        except Error:
+            return None
 
     async def chunks(
         self,
@@ -262,6 +272,15 @@ async def _ask_each(nodes: Iterable[pb.Node], ask: Callable[[str], Awaitable[Ans
     reached = [node for node in nodes if node.grpc_address]
     answers = await asyncio.gather(*map(answer, reached))
     return {node.id: got for node, got in zip(reached, answers, strict=True) if got is not None}
+
+
+def clock_ahead_s(unix_ms: int, *, asked_s: float) -> float:
+    """Return how far the clock of a service that has just answered is ahead of the one here, in seconds.
+
+    `unix_ms`: what it says its clock shows; `asked_s`: when it was asked, by the clock here. It is taken to have
+    answered half-way.
+    """
+    return unix_ms / 1000 - (asked_s + time.time()) / 2
 
 
 def address_of(routing: pb.Routing, kind: "pb.NodeKind") -> str:
@@ -360,6 +379,7 @@ __all__ = [
     "TargetState",
     "TimedStatus",
     "address_of",
+    "clock_ahead_s",
     "describe_chain",
     "describe_chains",
     "node_address",
