@@ -63,7 +63,7 @@ def test_answer_without_metrics_is_an_error(tmp_path: Path, answer: bytes) -> No
         read_samples(address, timeout_s=LIMIT_S)
 
 
-def test_process_that_goes_on_answering_is_given_up(tmp_path: Path) -> None:
+def test_answer_that_does_not_end_is_an_error(tmp_path: Path) -> None:
     """Each part comes in time; the answer never ends."""
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(str(tmp_path / "s"))
