@@ -4,6 +4,8 @@ Each node has, in the highest version that it adopted, every chain that it holds
 adopted was never used to acknowledge anything, so it is safe to continue from the highest version that any member
 remembers, as long as every member is asked: a missing node may be the only one that knows which replicas have fallen.
 
+What is revoked is all that any node remembers: revocations are only added to, until tokens have expired.
+
 A node that is missing may have adopted higher versions, of chains and of mgmtd's term. The new ones begin beyond any
 that it can have (`VERSION_GAP`, `TERM_GAP`): it returns as a replica that was absent.
 
@@ -19,6 +21,7 @@ from ..ids import ChainId, ChainVersion, NodeId
 from ..states import Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .records import ChainRecord, Change, NodeRecord, StoreMark, TableRecord
+from .revocations import united
 from .transitions import Member, ordered
 
 # Each failure and return of a member costs a few versions. Of 64 bits: 2^44 rebuilds.
@@ -46,7 +49,8 @@ def rebuild(marks: Mapping[int, pb.Marks]) -> tuple[Change, int]:
         StoreMark.from_pb(seen.meta_store) for seen in marks.values() if seen.HasField("meta_store")
     ]
     nodes = {member.node for chain in chains.values() for member in chain.members}
-    change = Change(
+    change = replace(
+        united(seen.revocations for seen in marks.values()),
         nodes=tuple(NodeRecord(NodeId(node), pb.NODE_STORAGE) for node in sorted(nodes)),
         chains=tuple(
             replace(chain, version=ChainVersion(chain.version + VERSION_GAP), members=_members(chain, marks))

@@ -5,6 +5,7 @@ R2  there are at most REVOKED_MAX; after that the key of all tokens has to be re
     which none may have been made
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 from ..errors import InvalidArgument
@@ -22,9 +23,7 @@ def revoke(records: Records, request: pb.Revocations, *, now_unix_s: int) -> Cha
         if not 0 < len(token.id) <= ID_BYTES_MAX:
             raise InvalidArgument(f"not the id of a token: {token.id.hex()[:100]!r}")
         known = records.revoked.get(token.id, revoked.get(token.id))
-        # Of two ends the later, and no end is the latest: what is said about a token may be wrong.
-        ends = [token.expires_unix_s] if known is None else [known, token.expires_unix_s]
-        revoked[token.id] = 0 if 0 in ends else max(ends)
+        revoked[token.id] = _later(known, token.expires_unix_s)
     forgotten = tuple(
         token
         for token, end in records.revoked.items()
@@ -50,6 +49,25 @@ def revoke(records: Records, request: pb.Revocations, *, now_unix_s: int) -> Cha
     )
 
 
+def united(several: Iterable[pb.Revocations]) -> Change:
+    """Return what to store, in a store that has nothing, so that all is revoked that any of these revoke (R1)."""
+    revoked: dict[bytes, int] = {}
+    minted_before: dict[int, int] = {}
+    for each in several:
+        for token in each.tokens:
+            revoked[token.id] = _later(revoked.get(token.id), token.expires_unix_s)
+        for before in each.minted_before:
+            minted_before[before.key_id] = max(before.minted_unix_s, minted_before.get(before.key_id, 0))
+    return Change(revoked=tuple(revoked.items()), minted_before=tuple(minted_before.items()))
+
+
+def _later(known: int | None, end: int) -> int:
+    """Return the later end of a token, of which 0, none, is the latest: what is said about a token may be wrong."""
+    if known is None:
+        return end
+    return max(known, end) if known and end else 0
+
+
 def all_revoked(records: Records) -> pb.Revocations:
     """Return all that is revoked."""
     return pb.Revocations(
@@ -60,4 +78,4 @@ def all_revoked(records: Records) -> pb.Revocations:
     )
 
 
-__all__ = ["FORGET_S", "all_revoked", "revoke"]
+__all__ = ["FORGET_S", "all_revoked", "revoke", "united"]

@@ -1,9 +1,9 @@
 """What a storage node remembers of the stores of mgmtd and meta, so that an older one is recognised.
 
 A store that was lost, or put back from a copy, looks healthy to the service that owns it. The nodes know better: each
-keeps the term of mgmtd, the highest version of every chain that it holds, all chain tables, and how far meta's store
-had come. mgmtd publishes nothing that its own store does not hold durably, so what a node remembers is never ahead
-of a healthy store, also after power loss.
+keeps the term of mgmtd, the highest version of every chain that it holds, all chain tables, how far meta's store had
+come, and, for a store that is rebuilt, which tokens are revoked. mgmtd publishes nothing that its own store does not
+hold durably, so what a node remembers is never ahead of a healthy store, also after power loss.
 
     S1  routing is adopted only after the marks that it raises are on this node's disk, unless that hangs or is full
     S2  routing below a mark is not adopted, so nothing is served under it; the next heartbeat says why
@@ -53,7 +53,8 @@ class MarkFile:
         """Remember what `routing`, which is not outdated, shows. False if that is remembered and saved already."""
         marks = self.marks
         term = routing.version >> TERM_BITS
-        if routing.chains or routing.tables or (term, routing.manager) != (marks.term, marks.manager):
+        is_news = routing.chains or routing.tables or routing.HasField("revocations")
+        if is_news or (term, routing.manager) != (marks.term, marks.manager):
             for chain in routing.chains:
                 if any(target.node == self._node for target in chain.targets):
                     self._chains[chain.id] = _stripped(chain)
@@ -69,6 +70,9 @@ class MarkFile:
             )
             if marks.HasField("meta_store"):
                 raised.meta_store.CopyFrom(marks.meta_store)
+            revocations = routing if routing.HasField("revocations") else marks
+            if revocations.HasField("revocations"):
+                raised.revocations.CopyFrom(revocations.revocations)
             assert term >= marks.term, "S2: routing of an older term is refused before"
             if raised != marks:
                 self.marks = raised

@@ -17,6 +17,9 @@ from luciola.meta.schema import GENERATION_BITS
 pytestmark = pytest.mark.slow
 
 
+REVOKED = "5f" * 16  # the id of a token
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalCluster, Path]:
     """A cluster that is stopped, with one file, and a copy of its directory. Put that back before you use it."""
@@ -168,6 +171,7 @@ def test_older_store_of_mgmtd_is_refused_and_made_again_of_what_the_storage_node
     shutil.copytree(store, older)
     with cluster:
         cluster.wait_healthy()
+        luciola("token", "revoke", REVOKED, "--data", str(cluster.data))
         luciola("node", "disable", "202", "--data", str(cluster.data))
         until(lambda: not serves(cluster, 202), what="the fall of node 202")
         write(cluster, "file", "after!" * 1000)
@@ -184,6 +188,7 @@ def test_older_store_of_mgmtd_is_refused_and_made_again_of_what_the_storage_node
     luciola("up", "--data", str(cluster.data), "--detach", "--rebuild-mgmtd", "--yes")
     with cluster_that_runs(cluster):
         assert content(cluster, "file") == "after!" * 1000
+        assert REVOKED in luciola("token", "list", "--data", str(cluster.data)).stdout
         cluster.wait_healthy()
         cluster.kill("storage", 0)  # the replica that missed the write has it now
         assert content(cluster, "file") == "after!" * 1000

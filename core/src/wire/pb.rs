@@ -402,6 +402,8 @@ pub struct Marks {
     pub chains: ::prost::alloc::vec::Vec<Chain>,
     #[prost(message, repeated, tag = "6")]
     pub tables: ::prost::alloc::vec::Vec<ChainTable>,
+    #[prost(message, optional, tag = "7")]
+    pub revocations: ::core::option::Option<Revocations>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiskSpace {

@@ -271,20 +271,22 @@ class CheckStoreReply(_message.Message):
     def __init__(self, may_serve: _Optional[bool] = ...) -> None: ...
 
 class Marks(_message.Message):
-    __slots__ = ("format", "term", "manager", "meta_store", "chains", "tables")
+    __slots__ = ("format", "term", "manager", "meta_store", "chains", "tables", "revocations")
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     TERM_FIELD_NUMBER: _ClassVar[int]
     MANAGER_FIELD_NUMBER: _ClassVar[int]
     META_STORE_FIELD_NUMBER: _ClassVar[int]
     CHAINS_FIELD_NUMBER: _ClassVar[int]
     TABLES_FIELD_NUMBER: _ClassVar[int]
+    REVOCATIONS_FIELD_NUMBER: _ClassVar[int]
     format: int
     term: int
     manager: int
     meta_store: StoreMark
     chains: _containers.RepeatedCompositeFieldContainer[Chain]
     tables: _containers.RepeatedCompositeFieldContainer[ChainTable]
-    def __init__(self, format: _Optional[int] = ..., term: _Optional[int] = ..., manager: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ...) -> None: ...
+    revocations: Revocations
+    def __init__(self, format: _Optional[int] = ..., term: _Optional[int] = ..., manager: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., chains: _Optional[_Iterable[_Union[Chain, _Mapping]]] = ..., tables: _Optional[_Iterable[_Union[ChainTable, _Mapping]]] = ..., revocations: _Optional[_Union[Revocations, _Mapping]] = ...) -> None: ...
 
 class DiskSpace(_message.Message):
     __slots__ = ("capacity_bytes", "free_bytes")

@@ -10,7 +10,17 @@ from luciola.mgmtd.rebuild import TERM_GAP, VERSION_GAP, missing, rebuild
 from luciola.mgmtd.records import StoreMark
 from luciola.mgmtd.store import Lease, Store
 from luciola.states import Public
-from luciola.wire.pb.mgmtd_pb2 import OFFLINE, SERVING, Chain, ChainTable, Marks, Target
+from luciola.wire.pb.mgmtd_pb2 import (
+    OFFLINE,
+    SERVING,
+    Chain,
+    ChainTable,
+    Marks,
+    MintedBefore,
+    Revocations,
+    RevokedToken,
+    Target,
+)
 from luciola.wire.pb.mgmtd_pb2 import StoreMark as Mark
 
 TABLE = ChainTable(id=1, version=1, chains=[1, 2], replicas=2)
@@ -48,6 +58,23 @@ def test_highest_version_of_each_chain_counts_and_is_raised():
     assert missing(change, seen) == [1]
 
 
+def test_all_that_any_node_knows_to_be_revoked_is_revoked():
+    first, second = marks(7, chain(1, 5, n1=SERVING)), marks(7, chain(1, 5, n1=SERVING))
+    first.revocations.CopyFrom(revocations({b"a": 0, b"b": 50}, {0: 20, 1: 10}))
+    second.revocations.CopyFrom(revocations({b"a": 90, b"b": 60, b"c": 70}, {0: 30}))
+    for seen in ({1: first, 2: second, 3: marks(7)}, {1: second, 2: first}):
+        change, _ = rebuild(seen)
+        assert dict(change.revoked) == {b"a": 0, b"b": 60, b"c": 70}
+        assert dict(change.minted_before) == {0: 30, 1: 10}
+
+
+def revocations(tokens: dict[bytes, int], minted_before: dict[int, int]) -> Revocations:
+    return Revocations(
+        tokens=(RevokedToken(id=token, expires_unix_s=end) for token, end in tokens.items()),
+        minted_before=(MintedBefore(key_id=key, minted_unix_s=time) for key, time in minted_before.items()),
+    )
+
+
 def test_missing_node_cannot_have_seen_what_follows_a_rebuild():
     missed = marks(7 + 5, chain(1, 60, n1=OFFLINE, n2=SERVING))  # node 2 served alone, through some restarts
     change, term = rebuild({1: marks(7, chain(1, 50, n1=SERVING, n2=SERVING))})
@@ -69,7 +96,9 @@ def test_nothing_to_rebuild_of_is_refused():
 
 
 def test_rebuilt_store_continues_above_every_term_that_was_seen():
-    change, term = rebuild({1: marks(7, chain(1, 5, n1=SERVING), position=20)})
+    seen = marks(7, chain(1, 5, n1=SERVING), position=20)
+    seen.revocations.CopyFrom(revocations({b"a": 0}, {0: 30}))
+    change, term = rebuild({1: seen})
 
     async def story() -> None:
         engine = MemoryEngine()
@@ -80,5 +109,6 @@ def test_rebuilt_store_continues_above_every_term_that_was_seen():
         records = await store.load()
         assert records.chains[1].version == 5 + VERSION_GAP
         assert records.meta_store == StoreMark(3, 1, 20)
+        assert (records.revoked, records.minted_before) == ({b"a": 0}, {0: 30})
 
     asyncio.run(story())

@@ -4,7 +4,18 @@ import pytest
 
 from luciola.errors import ConfigError
 from luciola.storage.marks import FORMAT, NAME, MarkFile, load
-from luciola.wire.pb.mgmtd_pb2 import OFFLINE, SERVING, Chain, ChainTable, Marks, Routing, StoreMark, Target
+from luciola.wire.pb.mgmtd_pb2 import (
+    OFFLINE,
+    SERVING,
+    Chain,
+    ChainTable,
+    Marks,
+    Revocations,
+    RevokedToken,
+    Routing,
+    StoreMark,
+    Target,
+)
 
 TABLE = ChainTable(id=1, version=1, chains=[1, 2], replicas=2)
 
@@ -104,6 +115,18 @@ def test_mark_of_the_metadata_store_only_rises(marks):
     assert marks.marks.meta_store == accepted
     adopt(marks, routing(6, chain(1, 9, 1, 2), manager=2))
     assert marks.marks.meta_store == accepted
+
+
+def test_what_is_revoked_is_remembered_until_there_is_news_of_it(marks, tmp_path):
+    revoked = Revocations(tokens=[RevokedToken(id=b"x")])
+    seen = routing(5, counter=2, delta=True)
+    seen.revocations.CopyFrom(revoked)
+    assert marks.raise_to(seen)
+    marks.save()
+    assert not marks.raise_to(seen)
+    adopt(marks, routing(5, chain(1, 10, 1, 2), counter=3, delta=True))
+    adopt(marks, routing(6, chain(1, 10, 1, 2), chain(2, 4, 2, 3), manager=2))
+    assert MarkFile(tmp_path, node=1).marks.revocations == revoked
 
 
 @pytest.mark.parametrize("content", [b"\xff\xff\xff", Marks(format=FORMAT + 1).SerializeToString()])
