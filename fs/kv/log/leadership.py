@@ -83,9 +83,10 @@ class Leadership:
         """Stop leading and let another begin at once. An append that is in flight may be stored or not."""
         await self.close()
         with contextlib.suppress(*_TRANSIENT, NoSpace):  # then others wait for the lease
-            claim = await self._log.claim()
-            if claim is not None and claim.epoch == self.epoch:
-                await self._log.end_claim(claim)
+            while (claim := await self._log.claim()) is not None and claim.epoch == self.epoch:
+                if await self._log.end_claim(claim):
+                    return
+                # a renewal that was still on its way was stored in between: it is the last one
 
     def _extend(self, sent_s: float) -> None:
         self.until_s = max(self.until_s, sent_s + self._claim.lease_s * (1 - DRIFT))

@@ -242,6 +242,27 @@ def test_resigned_claim_is_gone_even_if_its_last_renewal_was_not_heard_of():
     simulate(scenario())
 
 
+def test_resigned_claim_is_gone_even_if_a_renewal_is_stored_while_it_is_ended():
+    class Renewed(MemoryLog):
+        """A renewal that was on its way is stored after the claim was looked at."""
+
+        late = 1
+
+        async def end_claim(self, claim):
+            if self.late:
+                self.late -= 1
+                await self.renew_claim(claim)
+            return await super().end_claim(claim)
+
+    async def scenario():
+        log = Renewed()
+        leadership = await contender(log).lead()
+        await leadership.resign()
+        assert await log.claim() is None
+
+    simulate(scenario())
+
+
 @pytest.mark.parametrize("fault", [Fault.FULL, Fault.REFUSED, Fault.LOST])
 def test_resignation_that_fails_leaves_the_lease_to_end(fault):
     async def scenario():
