@@ -80,8 +80,8 @@ class _Planner:
         )
         self._met: Counter[tuple[int, int]] = Counter()
         for nodes in self._chains.values():
-            for node in nodes:
-                self._meet(node, nodes, 1)
+            for index, node in enumerate(nodes):
+                self._meet(node, nodes[:index], 1)
         self._steps: dict[int, Step] = {}
 
     def run(self) -> Balance:
@@ -175,12 +175,14 @@ class _Planner:
     def _meet(self, node: int, nodes: Sequence[int], by: int) -> None:
         for other in nodes:
             if other != node:
-                self._met[node, other] += by
+                self._met[_pair(node, other)] += by
 
     def _meetings(self, node: int, nodes: Sequence[int], leaves: int) -> int:
-        return sum(
-            self._met[node, other] + self._met[other, node] for other in nodes if other not in (node, leaves)
-        )
+        return sum(self._met[_pair(node, other)] for other in nodes if other not in (node, leaves))
+
+
+def _pair(one: int, other: int) -> tuple[int, int]:
+    return (one, other) if one < other else (other, one)
 
 
 __all__ = ["NONE", "Balance", "Step", "plan"]

@@ -1,6 +1,7 @@
 """Plans for chains that exist: the rules hold afterwards, and no replica moves that need not."""
 
 from collections import Counter
+from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
@@ -59,6 +60,14 @@ def test_node_that_leaves_is_empty_and_others_keep_what_they_have(nodes, replica
     assert all(len(set(members)) == replicas for members in after.values())
     away = sum(leaving in members for members in chains.values())
     assert sum(step.source == leaving for step in found.steps) == away
+
+
+def test_chains_of_a_node_that_leaves_are_spread_over_pairs_of_others():
+    sites = sites_of(range(1, 9))
+    chains = placed(sites, replicas=3, chains=10)
+    after = carried_out(chains, plan(sites, chains, replicas=3, leaving=[4]))
+    met = Counter(pair for members in after.values() for pair in combinations(sorted(members), 2))
+    assert max(met.values()) <= 2, "30 meetings of 21 pairs"
 
 
 def test_copies_are_moved_apart_once_racks_are_known():
