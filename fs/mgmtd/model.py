@@ -18,7 +18,7 @@ replicas) is in memory only, and is rebuilt from heartbeats after a restart.
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..config import MgmtdConfig
 from ..errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
@@ -44,18 +44,23 @@ assert CHAINS_MAX <= CHAINS_PER_TABLE, "one table may have all chains"
 NEW_DIRECTORY: Final = 0  # in place of an incarnation: nothing was served from it yet
 ENDED_MAX: Final = 16  # incarnations of one node remembered as ended
 FREE_PERCENT_MIN: Final = 10  # of a disk that gets chains, as `luciola status` warns
+_LOCAL: Final = {int(state): state for state in Local}
+_DATA: Final = {int(data): data for data in Data}
 MARK_INTERVAL_S: Final = 5.0  # between two times that marks are stored: each is a sync of the disk
 assert CHAINS_PER_TABLE < 2**32, "a chain's id has 32 bits"
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):  # made for each replica of each heartbeat
     """What a node says of one replica."""
 
+    chain: ChainId
     local: Local
     chain_version: ChainVersion
-    used_bytes: int = 0
-    held: Held = COMPLETE
+    used_bytes: int
+    held: Held
+
+
+_Here = dict[TargetId, tuple[ChainRecord, Member]]  # the replicas of one node
 
 
 @dataclass(slots=True)
@@ -158,7 +163,7 @@ class Model:
         return [
             node.id
             for node in self.records.nodes.values()
-            if node.kind == pb.NODE_STORAGE and not node.disabled and self.records.chains_of(node.id)
+            if node.kind == pb.NODE_STORAGE and not node.disabled and self.records.has_chains(node.id)
             if self.lives[node.id].reported_s < self.started_s and not self.lives[node.id].has_ended
         ]
 
@@ -304,8 +309,9 @@ class Model:
         if request.HasField("disk"):
             life.capacity_bytes, life.free_bytes = request.disk.capacity_bytes, request.disk.free_bytes
         self._set_status(node.id, pb.CONNECTED)
-        self._take_in(node, life, reports)
-        may_lease = self._may_lease(node, reports) and not self.silent_nodes(now_s)
+        here = {member.target: (chain, member) for chain, member in self._members_on(node.id)}
+        self._take_in(life, reports, here)
+        may_lease = self._may_lease(reports, here) and not self.silent_nodes(now_s)
         assert self._falling.isdisjoint(life.reported) or not may_lease, (
             "L2: the node may not know of its fall yet"
         )
@@ -344,13 +350,11 @@ class Model:
         target.must_fall = member.state not in FALLEN
         target.serves_until_s = float("-inf")
 
-    def _take_in(self, node: NodeRecord, life: NodeLife, reports: dict[TargetId, tuple[int, Report]]) -> None:
+    def _take_in(self, life: NodeLife, reports: dict[TargetId, Report], here: _Here) -> None:
         missing = life.reported - reports.keys()
-        for target_id, (chain_id, report) in reports.items():
-            chain = self.records.chains.get(ChainId(chain_id))
-            if chain is None or not any(
-                member.target == target_id and member.node == node.id for member in chain.members
-            ):
+        for target_id, report in reports.items():
+            chain, _member = here.get(target_id, (None, None))
+            if chain is None or chain.id != report.chain:
                 continue  # an orphan: it belongs to no chain any more
             target = self.targets[target_id]
             target.used_bytes = report.used_bytes
@@ -361,10 +365,8 @@ class Model:
                 target.held = report.held
                 self.dirty.add(chain.id)
             self._set_local(chain.id, target_id, report.local)
-        for target_id in missing:  # a replica that the node had, and does not speak of any more
-            for chain, member in self._members_on(node.id):
-                if member.target == target_id:
-                    self._set_local(chain.id, target_id, Local.OFFLINE)
+        for target_id in missing & here.keys():  # replicas that the node had, and does not speak of any more
+            self._set_local(here[target_id][0].id, target_id, Local.OFFLINE)
         life.reported = set(reports)
 
     def _set_local(self, chain: ChainId, target_id: TargetId, local: Local) -> None:
@@ -373,24 +375,21 @@ class Model:
             target.local = local
             self.dirty.add(chain)
 
-    def _may_lease(self, node: NodeRecord, reports: dict[TargetId, tuple[int, Report]]) -> bool:
+    def _may_lease(self, reports: dict[TargetId, Report], here: _Here) -> bool:
         """L2. A replica that the node does not report is one it does not serve, but for one that it does not know yet.
 
         It may receive that chain later, as it was before a change that is being stored, and serve under this lease. So
         it may with one of which nothing is known here, when L5 ends.
         """
-        here = set()
-        for _chain, member in self._members_on(node.id):
-            here.add(member.target)
+        for _chain, member in here.values():
             is_unknown = self.targets[member.target].local is None or member.target in self._falling
             if member.state is Public.SERVING and is_unknown:
                 return False
-        for target_id, (_, report) in reports.items():
+        for target_id, report in reports.items():
             if target_id in self._falling:
                 return False
-            if (
-                target_id not in here
-            ):  # removed from its chain, which a node that serves it has not received yet
+            if target_id not in here:
+                # removed from its chain, which a node that serves it has not received yet
                 if report.local is Local.UPTODATE:
                     return False
                 continue
@@ -520,7 +519,7 @@ class Model:
 
     def apply(self, change: Change) -> None:
         """Make `change`, which is stored, true."""
-        assert not any(map(self.records.chains_of, change.removed_nodes)), (
+        assert not any(map(self.records.has_chains, change.removed_nodes)), (
             "a node with replicas stays registered"
         )
         for node in change.nodes:
@@ -802,21 +801,20 @@ def longest_lease_ms(config: MgmtdConfig) -> float:
     return config.lease_ms * 100 / (100 - config.lease_drift_percent)
 
 
-def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, tuple[int, Report]]:
+def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, Report]:
     """Return the reports by target. Raises: InvalidArgument."""
     if len(request.targets) > TARGETS_MAX:
         raise InvalidArgument(f"a node reports at most {TARGETS_MAX} replicas")
-    reports: dict[TargetId, tuple[int, Report]] = {}
+    reports: dict[TargetId, Report] = {}
     for said in request.targets:
-        try:
-            local, held = Local(said.state), Held(Data(said.data), said.updates)
-        except ValueError as error:
-            raise InvalidArgument(f"replica {said.id} is reported in no valid state") from error
+        local, data, updates = _LOCAL.get(said.state), _DATA.get(said.data), said.updates
+        if local is None or data is None:
+            raise InvalidArgument(f"replica {said.id} is reported in no valid state")
         if said.id in reports:
             raise InvalidArgument(f"replica {said.id} is reported twice")
-        reports[TargetId(said.id)] = (
-            said.chain,
-            Report(local, ChainVersion(said.chain_version), said.used_bytes, held),
+        held = COMPLETE if data is COMPLETE.data and updates == COMPLETE.updates else Held(data, updates)
+        reports[TargetId(said.id)] = Report(
+            ChainId(said.chain), local, ChainVersion(said.chain_version), said.used_bytes, held
         )
     return reports
 

@@ -101,7 +101,7 @@ class Moves:
             rebalance=self._model.records.rebalance.to_pb(),
             active=[move.to_pb() for chain, move in sorted(moves.items()) if chain in self._begun],
             waiting=len(waiting),
-            obstacle=next((reason for move in waiting[:1] if (reason := self.obstacle(move))), ""),
+            obstacle=self.obstacle(waiting[0]) if waiting else "",
         )
 
     def advance(self, now_s: float) -> tuple[list[ChainRecord], list[ChainId]]:

@@ -306,6 +306,9 @@ class Records:
         """Chains with a member on `node`, by id."""
         return [self.chains[chain] for chain in sorted(self._by_node.get(node, ()))]
 
+    def has_chains(self, node: int) -> bool:
+        return bool(self._by_node.get(node))
+
     def _index(self, chain: ChainRecord) -> None:
         for member in chain.members:
             self._by_node.setdefault(member.node, set()).add(chain.id)
