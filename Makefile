@@ -15,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python test-rdma test-rdma-quick check check-python check-rust docs bench gpu nemesis sim planted proto fmt clean
+.PHONY: help dev demo test test-rust test-python test-clusters test-units test-rdma test-rdma-quick check check-python check-rust docs bench gpu nemesis sim planted proto fmt clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -60,9 +60,19 @@ test-rust: $(STAMPS)/dev
 	cd core && timeout --kill-after 30 1800 cargo test --locked --no-fail-fast
 
 # A test that hangs is ended and named here, with the longest tests, before CI's own limit ends the run.
-# numpy gets one thread: for the small products of Triton's interpreter, others wait three times as long as they compute.
+# Suites that start clusters mostly wait, the others compute: side by side, each has a processor. Libraries for numbers get
+# one thread: for small products, others wait three times as long as they compute.
+PYTEST := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PY) -m pytest --session-timeout 3300 --durations 20
+CLUSTERS := tests/integration tests/nemesis tests/posix
+
 test-python: $(STAMPS)/dev
-	OPENBLAS_NUM_THREADS=1 $(PY) -m pytest --session-timeout 3300 --durations 20
+	$(MAKE) -j2 --output-sync=target test-clusters test-units
+
+test-clusters: $(STAMPS)/dev
+	$(PYTEST) $(CLUSTERS)
+
+test-units: $(STAMPS)/dev
+	$(PYTEST) $(CLUSTERS:%=--ignore %)
 
 test-rdma: $(STAMPS)/dev
 	$(PY) tests/rdma/run.py
