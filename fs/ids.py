@@ -15,6 +15,9 @@ SessionId = NewType("SessionId", int)
 ClientId = NewType("ClientId", int)
 
 ROOT_INODE: Final = InodeId(1)
+MANAGER_NODE: Final = NodeId(1)  # the first manager; the others have the numbers that follow
+META_NODE: Final = NodeId(100)  # the first metadata service
+STORAGE_NODE: Final = NodeId(201)  # the first storage node
 STANDBY_EPOCH: Final = 0  # of a metadata service that is not the primary
 EMBEDDED_EPOCH: Final = 1  # of a metadata service whose store is its own; terms over a log have larger ones
 
@@ -26,8 +29,11 @@ def new_incarnation() -> int:
 
 __all__ = [
     "EMBEDDED_EPOCH",
+    "MANAGER_NODE",
+    "META_NODE",
     "ROOT_INODE",
     "STANDBY_EPOCH",
+    "STORAGE_NODE",
     "ChainId",
     "ChainVersion",
     "ClientId",

@@ -111,6 +111,11 @@ class MgmtdClient:
         )
         return await self._change(methods.Mgmtd.set_node_disabled, request)
 
+    async def reserve_node(self, kind: "pb.NodeKind", *, host: str) -> int:
+        """Return the number of a service that will be started on `host`. Raises: Busy."""
+        request = pb.ReserveNodeRequest(kind=kind, host=host)
+        return (await self._change(methods.Mgmtd.reserve_node, request)).id
+
     async def forget_node(self, node: int) -> None:
         """Raises: NotFound; Busy if it may be alive or has replicas."""
         request = pb.NodeRequest(node=node)
@@ -150,6 +155,15 @@ class MgmtdClient:
             return serving_meta(await self.routing(patience_s=0)) is not None
         except (Unavailable, Timeout):
             return False
+
+    async def has_storage(self, count: int) -> bool:
+        """Return whether so many storage nodes are connected, or more."""
+        try:
+            routing = await self.routing(patience_s=0)
+        except (Unavailable, Timeout):
+            return False
+        nodes = (node for node in routing.nodes if node.kind == pb.NODE_STORAGE)
+        return sum(node.status == pb.CONNECTED for node in nodes) >= count
 
     async def has_table(self, table: int, *, replicas: int) -> bool:
         """Return whether the chain table is there; it is created if not. False: mgmtd is away or late, ask again."""
@@ -245,10 +259,10 @@ class MgmtdClient:
             return error.message if "loading" in error.fields else ""
         return ""
 
-    async def silent_pids(self) -> set[int]:
-        """Return the processes whose lease has expired without a heartbeat."""
+    async def silent_processes(self) -> set[tuple[int, int]]:
+        """Return the processes whose lease has expired without a heartbeat, with the numbers of their nodes."""
         routing = await self.routing(patience_s=0)
-        return {node.pid for node in routing.nodes if node.status == pb.FAILED}
+        return {(node.id, node.pid) for node in routing.nodes if node.status == pb.FAILED}
 
     async def report_ended(self, node: int, pid: int) -> None:
         """Report to mgmtd that the process `pid` of `node` has ended, so that failover need not wait for its lease."""

@@ -5,6 +5,7 @@ from typing import Final, NotRequired, TypeAlias, TypedDict
 
 from ..errors import Timeout, Unavailable
 from ..fuse import Record, read_records, record_of, source_of, stale_mounts
+from ..ids import MANAGER_NODE, META_NODE
 from ..metrics import address_of
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.storage_pb2 import SpaceReply
@@ -26,7 +27,7 @@ from .metadata_status import (
 )
 from .mgmtd_client import TAKE_OVER_S, ChainState, MgmtdClient, describe_chains, serving_meta
 from .processes import ServiceState
-from .supervisor import MANAGER_NODE, META_NODE, directory_of, read_state, storage_nodes
+from .supervisor import directory_of, read_state, storage_nodes
 
 Primaries: TypeAlias = tuple[str | None, str | None]  # ids of mgmtd and meta
 DOWN: Final = ("dead", "restarting", "refused", "stopped")  # states of a process that does not run

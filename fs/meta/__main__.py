@@ -22,7 +22,7 @@ from ..clock import Clock, SystemClock
 from ..config import ClusterConfig, load
 from ..descriptors import raise_limit
 from ..errors import ConfigError, CorruptData, Error, Unavailable
-from ..ids import EMBEDDED_EPOCH, STANDBY_EPOCH, new_incarnation
+from ..ids import EMBEDDED_EPOCH, META_NODE, STANDBY_EPOCH, new_incarnation
 from ..kv.checkpoint.catalog import Catalog
 from ..kv.checkpoint.keeper import Member, Policy
 from ..kv.checkpoint.remote import RemoteSource
@@ -60,7 +60,6 @@ from .terms import Settings, Terms, standby
 
 log: Final = logging.getLogger("luciola.meta")
 
-NODE_ID: Final = 100
 GUARD_INTERVAL_S: Final = 0.1
 
 
@@ -300,7 +299,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="TOML file; defaults without it")
     parser.add_argument("--cluster", type=Path, required=True, help="the cluster file")
     parser.add_argument(
-        "--node-id", type=int, default=NODE_ID, help=f"number of this node (default {NODE_ID})"
+        "--node-id", type=int, default=META_NODE, help=f"number of this node (default {META_NODE})"
     )
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
     parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")

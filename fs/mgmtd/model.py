@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from ..config import MgmtdConfig
 from ..errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
-from ..ids import EMBEDDED_EPOCH, ChainId, ChainVersion, NodeId, TableId, TargetId
+from ..ids import EMBEDDED_EPOCH, META_NODE, STORAGE_NODE, ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Data, Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .moves import Moves
@@ -35,6 +35,7 @@ NODE_BYTES_MAX: Final = 4096  # of its host, addresses, socket path, release
 DESCRIPTION_BYTES_MAX: Final = 1024
 TARGETS_MAX: Final = 20_000  # replicas on one node
 NODES_MAX: Final = 10_000
+FIRST_OF_KIND: Final = {pb.NODE_META: META_NODE, pb.NODE_STORAGE: STORAGE_NODE}
 CHAINS_MAX: Final = 100_000  # of all tables; each takes about 2 KiB here, and 70 bytes with every client
 CHAIN_MEMBERS_MAX: Final = REPLICAS_MAX
 CHAINS_PER_TABLE: Final = 100_000  # room for ids: chain = table * this + index + 1
@@ -747,6 +748,23 @@ class Model:
     def _is_disabled(self, node: int) -> bool:
         known = self.records.nodes.get(NodeId(node))
         return known is None or known.disabled
+
+    def reserved(self, kind: pb.NodeKind, host: str) -> NodeRecord:
+        """Return a node for a service that will be started on `host`, with the number after the highest of its kind.
+
+        Raises: InvalidArgument; Busy if the cluster cannot have more of them.
+        """
+        first = FIRST_OF_KIND.get(kind)
+        if first is None or not host or len(host.encode()) > DESCRIPTION_BYTES_MAX:
+            raise InvalidArgument("a number is for a metadata service or a storage node, and names its host")
+        alike = [node.id for node in self.records.nodes.values() if node.kind == kind]
+        number = NodeId(max((*alike, first - 1)) + 1)
+        others = {each for each in FIRST_OF_KIND.values() if each != first}
+        if len(self.records.nodes) >= NODES_MAX or number in self.records.nodes or number in others:
+            raise Busy(
+                f"the cluster has no number left for another node of this kind; the last is {number - 1}"
+            )
+        return NodeRecord(number, kind, host=host)
 
     def unregistered(self, node_id: NodeId) -> Change:
         """Raises: NotFound; Busy if it is alive or has replicas."""

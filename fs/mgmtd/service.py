@@ -232,6 +232,17 @@ class Service:
         log.info("node %d: %s", node, "disabled" if request.disabled else "enabled")
         return term.publisher.node(node)
 
+    async def reserve_node(self, request: pb.ReserveNodeRequest, identity: Identity) -> pb.Node:
+        reserved: list[NodeRecord] = []
+
+        def decide(model: Model) -> Change:
+            reserved[:] = [model.reserved(request.kind, request.host)]
+            return Change(nodes=tuple(reserved))
+
+        await self._change(decide)
+        log.info("node %d: reserved for %s", reserved[0].id, request.host)
+        return reserved[0].to_pb()
+
     async def unregister_node(self, request: pb.NodeRequest, identity: Identity) -> Empty:
         await self._change(lambda model: model.unregistered(NodeId(request.node)))
         log.info("node %d: unregistered", request.node)

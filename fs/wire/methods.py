@@ -122,6 +122,7 @@ class Mgmtd:
     set_node_disabled: Final = _method(
         "Mgmtd.SetNodeDisabled", mgmtd_pb2.SetNodeDisabledRequest, mgmtd_pb2.Node, ADMIN
     )
+    reserve_node: Final = _method("Mgmtd.ReserveNode", mgmtd_pb2.ReserveNodeRequest, mgmtd_pb2.Node, SERVICE)
     unregister_node: Final = _method("Mgmtd.UnregisterNode", mgmtd_pb2.NodeRequest, Empty, ADMIN)
     process_ended: Final = _method("Mgmtd.ProcessEnded", mgmtd_pb2.ProcessEndedRequest, Empty, ADMIN)
     revoke_tokens: Final = _method("Mgmtd.RevokeTokens", mgmtd_pb2.Revocations, Empty, ADMIN)

@@ -578,6 +578,13 @@ pub struct NodeRequest {
     #[prost(uint32, tag = "1")]
     pub node: u32,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReserveNodeRequest {
+    #[prost(enumeration = "NodeKind", tag = "1")]
+    pub kind: i32,
+    #[prost(string, tag = "2")]
+    pub host: ::prost::alloc::string::String,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetNodeDisabledRequest {
     #[prost(uint32, tag = "1")]

@@ -436,6 +436,14 @@ class NodeRequest(_message.Message):
     node: int
     def __init__(self, node: _Optional[int] = ...) -> None: ...
 
+class ReserveNodeRequest(_message.Message):
+    __slots__ = ("kind", "host")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    kind: NodeKind
+    host: str
+    def __init__(self, kind: _Optional[_Union[NodeKind, str]] = ..., host: _Optional[str] = ...) -> None: ...
+
 class SetNodeDisabledRequest(_message.Message):
     __slots__ = ("node", "disabled", "accept_unavailable")
     NODE_FIELD_NUMBER: _ClassVar[int]

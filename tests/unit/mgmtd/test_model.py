@@ -673,6 +673,31 @@ def test_replicas_are_added_and_removed(manager):
     assert targets[-1] == target(1002) + 1, "a target id is never used twice"
 
 
+def test_number_that_is_reserved_is_the_next_of_its_kind(manager):
+    first, other = (manager.model.reserved(kind, "host") for kind in (pb.NODE_META, pb.NODE_STORAGE))
+    assert (first.id, other.id) == (100, max(manager.model.records.nodes, default=200) + 1)
+    manager.model.apply(Change(nodes=(first, other)))
+    again = manager.model.reserved(pb.NODE_STORAGE, "host")
+    assert again.id == other.id + 1
+    manager.model.apply(Change(removed_nodes=(other.id,)))
+    assert manager.model.reserved(pb.NODE_META, "host").id == 101
+
+
+def test_number_is_reserved_for_services_that_mgmtd_numbers_alone(manager):
+    for kind in (pb.NODE_MGMTD, pb.NODE_MOUNT, 77):
+        with pytest.raises(InvalidArgument):
+            manager.model.reserved(kind, "host")
+    with pytest.raises(InvalidArgument):
+        manager.model.reserved(pb.NODE_STORAGE, "")
+
+
+def test_metadata_services_have_the_numbers_below_those_of_storage_nodes(manager):
+    node = NodeRecord(NodeId(200), pb.NODE_META, host="host")
+    manager.model.apply(Change(nodes=(node,)))
+    with pytest.raises(Busy):
+        manager.model.reserved(pb.NODE_META, "host")
+
+
 def test_nodes_are_forgotten_only_when_dead_and_empty(manager):
     manager.beat(1002)
     with pytest.raises(Busy, match="may be alive"):
