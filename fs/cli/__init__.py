@@ -21,6 +21,10 @@ from .output import describe_error, fail
 COMMANDS: Final = {
     "up": ("cluster", "up"),
     "down": ("cluster", "down"),
+    "init": ("host", "init"),
+    "invite": ("host", "invite"),
+    "join": ("host", "join"),
+    "serve": ("host", "serve"),
     "status": ("cluster", "status"),
     "health": ("health_check", "health"),
     "mount": ("mount", "mount"),

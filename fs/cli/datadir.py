@@ -44,6 +44,23 @@ PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_p
 
 
 @dataclass(frozen=True)
+class Host:
+    """One machine of a cluster of several: where its services listen, and their numbers.
+
+    `first_storage`: on the machine where the cluster was made, how many storage nodes it is laid out over once they
+    are there; 0 afterwards, and elsewhere.
+    """
+
+    address: str
+    managers: tuple[int, ...] = ()
+    metas: tuple[int, ...] = ()
+    storage: tuple[int, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    insecure: bool = False
+    first_storage: int = 0
+
+
+@dataclass(frozen=True)
 class Shape:
     """What a cluster was created as. Kept in cluster.json, so that a later `up` need not repeat it.
 
@@ -61,6 +78,7 @@ class Shape:
     managers: int = 1
     etcd_peers: tuple[str, ...] = ()
     racks: int = 0
+    host: Host | None = None  # this machine, of a cluster of several
 
 
 @dataclass(frozen=True)
@@ -131,6 +149,16 @@ class DataDir:
             counts = (int(record.get("metas", 1)), int(record.get("managers", 1)))
             peers = tuple(map(str, record.get("etcd_peers", ())))
             racks = int(record.get("racks", 0))
+            said = record.get("host")
+            host = said and Host(
+                address=str(said["address"]),
+                managers=tuple(map(int, said["managers"])),
+                metas=tuple(map(int, said["metas"])),
+                storage=tuple(map(int, said["storage"])),
+                labels=tuple((str(level), str(name)) for level, name in said["labels"]),
+                insecure=bool(said["insecure"]),
+                first_storage=int(said["first_storage"]),
+            )
         except FileNotFoundError as error:
             raise NotFound(
                 "no cluster in this directory; `luciola up --data DIR` creates one", path=str(self.root)
@@ -140,7 +168,7 @@ class DataDir:
                 f"damaged ({error!r}); restore it or delete it and run `luciola up` with the same options",
                 path=str(self.cluster),
             ) from error
-        return Shape(cluster, nodes, replicas, has_stores, *counts, peers, racks)
+        return Shape(cluster, nodes, replicas, has_stores, *counts, peers, racks, host)
 
     def storage_records(self) -> list[str | None]:
         """Return the cluster that each storage directory here belongs to: what is left where cluster.json was lost.
@@ -225,6 +253,8 @@ def encode_shape(shape: Shape) -> str:
     cluster = asdict(shape.cluster)
     if shape.cluster.metadata is None:
         del cluster["metadata"]
+    if shape.host is not None:
+        cluster["host"] = asdict(shape.host)
     record = cluster | {
         "storage_nodes": shape.storage_nodes,
         "replicas": shape.replicas,
@@ -292,6 +322,10 @@ def check_shape(
     """Refuse what `choose_shape` would refuse, before anything is written. Raises: InvalidArgument."""
     if data.cluster.exists():
         shape = data.read_shape()
+        if shape.host is not None:
+            raise InvalidArgument(
+                f"this is one machine of a cluster of several: luciola serve --data {shlex.quote(str(data.root))}"
+            )
         _check_recorded(shape, storage_nodes=storage_nodes, replicas=replicas)
         _check_metadata(shape, metadata)
     else:
@@ -323,9 +357,9 @@ def _with_metadata(root: Path, shape: Shape, wanted: MetadataWanted) -> Shape:
             certificate_file=str(private_etcd.certificate_file(root)),
             key_file=str(private_etcd.key_file(root)),
         )
-        cluster = replace(cluster, metadata=_access(access, clients))
+        cluster = replace(cluster, metadata=metadata_at(access, clients))
     elif wanted.where:
-        cluster = replace(cluster, metadata=_access(wanted, wanted.addresses))
+        cluster = replace(cluster, metadata=metadata_at(wanted, wanted.addresses))
     return replace(shape, cluster=cluster, metas=metas, managers=managers, etcd_peers=tuple(peers))
 
 
@@ -342,7 +376,7 @@ def migrated_shape(root: Path, shape: Shape, wanted: MetadataWanted) -> Shape:
     return replace(moved, cluster=cluster)
 
 
-def _access(wanted: MetadataWanted, addresses: Sequence[str]) -> Metadata:
+def metadata_at(wanted: MetadataWanted, addresses: Sequence[str]) -> Metadata:
     """Return what the cluster file says of an etcd."""
     scheme = "https" if wanted.ca_file else "http"
     return Metadata(
@@ -359,7 +393,7 @@ def _with_access(shape: Shape, wanted: MetadataWanted) -> Shape:
     """An etcd elsewhere may have moved, or got other passwords; its log says which cluster it is of."""
     if not wanted.addresses:
         return shape
-    return replace(shape, cluster=replace(shape.cluster, metadata=_access(wanted, wanted.addresses)))
+    return replace(shape, cluster=replace(shape.cluster, metadata=metadata_at(wanted, wanted.addresses)))
 
 
 def with_free_ports(shape: Shape) -> Shape:
@@ -499,12 +533,14 @@ def _listens(address: str) -> bool:
 
 __all__ = [
     "DataDir",
+    "Host",
     "Shape",
     "check_shape",
     "choose_shape",
     "encode_shape",
     "free_ports",
     "is_free",
+    "metadata_at",
     "migrated_shape",
     "running_shape",
     "with_free_ports",

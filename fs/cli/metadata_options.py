@@ -143,6 +143,13 @@ def _file_option(name: str, destination: str, text: str) -> Decorator:
     return click.option(name, destination, type=kind, metavar="FILE", help=text)
 
 
+def access_options(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Add the options that say where an etcd is, and how to be let in there."""
+    for option in reversed((_OPTIONS[0], *_OPTIONS[3:])):
+        command = option(command)
+    return command
+
+
 _OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option(
         "--metadata",
@@ -175,6 +182,7 @@ __all__ = [
     "AccessGiven",
     "Given",
     "MetadataWanted",
+    "access_options",
     "etcd_options",
     "metadata_options",
     "wanted_metadata",

@@ -27,20 +27,18 @@ from typing import Final, TypedDict
 
 from ..errors import AlreadyExists, ConfigError, Error, Timeout, Unavailable
 from ..fuse import check_mountpoint, clean_stale_mount, is_mounted, read_records, source_of, stale_mounts
+from ..ids import MANAGER_NODE, META_NODE, STORAGE_NODE
 from ..wire import create_secret, write_private
 from ..wire.etcd import EtcdClient
 from ..wire.pb import mgmtd_pb2 as pb
 from . import private_etcd, processes
-from .datadir import DataDir, Shape
+from .datadir import DataDir, Host, Shape
 from .health import NAMED_MAX, awaited, describe_trouble
 from .mgmtd_client import MgmtdClient
 from .processes import Child, Service, ServiceState, python
 
 log = logging.getLogger(__name__)
 
-MANAGER_NODE: Final = 1  # the first of mgmtd
-META_NODE: Final = 100
-STORAGE_NODE_FIRST: Final = 201
 CHAIN_TABLE: Final = 1
 CREATE: Final = "--create"  # given to mgmtd and meta until the cluster has been created
 ACCEPT_LOSS: Final = "--accept-loss"  # given to meta until it serves
@@ -116,24 +114,18 @@ class Supervisor:
     async def _start(self) -> None:
         if self.mountpoint is not None:
             self._prepare_mountpoint(self.mountpoint)
-        self._create_secret()
+        if self.shape.host is None:
+            self._create_secret()
         await self._start_etcd()
         if self.rebuild_mgmtd:
             from . import stores
 
             await stores.rebuild_mgmtd(self.data, self.shape.cluster)
         async with MgmtdClient.connect(self.shape.cluster) as manager:
-            for node in manager_nodes(self.shape):
-                await self._launch(
-                    self._service("mgmtd", str(node), node, _directory("mgmtd", node, MANAGER_NODE))
-                )
-            await self._wait("mgmtd", manager.answers)
-            for node in storage_nodes(self.shape):
-                await self._launch(self._service("storage", str(node), node, f"storage-{node}"))
-            for node in meta_nodes(self.shape):
-                await self._launch(
-                    self._service("meta", str(node), node, _directory("meta", node, META_NODE))
-                )
+            await self._launch_nodes(manager)
+            if self.shape.host is not None:
+                await self._settle_here(manager)
+                return
             if not self.shape.has_stores:
                 await self._create_chains(manager)
             await self._wait("meta", manager.has_meta)
@@ -142,10 +134,54 @@ class Supervisor:
                 await self._start_mount(self.mountpoint)
             await self._settle(manager)
 
+    async def _launch_nodes(self, manager: MgmtdClient) -> None:
+        for node in manager_nodes(self.shape):
+            await self._launch(
+                self._service("mgmtd", str(node), node, _directory("mgmtd", node, MANAGER_NODE))
+            )
+        await self._wait("mgmtd", manager.answers)
+        for node in storage_nodes(self.shape):
+            await self._launch(self._service("storage", str(node), node, f"storage-{node}"))
+        for node in meta_nodes(self.shape):
+            await self._launch(self._service("meta", str(node), node, _directory("meta", node, META_NODE)))
+
+    async def _settle_here(self, manager: MgmtdClient) -> None:
+        """Wait for the services of this machine of several. What runs on others is not waited for."""
+        ours = {*meta_nodes(self.shape), *storage_nodes(self.shape)}
+        await self._wait(
+            "the services of this machine",
+            lambda: manager.are_connected(ours),
+            kinds=("mgmtd", "meta", "storage"),
+        )
+        self._settle_stores()
+        if not self.shape.has_stores:
+            self._keep(replace(self.shape, has_stores=True))
+        if self.shape.host is not None and self.shape.host.first_storage:
+            self._watchers.append(asyncio.create_task(self._lay_out(self.shape.host)))
+
+    async def _lay_out(self, host: Host) -> None:
+        """Create the chain table of a new cluster when as many storage nodes are there as it begins with."""
+        async with MgmtdClient.connect(self.shape.cluster) as manager:
+            while not self.stopping.is_set():
+                try:
+                    if await manager.has_storage(host.first_storage) and await manager.has_table(
+                        CHAIN_TABLE, replicas=self.shape.replicas
+                    ):
+                        self._keep(replace(self.shape, host=replace(host, first_storage=0)))
+                        log.info("the cluster is laid out over its storage nodes, and can be used")
+                        return
+                except Error as error:
+                    log.warning("the cluster cannot be laid out yet: %s", error)
+                await asyncio.sleep(WATCH_S)
+
+    def _keep(self, shape: Shape) -> None:
+        self.shape = shape
+        self.data.write_shape(shape)
+
     async def _start_etcd(self) -> None:
-        """Return when the etcd of replicated metadata answers, if there is one."""
+        """Return when the etcd of replicated metadata answers, if services here use one."""
         options = self.shape.cluster.metadata_options()
-        if options is None:
+        if options is None or not (manager_nodes(self.shape) or meta_nodes(self.shape)):
             return
         if self.shape.etcd_peers:
             await self._launch_etcd(options.endpoints)
@@ -202,8 +238,7 @@ class Supervisor:
             lambda: manager.has_table(CHAIN_TABLE, replicas=self.shape.replicas),
             kinds=ALL,
         )
-        self.shape = replace(self.shape, has_stores=True)
-        self.data.write_shape(self.shape)
+        self._keep(replace(self.shape, has_stores=True))
 
     async def _settle(self, manager: MgmtdClient) -> None:
         """Wait until every chain serves; report what does not come."""
@@ -292,11 +327,24 @@ class Supervisor:
         if kind == "meta" and self.accept_metadata_loss:
             arguments.append(ACCEPT_LOSS)
         if kind == "storage" and self.shape.racks:
-            arguments += ["--label", f"rack={1 + (node - STORAGE_NODE_FIRST) % self.shape.racks}"]
+            arguments += ["--label", f"rack={1 + (node - STORAGE_NODE) % self.shape.racks}"]
+        arguments += self._place(kind)
         arguments += ["--node-id", str(node)]
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]
         return Service(kind, identity, node, python(*arguments), self.data.log(directory))
+
+    def _place(self, kind: str) -> list[str]:
+        """Return what a service of one machine of several is given about it."""
+        host = self.shape.host
+        if host is None:
+            return []
+        arguments = ["--insecure"] if host.insecure else []
+        if kind != "mgmtd":  # the cluster file says where managers listen
+            arguments += ["--listen", host.address]
+        if kind == "storage":
+            arguments += [f"--label={level}={name}" for level, name in host.labels]
+        return arguments
 
     async def _launch(self, service: Service) -> None:
         child = Child(service)
@@ -333,19 +381,20 @@ class Supervisor:
         Others have taken over by then, but clients whose memory is registered with such a process wait for it.
         """
         loop = asyncio.get_running_loop()
-        silent_since: dict[int, float] = {}
+        silent_since: dict[tuple[int, int], float] = {}
         async with MgmtdClient.connect(self.shape.cluster) as manager:
             while not self.stopping.is_set():
                 await asyncio.sleep(WATCH_S)
                 try:
-                    silent = await manager.silent_pids()
+                    silent = await manager.silent_processes()
                 except Error:  # mgmtd itself is away
                     silent = set()
-                silent_since = {pid: silent_since.get(pid, loop.time()) for pid in silent}
+                silent_since = {each: silent_since.get(each, loop.time()) for each in silent}
                 for child in self.children:
-                    if child.process is None or child.pid is None or child.pid not in silent_since:
+                    since_s = None if child.pid is None else silent_since.get((child.service.node, child.pid))
+                    if child.process is None or since_s is None:
                         continue
-                    if loop.time() - silent_since[child.pid] >= HUNG_S:
+                    if loop.time() - since_s >= HUNG_S:
                         log.error(
                             "%s (process %d): no heartbeat within %.0f s; killed",
                             child.service.name,
@@ -420,18 +469,24 @@ class Supervisor:
         self.on_change(self)
 
 
-def storage_nodes(shape: Shape) -> range:
-    """Numbers of the storage nodes of a cluster on one machine."""
-    return range(STORAGE_NODE_FIRST, STORAGE_NODE_FIRST + shape.storage_nodes)
+def storage_nodes(shape: Shape) -> Sequence[int]:
+    """Numbers of the storage nodes of a cluster on this machine."""
+    if shape.host is not None:
+        return shape.host.storage
+    return range(STORAGE_NODE, STORAGE_NODE + shape.storage_nodes)
 
 
-def manager_nodes(shape: Shape) -> range:
-    """Numbers of the mgmtd processes of a cluster on one machine."""
+def manager_nodes(shape: Shape) -> Sequence[int]:
+    """Numbers of the mgmtd processes of a cluster on this machine."""
+    if shape.host is not None:
+        return shape.host.managers
     return range(MANAGER_NODE, MANAGER_NODE + shape.managers)
 
 
-def meta_nodes(shape: Shape) -> range:
-    """Numbers of the metadata services of a cluster on one machine."""
+def meta_nodes(shape: Shape) -> Sequence[int]:
+    """Numbers of the metadata services of a cluster on this machine."""
+    if shape.host is not None:
+        return shape.host.metas
     return range(META_NODE, META_NODE + shape.metas)
 
 
@@ -536,8 +591,6 @@ def _await_end(pids: list[int], *, patience_s: float) -> None:
 
 __all__ = [
     "CHAIN_TABLE",
-    "MANAGER_NODE",
-    "META_NODE",
     "Supervisor",
     "clean_stale_mounts",
     "end_extra_mounts",
