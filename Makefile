@@ -25,7 +25,7 @@ PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
 CORE_SOURCES := $(shell find core/src core/Cargo.toml core/Cargo.lock core/pyproject.toml -type f 2>/dev/null)
 # What the tests run beside Python and Rust: a command and the Debian package that brings it.
-TOOLS := fusermount3:fuse3 fio:fio git:git sqlite3:sqlite3 rsync:rsync ip:iproute2 setpriv:util-linux setfattr:attr etcd:etcd-server etcdctl:etcd-client openssl:openssl
+TOOLS := fusermount3:fuse3 fio:fio git:git sqlite3:sqlite3 rsync:rsync ip:iproute2 setpriv:util-linux setfattr:attr etcd:etcd-server etcdctl:etcd-client openssl:openssl systemd-analyze:systemd
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
