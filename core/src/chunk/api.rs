@@ -93,7 +93,7 @@ pub struct OpenReport {
     pub chunks: u64,
     /// Chunks with a pending version, which the chain must drive on or drop (R5).
     pub pending: Vec<ChunkKey>,
-    /// Block files that were missing or shorter than they must be; what they held reads as `Checksum`.
+    /// Block files in use that were missing or shorter than they must be; what they held reads as `Checksum`.
     pub damaged_segments: Vec<u32>,
     /// Chunks whose records cannot be read. Reads and updates of them fail with `Checksum`.
     pub unreadable: Vec<ChunkKey>,

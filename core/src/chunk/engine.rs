@@ -315,11 +315,14 @@ impl Core {
             }
             self.account(key, &Record::default(), &record);
         }
-        let used = (0..pages.segment_count()).filter(|&number| pages.is_segment_used(number));
-        let numbers: BTreeSet<u32> = existing.keys().copied().chain(used).collect();
-        for number in numbers {
+        let used: BTreeSet<u32> =
+            (0..pages.segment_count()).filter(|&number| pages.is_segment_used(number)).collect();
+        for &number in used.union(&existing.keys().copied().collect()) {
             self.segments.open_known(number).map_err(failed)?;
-            if existing.get(&number).is_none_or(|&length| length < self.segments.bytes()) {
+            // One that no chunk uses holds nothing: a process that was killed while it made the file leaves it short.
+            if used.contains(&number)
+                && existing.get(&number).is_none_or(|&length| length < self.segments.bytes())
+            {
                 log::error!(
                     "{}: block file {number} missing or truncated; its pages read as damaged",
                     dir.display()

@@ -607,6 +607,23 @@ fn a_truncated_or_missing_block_file_is_reported_and_its_chunks_read_as_damaged(
     assert_eq!(read(&engine, 0, 0, 30 * PAGE).unwrap(), large);
 }
 
+/// A file is made and then given its length; `kill -9` between the two leaves it empty.
+#[test]
+fn a_block_file_that_was_being_made_is_no_damage() {
+    let dir = directory();
+    let path = {
+        let engine = open(dir.path());
+        write(&engine, 0, 1, 0, b"bytes");
+        place_on_disk(&engine, dir.path(), 0, 0).0
+    };
+    let unfinished = path.with_file_name("00000007.blk");
+    fs::File::create(&unfinished).unwrap();
+    let engine = open(dir.path());
+    assert_eq!(engine.open_report().damaged_segments, []);
+    assert_eq!(fs::metadata(&unfinished).unwrap().len(), fs::metadata(&path).unwrap().len());
+    assert_eq!(read(&engine, 0, 0, 5).unwrap(), b"bytes");
+}
+
 /// A caller that changes its own buffer while we verify in it is not a damaged disk.
 #[test]
 fn bytes_changed_in_the_callers_memory_are_read_again() {
