@@ -131,7 +131,7 @@ class World:
     def send_routing(self, node: Node) -> None:
         chains = {c.id: c for c in self.stored.chains.values() if any(m.node == node.id for m in c.members)}
         delay = 0.01 if self.is_calm else self.dice.choice((0.01, 0.1, self.dice.expovariate(1)))
-        self.post(delay, (self.take_routing, node.id, self.routing_version, chains))
+        self.post(delay, (self.take_routing, node.id, node.incarnation, self.routing_version, chains))
 
     def hear(self, request: pb.HeartbeatRequest, sent: float) -> None:
         if not self.manager_up:
@@ -211,9 +211,12 @@ class World:
         if node.is_up and not node.is_cut and node.incarnation == incarnation and lease_ms:
             node.lease_until = max(node.lease_until, sent + lease_ms / 1000)
 
-    def take_routing(self, node_id: int, version: int, chains: dict[ChainId, ChainRecord]) -> None:
+    def take_routing(
+        self, node_id: int, incarnation: int, version: int, chains: dict[ChainId, ChainRecord]
+    ) -> None:
+        """An answer to a process that has ended reaches no other: a connection belongs to a process."""
         node = self.nodes[node_id]
-        if not node.is_up or node.is_cut or version < node.routing_version:
+        if not node.is_up or node.is_cut or node.incarnation != incarnation or version < node.routing_version:
             return
         node.routing_version = version
         changed = False
