@@ -619,7 +619,7 @@ fn a_block_file_that_was_being_made_is_no_damage() {
     let unfinished = path.with_file_name("00000007.blk");
     fs::File::create(&unfinished).unwrap();
     let engine = open(dir.path());
-    assert_eq!(engine.open_report().damaged_segments, []);
+    assert!(engine.open_report().damaged_segments.is_empty());
     assert_eq!(fs::metadata(&unfinished).unwrap().len(), fs::metadata(&path).unwrap().len());
     assert_eq!(read(&engine, 0, 0, 5).unwrap(), b"bytes");
 }
