@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "invite": ("host", "invite"),
     "join": ("host", "join"),
     "serve": ("host", "serve"),
+    "certificate": ("certificate", "certificate"),
     "status": ("cluster", "status"),
     "health": ("health_check", "health"),
     "mount": ("mount", "mount"),

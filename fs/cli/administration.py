@@ -10,7 +10,8 @@ from typing import IO, Final, TypeVar
 import click
 
 from ..errors import InvalidArgument
-from ..wire import Cluster, Token, load_current_token, parse_addresses
+from ..wire import Cluster, Tls, Token, load_current_token, parse_addresses
+from ..wire.credentials import load_tls
 from .datadir import running_shape
 from .mgmtd_client import MgmtdClient
 from .options import NO_CREDENTIAL, Credential, is_on_this_machine, manager_option, target_options
@@ -38,11 +39,17 @@ class ClusterTarget:
         parse_addresses(self.manager)
         return Cluster("", "", self.manager, str(secret_file or ""))
 
+    def tls(self) -> Tls | None:
+        """Return what protects the calls. Raises: as `cluster`, `load_tls`."""
+        if self.credential.token_file is not None and self.manager is not None:
+            return load_tls(self.credential.token_file)
+        return self.cluster().tls()
+
     def ask(self, what: Callable[[MgmtdClient], Coroutine[object, None, R]]) -> R:
         """Return the answer of the cluster's manager."""
 
         async def connected() -> R:
-            async with MgmtdClient.connect(self.cluster(), self._token()) as manager:
+            async with MgmtdClient.connect(self.cluster(), self._token(), tls=self.tls()) as manager:
                 return await what(manager)
 
         return asyncio.run(connected())

@@ -4,6 +4,7 @@ DATA/                 0700
   secret              0600  the cluster secret
   tokens              0600  which tokens were made here, without their keys (`token_record`)
   cluster.json        0600  identity, shape and addresses
+  tls/                      certificates and keys of a cluster of several machines (`wire.tls`)
   mgmtd/ meta/ storage-N/   what each service keeps; mgmtd-N/ and meta-N/ of further ones
   etcd/ etcd-N/             certificate and members of a private etcd (`private_etcd`)
   log/NAME.log              what each service says
@@ -30,6 +31,7 @@ from ..errors import Busy, ConfigError, InvalidArgument, NotFound, Unavailable
 from ..wire import (
     Cluster,
     Metadata,
+    encode_cluster,
     parse_address,
     parse_addresses,
     parse_cluster,
@@ -94,6 +96,10 @@ class DataDir:
     @property
     def cluster(self) -> Path:
         return self.root / "cluster.json"
+
+    @property
+    def tls(self) -> Path:
+        return self.root / "tls"
 
     @property
     def tokens(self) -> Path:
@@ -250,9 +256,7 @@ class DataDir:
 
 def encode_shape(shape: Shape) -> str:
     """Return the content of cluster.json."""
-    cluster = asdict(shape.cluster)
-    if shape.cluster.metadata is None:
-        del cluster["metadata"]
+    cluster = encode_cluster(shape.cluster)
     if shape.host is not None:
         cluster["host"] = asdict(shape.host)
     record = cluster | {

@@ -2,7 +2,8 @@
 
 Each machine has a data directory, whose cluster.json says where the managers are and what runs here; `serve` runs it
 under the same supervisor as `luciola up`. A machine that joins is let in by an invitation: a file with the cluster's
-secret, which its services need. It is to be carried as that is, and deleted.
+secret, which its services need, and a certificate with which it asks for its own. It is to be carried as that is,
+and deleted.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ import os
 import secrets
 import socket
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Unpack
 
@@ -24,10 +25,13 @@ from ..config import LABEL_RULE, LABELS, is_label, load
 from ..errors import AlreadyExists, ConfigError, InvalidArgument, NotFound
 from ..ids import MANAGER_NODE, META_NODE, STORAGE_NODE
 from ..mgmtd.placement import REPLICAS_MAX
-from ..wire import Cluster, create_secret, parse_addresses, parse_cluster, write_private
+from ..wire import Cluster, Tls, create_secret, encode_cluster, parse_addresses, parse_cluster, write_private
 from ..wire.addresses import ADDRESSES_MAX, format_address, parse_address, require_loopback
+from ..wire.certificates import INVITATION_S, Issuer, Subject
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.private_file import read_private_file
+from ..wire.tls import encode_holding, parse_holding, save_material
+from .certificate import renew
 from .datadir import DataDir, Host, Shape, metadata_at
 from .metadata_options import Given, access_options, wanted_metadata
 from .mgmtd_client import MgmtdClient
@@ -97,12 +101,16 @@ class Invitation:
     cluster: Cluster
     secret: str
     replicas: int
+    holding: str  # certificates, as in a token's file
 
     def write(self, path: Path) -> None:
-        cluster = asdict(replace(self.cluster, secret_file=""))
-        if self.cluster.metadata is None:
-            del cluster["metadata"]
-        record = {"cluster": cluster, "secret": self.secret, "replicas": self.replicas}
+        cluster = encode_cluster(replace(self.cluster, secret_file="", tls_directory=""))
+        record = {
+            "cluster": cluster,
+            "secret": self.secret,
+            "replicas": self.replicas,
+            "holding": self.holding,
+        }
         write_private(path, json.dumps(record, indent=1) + "\n")
 
     @classmethod
@@ -115,9 +123,19 @@ class Invitation:
         try:
             record = json.loads(text)
             secret, replicas = str(record["secret"]), int(record["replicas"])
-            return cls(parse_cluster(path, record["cluster"]), secret, replicas)
+            cluster, holding = parse_cluster(path, record["cluster"]), str(record["holding"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: not an invitation, as `luciola invite` writes it") from error
+            raise ConfigError(
+                f"{path}: not an invitation, as `luciola invite` of this release writes it"
+            ) from error
+        return cls(cluster, secret, replicas, holding)
+
+    def tls(self) -> Tls:
+        """Return what protects the connection over which this machine gets its own certificate."""
+        found = parse_holding(f"\n{self.holding}")
+        if found is None:
+            raise ConfigError("an invitation without a certificate: `luciola invite` writes another")
+        return found
 
 
 @click.command()
@@ -197,7 +215,11 @@ def init(
         mgmtd_grpc=",".join(format_address(each, MANAGER_GRPC_PORT) for each in managers),
         secret_file=str(data.secret),
         metadata=metadata_at(wanted, wanted.addresses) if wanted.where else None,
+        tls_directory=str(data.tls),
     )
+    issuer = Issuer.create(cluster.cluster_id)
+    issuer.save(data.tls)
+    save_material(data.tls, issuer.equip(Subject(socket.gethostname(), address, roles)))
     host = Host(
         address,
         managers=(MANAGER_NODE,),
@@ -220,10 +242,11 @@ def init(
     help="File to write it to, which only you may read then.",
 )
 def invite(data_path: Path, *, out: Path) -> None:
-    """Write an invitation, with which other machines join the cluster of this one.
+    """Write an invitation, with which other machines join the cluster of this one, where mgmtd runs.
 
     It holds the cluster's secret: copy it over an encrypted connection, and delete it when the machines have joined.
-    A machine that only mounts the cluster needs a token instead (`luciola token create --role trusted`).
+    Machines may join with it for 7 days. One that only mounts the cluster needs a token instead (`luciola token create
+    --role trusted`).
 
     \b
     Example:
@@ -236,7 +259,14 @@ def invite(data_path: Path, *, out: Path) -> None:
             "this cluster was made by `luciola up`, and listens on this machine alone; "
             "`luciola init` makes one of several"
         )
-    Invitation(shape.cluster, shape.cluster.secret().hex(), shape.replicas).write(out)
+    issuer = Issuer.load(data.tls, shape.cluster.cluster_id)
+    if issuer is None:
+        raise InvalidArgument(
+            "machines are invited where mgmtd runs, which has the key of the cluster's certificate authority",
+            path=str(data.tls),
+        )
+    holding = encode_holding(issuer.equip(Subject("invitation", is_invitation=True), lifetime_s=INVITATION_S))
+    Invitation(shape.cluster, shape.cluster.secret().hex(), shape.replicas, holding).write(out)
 
 
 @click.command()
@@ -273,7 +303,7 @@ def join(
     _check_address(address, insecure=insecure)
     data = DataDir(data_path.absolute())
     _check_unused(data)
-    cluster = replace(invitation.cluster, secret_file=str(data.secret))
+    cluster = replace(invitation.cluster, secret_file=str(data.secret), tls_directory=str(data.tls))
     managers = _managers_at(cluster, address) if "mgmtd" in roles else ()
     if "meta" in roles and cluster.metadata is None:
         raise InvalidArgument("this cluster has its metadata in one store, which runs on one machine")
@@ -282,7 +312,7 @@ def join(
     known = [each for each in parse_addresses(cluster.mgmtd_grpc) if each != _with_port(manager)]
     asked = replace(cluster, mgmtd_grpc=",".join([_with_port(manager), *known][:ADDRESSES_MAX]))
     host = Host(address, managers=managers, labels=labels, insecure=insecure)
-    host = asyncio.run(_with_numbers(host, asked, roles))
+    host = asyncio.run(_admitted(host, asked, roles, invitation.tls()))
     data.write_shape(Shape(cluster, len(host.storage), invitation.replicas, has_stores=True, host=host))
     click.echo(
         f"joined cluster {cluster.cluster_id}: luciola serve --data {data.root} runs what is on this machine"
@@ -328,15 +358,19 @@ def _notify_ready() -> None:
         notifier.sendto(b"READY=1", "\0" + place[1:] if place.startswith("@") else place)
 
 
-async def _with_numbers(host: Host, asked: Cluster, roles: tuple[str, ...]) -> Host:
-    """Return the host with numbers of its services. Raises: InvalidArgument if another cluster answers; Unavailable."""
-    async with MgmtdClient.connect(asked) as manager:
+async def _admitted(host: Host, asked: Cluster, roles: tuple[str, ...], tls: Tls) -> Host:
+    """Get this machine its certificate; return the host with numbers of its services.
+
+    Raises: InvalidArgument if another cluster answers; PermissionDenied, Unavailable.
+    """
+    async with MgmtdClient.connect(asked, tls=tls) as manager:
         routing = await manager.routing()
         if routing.cluster_id != asked.cluster_id:
             raise InvalidArgument(
                 f"cluster {routing.cluster_id} answers at {asked.mgmtd_grpc}, the invitation is to {asked.cluster_id}"
             )
         name = socket.gethostname()
+        await renew(manager, asked, Subject(name, host.address, roles), tls.current().authority)
         kinds = {"meta": pb.NODE_META, "storage": pb.NODE_STORAGE}
         numbers = {
             role: (await manager.reserve_node(kind, host=name),)

@@ -12,7 +12,7 @@ import click
 from ..errors import Busy, Error, InvalidArgument, Timeout, Unavailable
 from ..kv.checkpoint.history import format_moment
 from ..units import format_bytes
-from ..wire import SERVICE, Minter, RpcClients
+from ..wire import RpcClients
 from ..wire.etcd import EtcdClient, EtcdOptions
 from . import metadata_restore, private_etcd
 from .administration import confirm
@@ -419,7 +419,7 @@ def _with_replicas(data_path: Path, work: Callable[[RpcClients, list[LogState]],
 
     async def run() -> None:
         logs = await logs_of(options, shape.cluster)
-        async with RpcClients(Minter(shape.cluster.secret(), role=SERVICE)) as clients:
+        async with shape.cluster.clients() as clients:
             await work(clients, logs)
 
     asyncio.run(run())

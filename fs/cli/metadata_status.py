@@ -9,7 +9,7 @@ from ..errors import Error, NotFound
 from ..kv.checkpoint.keeper import Announcement, announcements
 from ..kv.log.etcd import EtcdLog
 from ..units import format_bytes
-from ..wire import SERVICE, Cluster, Minter, RpcClients, methods
+from ..wire import Cluster, RpcClients, methods
 from ..wire.etcd import EtcdClient, EtcdOptions
 from ..wire.pb import etcd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
@@ -183,7 +183,7 @@ async def logs_of(options: EtcdOptions, cluster: Cluster) -> list[LogState]:
     """Return the logs that there are. Raises: Unavailable, Timeout; InvalidArgument if one is another cluster's."""
     async with (
         EtcdClient(options, request_s=ANSWER_S) as etcd,
-        RpcClients(Minter(cluster.secret(), role=SERVICE)) as clients,
+        cluster.clients() as clients,
     ):
         states = [await _log(etcd, clients, name, cluster) for name in LOGS]
     return [state for state in states if state is not None]

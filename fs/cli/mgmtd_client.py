@@ -8,7 +8,8 @@ from typing import Final, NamedTuple, TypedDict, TypeVar
 
 from ..errors import Error, NotFound, Timeout, Unavailable
 from ..ids import ROOT_INODE, STANDBY_EPOCH
-from ..wire import SERVICE, Cluster, Minter, RpcClients, Token, methods, parse_addresses
+from ..wire import SERVICE, Cluster, Minter, RpcClients, Tls, Token, methods, parse_addresses
+from ..wire.certificates import Subject
 from ..wire.methods import Method, Reply, Request
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
@@ -49,10 +50,12 @@ class MgmtdClient:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, cluster: Cluster, token: Token | None = None) -> AsyncIterator["MgmtdClient"]:
-        """A connection to the cluster with `token`, or as a member of it."""
+    async def connect(
+        cls, cluster: Cluster, token: Token | None = None, *, tls: Tls | None = None
+    ) -> AsyncIterator["MgmtdClient"]:
+        """A connection to the cluster with `token`, or as a member of it. `tls`: not what the cluster's file says."""
         shown = Minter(cluster.secret(), role=SERVICE) if token is None else token
-        async with RpcClients(shown) as clients:
+        async with RpcClients(shown, tls=tls or cluster.tls()) as clients:
             yield cls(cluster.mgmtd_grpc, clients)
 
     async def routing(self, *, patience_s: float = TAKE_OVER_S) -> pb.Routing:
@@ -115,6 +118,19 @@ class MgmtdClient:
         """Return the number of a service that will be started on `host`. Raises: Busy."""
         request = pb.ReserveNodeRequest(kind=kind, host=host)
         return (await self._change(methods.Mgmtd.reserve_node, request)).id
+
+    async def issue_certificate(
+        self, request: bytes, subject: Subject, *, lifetime_s: int = 0
+    ) -> pb.IssueCertificateReply:
+        """Return a certificate for the key in the request. Raises: PermissionDenied, InvalidArgument, Unsupported."""
+        asked = pb.IssueCertificateRequest(
+            request=request,
+            name=subject.name,
+            address=subject.address,
+            roles=subject.roles,
+            lifetime_s=lifetime_s,
+        )
+        return await self._change(methods.Mgmtd.issue_certificate, asked)
 
     async def forget_node(self, node: int) -> None:
         """Raises: NotFound; Busy if it may be alive or has replicas."""

@@ -21,7 +21,7 @@ from ..mgmtd.records import Change
 from ..mgmtd.store import Store
 from ..storage.marks import load
 from ..tasks import first_end
-from ..wire import SERVICE, Cluster, Minter, RpcClients
+from ..wire import Cluster
 from ..wire.etcd import EtcdClient, EtcdOptions
 from ..wire.pb.mgmtd_pb2 import Marks
 from .datadir import DataDir
@@ -81,7 +81,7 @@ async def _rebuild_log(
         await Store(engine, cluster_id=cluster.cluster_id).rebuild(change, term)
         stored.set()
 
-    async with RpcClients(Minter(cluster.secret(), role=SERVICE)) as clients:
+    async with cluster.clients() as clients:
         settings = ReplicaSettings(
             options,
             prefix=cluster.log_prefix("mgmtd"),

@@ -32,6 +32,7 @@ from ..wire import create_secret, write_private
 from ..wire.etcd import EtcdClient
 from ..wire.pb import mgmtd_pb2 as pb
 from . import private_etcd, processes
+from .certificate import keep_certificate
 from .datadir import DataDir, Host, Shape
 from .health import NAMED_MAX, awaited, describe_trouble
 from .mgmtd_client import MgmtdClient
@@ -49,6 +50,9 @@ START_CRASHES_MAX: Final = 4  # of one service before the cluster is up: what it
 NEEDED: Final = ("etcd", "mgmtd", "meta", "mount")  # services without which nothing can be used
 ETCD_S: Final = 15.0  # for an etcd that runs elsewhere: its members may just be electing a leader
 ALL: Final = (*NEEDED, "storage")
+# gRPC has no option for it. Certificates have keys of elliptic curves, so that TLS 1.2 has no cipher if that is allowed
+# only one for RSA keys; the ciphers of 1.3 are others.
+ONLY_TLS_1_3: Final = "GRPC_SSL_CIPHER_SUITES=ECDHE-RSA-AES256-GCM-SHA384"
 POLL_S: Final = 0.05
 WATCH_S: Final = 0.5
 HUNG_S: Final = 2.0  # beyond its lease; a process that was merely late has reported by then
@@ -121,6 +125,9 @@ class Supervisor:
             from . import stores
 
             await stores.rebuild_mgmtd(self.data, self.shape.cluster)
+        if self.shape.host is not None:
+            keep = keep_certificate(self.shape.cluster, self.shape.host.address, self.stopping)
+            self._watchers.append(asyncio.create_task(keep))
         async with MgmtdClient.connect(self.shape.cluster) as manager:
             await self._launch_nodes(manager)
             if self.shape.host is not None:
@@ -332,7 +339,10 @@ class Supervisor:
         arguments += ["--node-id", str(node)]
         if self.config_file is not None:
             arguments += ["--config", str(self.config_file)]
-        return Service(kind, identity, node, python(*arguments), self.data.log(directory))
+        command = python(*arguments)
+        if self.shape.cluster.tls_directory:
+            command = ("env", ONLY_TLS_1_3, *command)
+        return Service(kind, identity, node, command, self.data.log(directory))
 
     def _place(self, kind: str) -> list[str]:
         """Return what a service of one machine of several is given about it."""

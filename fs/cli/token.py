@@ -24,6 +24,7 @@ from ..wire.credentials import (
     save_token,
 )
 from ..wire.pb import mgmtd_pb2 as pb
+from ..wire.tls import encode_holding
 from .administration import ClusterTarget, cluster_options
 from .datadir import DataDir
 from .options import data_option, json_option
@@ -143,10 +144,20 @@ def create(
         secret, role=ROLES[role], uid=user, gid=group, groups=groups, lifetime_s=lifetime_s, limits=limits
     )
     remember(data.tokens, made)  # first: one that is given away can be revoked
+    holding = _holding(data, made, lifetime_s)
     if out is None:
-        click.echo(made.encode())
+        click.echo(f"{made.encode()}\n{holding}", nl=False)
     else:
-        save_token(out, made)
+        save_token(out, made, holding=holding)
+
+
+def _holding(data: DataDir, token: Token, lifetime_s: int) -> str:
+    """Return what its holder needs beside the token to reach a cluster of several machines; nothing of others."""
+    if not data.cluster.exists() or not (cluster := load_cluster(data.cluster)).tls_directory:
+        return ""
+    from .certificate import equip_holder
+
+    return encode_holding(equip_holder(cluster, f"token {token.id}", lifetime_s))
 
 
 def _directory(data: DataDir, secret: bytes, path: str) -> int:

@@ -21,7 +21,8 @@ import luciola_core
 from ..config import ClientConfig, checked, load, rdma_options
 from ..errors import Error, InvalidArgument, NotFound, Timeout, Unavailable
 from ..wire.cluster import FILE_NAME, load_cluster
-from ..wire.credentials import CLIENT, TRUSTED, Token
+from ..wire.credentials import CLIENT, TRUSTED, Token, load_tls
+from ..wire.tls import Tls, parse_holding
 from ..wire.token_source import Given, Kept, SecretFile, Source, TokenFile
 from .renewal import Renewal
 
@@ -54,6 +55,14 @@ class Parameters:
             )
         cluster = load_cluster(data / FILE_NAME)
         return cluster.mgmtd_lane, self._source(self.secret_file or cluster.secret_file)
+
+    def tls(self) -> Tls | None:
+        """Return what protects connections to other machines. Raises: as `resolve`."""
+        if not is_address(self.address):
+            return load_cluster(Path(self.address) / FILE_NAME).tls()
+        if self.token is not None:
+            return parse_holding(self.token)
+        return None if self.token_file is None else load_tls(Path(self.token_file))
 
     def token_of_calls(self) -> Kept:
         """Return the token for gRPC, which shows it as it is. Raises: as `resolve`, and what its source does."""

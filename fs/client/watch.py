@@ -260,6 +260,7 @@ class Watch(_Pending, Closing):
         super().__init__(follower)
         self._token = parameters.token_of_calls()
         self._new_client = rpc.RpcClient
+        self._tls = parameters.tls()
         self._clients: dict[str, RpcClient] = {}
         self._is_closed = False
 
@@ -318,7 +319,7 @@ class Watch(_Pending, Closing):
             return None
         client = self._clients.get(step.address)
         if client is None:
-            client = self._clients[step.address] = self._new_client(step.address, self._token)
+            client = self._clients[step.address] = self._new_client(step.address, self._token, tls=self._tls)
         call = partial(client.call, step.method, step.request, timeout_s=step.timeout_s)
         try:
             return call()
@@ -336,7 +337,7 @@ class AsyncWatch(_Pending):
 
         super().__init__(follower)
         self._token = parameters.token_of_calls()
-        self._clients = RpcClients(self._token)
+        self._clients = RpcClients(self._token, tls=parameters.tls())
         self._is_closed = False
 
     async def read(self, wait_s: float = 0.0) -> list[Change]:

@@ -34,12 +34,11 @@ from ..logfile import rotate_output
 from ..metrics import Exposition, RequestMeter, exposed
 from ..tasks import first_end
 from ..wire import (
-    SERVICE,
     Authority,
     LaneServer,
-    Minter,
     RpcClients,
     RpcServer,
+    Tls,
     load_cluster,
     methods,
     require_loopback,
@@ -88,7 +87,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     shown = Exposition("meta")
     labels = {"kind": "meta", "id": str(arguments.node_id)}
     async with (
-        RpcClients(Minter(cluster_file.secret(), role=SERVICE)) as clients,
+        cluster_file.clients() as clients,
         exposed(config.metrics, arguments.data, shown, labels=labels),
     ):
         await run(arguments, config, cluster_file, clients, shown, stop)
@@ -150,7 +149,9 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
         authority = Authority.of_cluster(cluster_file, waits=True)
         shown.add("store", partial(engine_families, engine))
         shown.add("service", partial(meta_families, service))
-        async with listening(arguments, authority, committed(service, engine), shown) as addresses:
+        async with listening(
+            arguments, authority, committed(service, engine), shown, tls=cluster_file.tls()
+        ) as addresses:
             node = describe(
                 NODE_META,
                 number=arguments.node_id,
@@ -189,7 +190,7 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
     replicas = ReplicaService(Catalog(checkpoints_of(arguments.data)))
     given = methods.bind(methods.Replicas, replicas)
     authority = Authority.of_cluster(cluster_file, waits=True)
-    async with listening(arguments, authority, current, shown, given) as addresses:
+    async with listening(arguments, authority, current, shown, given, tls=cluster_file.tls()) as addresses:
         node = describe(
             NODE_META,
             number=arguments.node_id,
@@ -260,18 +261,21 @@ def follow(placer: Placer, routing: RoutingTable) -> None:
 
 
 @asynccontextmanager
-async def listening(
+async def listening(  # noqa: PLR0913, it puts these together
     arguments: argparse.Namespace,
     authority: Authority,
     service: object,
     shown: Exposition,
     more: Sequence[methods.Bound] = (),
+    *,
+    tls: Tls | None,
 ) -> AsyncIterator[Addresses]:
     """Answer requests inside the block: none is answered from a store that is closed. `more`: over gRPC."""
     meter = RequestMeter()
     shown.add("requests", meter.families)
     bound = meter.measured(methods.bind(methods.Meta, service))
-    lane, rpc = LaneServer(bound, secret=authority), RpcServer((*bound, *more), secret=authority)
+    lane = LaneServer(bound, secret=authority)
+    rpc = RpcServer((*bound, *more), secret=authority, tls=tls)
     try:
         addresses = Addresses(lane=await lane.start(arguments.listen), rpc=await rpc.start(arguments.listen))
         log.info("meta %d listens: lane %s, gRPC %s", arguments.node_id, addresses.lane, addresses.rpc)

@@ -34,12 +34,9 @@ from ..logfile import rotate_output
 from ..metrics import Exposition, Family, RequestMeter, exposed
 from ..tasks import first_end
 from ..wire import (
-    SERVICE,
     Authority,
     Cluster,
     LaneServer,
-    Minter,
-    RpcClients,
     RpcServer,
     load_cluster,
     methods,
@@ -48,6 +45,7 @@ from ..wire import (
     require_loopback,
 )
 from ..wire.pb import mgmtd_pb2 as pb
+from .certificates import Certificates
 from .metrics import manager_families
 from .records import NodeRecord
 from .service import Service, Settings
@@ -131,6 +129,8 @@ async def serve(
         config=config.mgmtd,
         sole=True,  # one process at a time has a RocksDB open, or leads a log
         authority=Authority.of_cluster(cluster),
+        tls=cluster.tls(),
+        certificates=Certificates.of_cluster(cluster),
     )
     shown = Exposition("mgmtd")
     async with exposed(config.metrics, data, shown, labels={"kind": "mgmtd", "id": str(node_id)}):
@@ -182,7 +182,7 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
     terms = Terms(settings, replicas.engine, clock=SystemClock(), create=create)
     given = methods.bind(methods.Replicas, replicas)
     async with (
-        RpcClients(Minter(cluster.secret(), role=SERVICE)) as clients,
+        cluster.clients() as clients,
         listening(settings, terms.current, shown, given),
     ):
         shown.add("store", replicas.families)
@@ -238,7 +238,8 @@ async def listening(
     shown.add("requests", meter.families)
     bound = meter.measured(methods.bind(methods.Mgmtd, service))
     node, authority = settings.node, settings.authority
-    lane, rpc = LaneServer(bound, secret=authority), RpcServer((*bound, *more), secret=authority)
+    lane = LaneServer(bound, secret=authority)
+    rpc = RpcServer((*bound, *more), secret=authority, tls=settings.tls)
     try:
         await lane.start(*parse_address(node.lane_address))
         await rpc.start(*parse_address(node.grpc_address))

@@ -17,12 +17,15 @@ from typing import Final, TypeVar
 
 from ..clock import Clock, SystemClock
 from ..config import MgmtdConfig
-from ..errors import ConfigError, CorruptData, Error, Unavailable
+from ..errors import ConfigError, CorruptData, Error, Unavailable, Unsupported
 from ..ids import ChainId, NodeId, TableId
 from ..wire.authority import Authority
 from ..wire.credentials import Identity
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
+from ..wire.rpc import caller_names
+from ..wire.tls import Tls
+from .certificates import Certificates
 from .domains import domain_of, level_name, widest_level
 from .model import Model, longest_lease_ms
 from .placement import Site, default_chains, place_aside, weights_of
@@ -69,6 +72,7 @@ class Settings:
     """Who this manager is, and what its servers ask about tokens.
 
     `sole`: no other process can write to the store, so no other holder can be alive.
+    `tls`, `certificates`: of a cluster of several machines.
     """
 
     cluster_id: str
@@ -76,6 +80,8 @@ class Settings:
     config: MgmtdConfig = field(default_factory=MgmtdConfig)
     sole: bool = False
     authority: Authority = field(default_factory=lambda: Authority({}))
+    tls: Tls | None = None
+    certificates: Certificates | None = None
 
 
 class Service:
@@ -242,6 +248,14 @@ class Service:
         await self._change(decide)
         log.info("node %d: reserved for %s", reserved[0].id, request.host)
         return reserved[0].to_pb()
+
+    def issue_certificate(
+        self, request: pb.IssueCertificateRequest, identity: Identity
+    ) -> pb.IssueCertificateReply:
+        self._primary()  # one after the other, so that who asks finds one that answers
+        if self._settings.certificates is None:
+            raise Unsupported("this cluster has no certificates: `luciola init` makes clusters that do")
+        return self._settings.certificates.issue(request, caller_names())
 
     async def unregister_node(self, request: pb.NodeRequest, identity: Identity) -> Empty:
         await self._change(lambda model: model.unregistered(NodeId(request.node)))

@@ -21,10 +21,8 @@ from ..errors import Error
 from ..ids import NodeId, new_incarnation
 from ..metrics import Exposition, RequestMeter, exposed
 from ..wire import (
-    SERVICE,
     Authority,
     Cluster,
-    Minter,
     RpcClients,
     RpcServer,
     follow_routing,
@@ -95,7 +93,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             **rdma_options(config),
         )
     )
-    clients = RpcClients(Minter(secret, role=SERVICE))
+    clients = settings.cluster.clients()
     about = _about(settings, engine, directory)
     options = Options(settings.cluster.mgmtd_grpc, settings.config.mgmtd.lease_drift_percent)
     membership = Membership(engine, directory, clients, about, options)
@@ -106,7 +104,11 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     authority = Authority.of_cluster(settings.cluster, waits=True)
     membership.on_revocations(authority.set_revocations)
     meter = RequestMeter()
-    server = RpcServer(meter.measured(methods.bind(methods.Storage, service)), secret=authority)
+    server = RpcServer(
+        meter.measured(methods.bind(methods.Storage, service)),
+        secret=authority,
+        tls=settings.cluster.tls(),
+    )
     metrics = StorageMetrics(engine.node, membership, recovery, scrub, quarantine)
     shown = Exposition("storage")
     shown.add("engine", metrics.engine_families)

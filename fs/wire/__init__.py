@@ -47,7 +47,7 @@ from . import methods
 from .addresses import format_address, parse_address, parse_addresses, require_loopback
 from .atomic_write import read_private, write_private
 from .authority import Authority
-from .cluster import Cluster, Metadata, load_cluster, parse_cluster, save_cluster
+from .cluster import Cluster, Metadata, encode_cluster, load_cluster, parse_cluster, save_cluster
 from .credentials import (
     ADMIN,
     CLIENT,
@@ -63,6 +63,7 @@ from .credentials import (
     verify,
 )
 from .lane import LaneServer
+from .tls import Material, Tls, tls_of
 
 if TYPE_CHECKING:
     from .expiry import Expiries
@@ -89,14 +90,17 @@ __all__ = [
     "Expiries",
     "Identity",
     "LaneServer",
+    "Material",
     "Metadata",
     "Minter",
     "RoutingTable",
     "RpcClient",
     "RpcClients",
     "RpcServer",
+    "Tls",
     "Token",
     "create_secret",
+    "encode_cluster",
     "follow_routing",
     "format_address",
     "load_cluster",
@@ -110,6 +114,7 @@ __all__ = [
     "read_private",
     "require_loopback",
     "save_cluster",
+    "tls_of",
     "verify",
     "write_private",
 ]

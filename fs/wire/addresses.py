@@ -50,7 +50,7 @@ def require_loopback(host: str, *, insecure: bool) -> None:
     """Raises: ConfigError if a service would listen at `host` for other machines, and was not allowed to."""
     if not insecure and not is_loopback(host):
         raise ConfigError(
-            f"listening on {host} would send files and tokens in clear text to other machines: listen on 127.0.0.1, or "
+            f"listening on {host} would send files and names in clear text to other machines: listen on 127.0.0.1, or "
             "say --insecure on a network of trusted machines"
         )
 

@@ -1,7 +1,8 @@
-"""The cluster file: the addresses of a cluster's managers, the path of its secret, and where its metadata is.
+"""The cluster file: the addresses of a cluster's managers, the paths of secrets, and where its metadata is.
 
 Written by `luciola up`. Each manager process has one entry in `mgmtd_lane` and in `mgmtd_grpc`; entries are separated
 by commas. `metadata` names the etcd that holds the logs of mgmtd and meta; without it each has a store of its own.
+`tls_directory` is where certificates are (tls.py); without it services listen on one machine.
 """
 
 import json
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Final
 from ..errors import ConfigError, Error, NotFound, PermissionDenied
 from .addresses import parse_addresses
 from .atomic_write import read_private, write_private
-from .credentials import load_secret
+from .credentials import SERVICE, Minter, load_secret
+from .tls import Tls, tls_of
 
 if TYPE_CHECKING:
     from .etcd import EtcdOptions
+    from .rpc import RpcClients
 
 FILE_NAME: Final = "cluster.json"
 _NAMES: Final = ("cluster_id", "mgmtd_lane", "mgmtd_grpc", "secret_file")
@@ -43,10 +46,21 @@ class Cluster:
     mgmtd_grpc: str
     secret_file: str
     metadata: Metadata | None = None
+    tls_directory: str = ""
 
     def secret(self) -> bytes:
         """Return the cluster secret. Raises as `load_secret`."""
         return load_secret(Path(self.secret_file))
+
+    def tls(self) -> Tls | None:
+        """Return what protects gRPC of a cluster of several machines; None on one machine."""
+        return tls_of(Path(self.tls_directory), self.cluster_id) if self.tls_directory else None
+
+    def clients(self) -> "RpcClients":
+        """Return channels to services, as a service of this cluster. Raises: as `secret`."""
+        from .rpc import RpcClients  # as below
+
+        return RpcClients(Minter(self.secret(), role=SERVICE), tls=self.tls())
 
     def manager_addresses(self, number: int) -> tuple[str, str]:
         """Return where manager `number`, from 1, listens: (lane, gRPC). Raises: ConfigError."""
@@ -95,7 +109,8 @@ def load_cluster(path: Path) -> Cluster:
         raise ConfigError(f"{path}: not a cluster file: {error}") from error
     cluster = parse_cluster(path, table)
     secret_file = str(path.parent / cluster.secret_file)  # an absolute one stays as it is
-    return replace(cluster, secret_file=secret_file)
+    tls_directory = str(path.parent / cluster.tls_directory) if cluster.tls_directory else ""
+    return replace(cluster, secret_file=secret_file, tls_directory=tls_directory)
 
 
 def parse_cluster(path: Path, table: object) -> Cluster:
@@ -103,15 +118,29 @@ def parse_cluster(path: Path, table: object) -> Cluster:
     if not isinstance(table, dict) or not all(isinstance(table.get(name), str) for name in _NAMES):
         raise ConfigError(f"{path}: must be an object with the strings {', '.join(_NAMES)}")
     _check_managers(path, table)
-    return Cluster(**{name: table[name] for name in _NAMES}, metadata=_metadata(path, table.get("metadata")))
+    tls_directory = table.get("tls_directory", "")
+    if not isinstance(tls_directory, str):
+        raise ConfigError(f"{path}: tls_directory: must be a string")
+    return Cluster(
+        **{name: table[name] for name in _NAMES},
+        metadata=_metadata(path, table.get("metadata")),
+        tls_directory=tls_directory,
+    )
 
 
 def save_cluster(path: Path, cluster: Cluster) -> None:
     """Write the cluster file (0600) in one step: a reader sees the old one or the new one."""
-    table = asdict(cluster)
+    write_private(path, json.dumps(encode_cluster(cluster), indent=1) + "\n")
+
+
+def encode_cluster(cluster: Cluster) -> dict[str, object]:
+    """Return the inverse of `parse_cluster`: what is not there is not named."""
+    table: dict[str, object] = asdict(cluster)
     if cluster.metadata is None:
         del table["metadata"]
-    write_private(path, json.dumps(table, indent=1) + "\n")
+    if not cluster.tls_directory:
+        del table["tls_directory"]
+    return table
 
 
 def _check_managers(path: Path, table: dict[str, str]) -> None:
@@ -156,4 +185,12 @@ def _password(name: str) -> str:
         raise ConfigError(f"metadata.password_file: {name} cannot be read: {error}") from error
 
 
-__all__ = ["FILE_NAME", "Cluster", "Metadata", "load_cluster", "parse_cluster", "save_cluster"]
+__all__ = [
+    "FILE_NAME",
+    "Cluster",
+    "Metadata",
+    "encode_cluster",
+    "load_cluster",
+    "parse_cluster",
+    "save_cluster",
+]

@@ -28,6 +28,7 @@ from .addresses import ip_address_of
 from .atomic_write import write_private
 from .pb.common_pb2 import Caller, Claims
 from .private_file import read_private_file
+from .tls import Tls, parse_holding
 
 SECRET_BYTES: Final = 32
 KEY_BYTES: Final = hashlib.sha256().digest_size
@@ -108,7 +109,8 @@ class Token(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Token":
-        """Return the token written as `text`. Says nothing about its truth. Raises: Unauthenticated."""
+        """Return the token in the first line of `text`. Says nothing about its truth. Raises: Unauthenticated."""
+        text = text.partition("\n")[0].rstrip()
         claims, dot, key = text.partition(".")
         if not dot or len(text) > 2 * (CLAIMS_BYTES_MAX + KEY_BYTES):
             raise Unauthenticated("not a token: <claims>.<key> is expected")
@@ -237,8 +239,10 @@ class Minter:
         return self._token
 
 
-def save_token(path: Path, token: Token) -> None:
+def save_token(path: Path, token: Token, *, holding: str = "") -> None:
     """Write `token` to `path`, which only this user may read then. A token that is there is replaced.
+
+    `holding`: what follows it (`tls.encode_holding`).
 
     Raises: InvalidArgument if something else than a regular file has that name, a symbolic link included; OSError.
     """
@@ -246,7 +250,7 @@ def save_token(path: Path, token: Token) -> None:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             raise InvalidArgument("exists, and is not a regular file; name another", path=str(path))
     try:
-        write_private(path, token.encode() + "\n")
+        write_private(path, f"{token.encode()}\n{holding}")
     except OSError as error:
         error.filename, error.filename2 = str(path), None  # the caller knows no temporary name
         raise
@@ -267,6 +271,16 @@ def load_token(path: Path) -> Token:
         return Token.parse(text)
     except Unauthenticated as error:
         raise Unauthenticated(error.message, path=str(path)) from error
+
+
+def load_tls(path: Path) -> Tls | None:
+    """Return what the token in `path` came with. Raises: as `load_token`; ConfigError."""
+    try:
+        return parse_holding(read_private_file(path, what="the token"))
+    except FileNotFoundError:
+        return None  # who reads the token says so
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.message}") from error
 
 
 def load_current_token(path: Path) -> Token:
@@ -461,6 +475,7 @@ __all__ = [
     "format_unix_s",
     "load_current_token",
     "load_secret",
+    "load_tls",
     "load_token",
     "mint",
     "proof",

@@ -123,6 +123,12 @@ class Mgmtd:
         "Mgmtd.SetNodeDisabled", mgmtd_pb2.SetNodeDisabledRequest, mgmtd_pb2.Node, ADMIN
     )
     reserve_node: Final = _method("Mgmtd.ReserveNode", mgmtd_pb2.ReserveNodeRequest, mgmtd_pb2.Node, SERVICE)
+    issue_certificate: Final = _method(
+        "Mgmtd.IssueCertificate",
+        mgmtd_pb2.IssueCertificateRequest,
+        mgmtd_pb2.IssueCertificateReply,
+        SERVICE,
+    )
     unregister_node: Final = _method("Mgmtd.UnregisterNode", mgmtd_pb2.NodeRequest, Empty, ADMIN)
     process_ended: Final = _method("Mgmtd.ProcessEnded", mgmtd_pb2.ProcessEndedRequest, Empty, ADMIN)
     revoke_tokens: Final = _method("Mgmtd.RevokeTokens", mgmtd_pb2.Revocations, Empty, ADMIN)

@@ -7,7 +7,7 @@ from typing import Final
 
 from ..errors import ConfigError, PermissionDenied
 
-READ_BYTES_MAX: Final = 4096  # more than a token with all the groups that fit
+READ_BYTES_MAX: Final = 16_384  # more than a token with all the groups that fit, and three certificates
 
 
 def read_private_file(path: Path, *, what: str) -> str:

@@ -2,16 +2,18 @@
 
 Every call carries `authorization: Bearer <token>`. A caller without a valid token, or whose role may not use the
 method, is refused before its request is read; a call whose request does not arrive within 10 s is ended. So
-unauthenticated callers hold no call. Compressed requests are refused: a short one may stand for any number of bytes.
+unauthenticated callers hold no call. Between machines, who has no certificate of the cluster does not come so far
+(tls.py). Compressed requests are refused: a short one may stand for any number of bytes.
 Errors travel as a status and, whole, in a trailer.
 """
 
 import asyncio
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from contextvars import ContextVar
 from time import monotonic
-from typing import Final, NoReturn, Self, TypeAlias, cast
+from typing import Final, NamedTuple, NoReturn, Self, TypeAlias, cast
 from urllib.parse import unquote
 
 import grpc
@@ -29,6 +31,7 @@ from .failover import Endpoints, was_refused
 from .lane import DEFAULT_TIMEOUT_S
 from .methods import Bound, Method, Reply, Request
 from .preserialized import is_reply
+from .tls import Material, Tls
 
 log = logging.getLogger(__name__)
 
@@ -76,24 +79,45 @@ _CHANNEL: Final = (
 )
 
 
-def _channel_options(connect_s: float) -> tuple[tuple[str, int], ...]:
+_ChannelOptions: TypeAlias = tuple[tuple[str, int | str], ...]
+
+_caller_names: ContextVar[Collection[str]] = ContextVar("caller_names", default=())
+
+
+def caller_names() -> Collection[str]:
+    """Return the names in the certificate of who called the handler that asks; without TLS there are none."""
+    return _caller_names.get()
+
+
+def _channel_options(connect_s: float) -> _ChannelOptions:
     # In spite of its name it is how long one attempt may take.
     return (*_CHANNEL, ("grpc.min_reconnect_backoff_ms", round(connect_s * 1000)))
 
 
+def _protected(options: _ChannelOptions, tls: Tls, service: str, address: str) -> _ChannelOptions:
+    """Options of a channel that is for `service` at `address` alone. Raises: ConfigError."""
+    expected = tls.expected_name(service, parse_address(address)[0])
+    return (*options, ("grpc.ssl_target_name_override", expected))
+
+
 class RpcServer:
-    """Serves `bound` methods over gRPC to clients that show a token made with `secret`, and valid for `Authority`."""
+    """Serves `bound` methods over gRPC to clients that show a token made with `secret`, and valid for `Authority`.
+
+    With `tls` also a certificate, before anything else.
+    """
 
     def __init__(
         self,
         bound: Iterable[Bound],
         *,
         secret: bytes | Authority,
+        tls: Tls | None = None,
         handshake_s: float = HANDSHAKE_S,
         request_s: float = REQUEST_S,
     ) -> None:
         self._dispatcher = _Dispatcher(bound, Authority.of(secret), request_s)
         self._options = (*_SERVER, ("grpc.server_handshake_timeout_ms", round(handshake_s * 1000)))
+        self._tls = tls
         self._server: grpc.aio.Server | None = None
         self.address = ""
 
@@ -102,10 +126,14 @@ class RpcServer:
         assert self._server is None, "a server starts once"
         server = grpc.aio.server(options=self._options, maximum_concurrent_rpcs=CONCURRENT_MAX)
         server.add_generic_rpc_handlers((self._dispatcher,))
+        wanted = format_address(host, port)
         try:
-            bound_port = server.add_insecure_port(format_address(host, port))
+            if self._tls is None:
+                bound_port = server.add_insecure_port(wanted)
+            else:
+                bound_port = server.add_secure_port(wanted, self._tls.server())
         except RuntimeError as error:
-            raise Unavailable(f"cannot listen on {format_address(host, port)}: {error}") from error
+            raise Unavailable(f"cannot listen on {wanted}: {error}") from error
         await server.start()
         self._server = server
         self.address = format_address(host, bound_port)
@@ -170,6 +198,7 @@ def _unary(
         try:
             _require_network(identity, context)
             payload = await _received(requests, method, request_s)
+            _caller_names.set(_names_of(context))
             result = entry.handler(_parse(method, payload), identity)
             if inspect.isawaitable(result):
                 result = await result
@@ -211,6 +240,11 @@ def _require_network(identity: Identity, context: _Context) -> None:
             raise Unauthenticated(f"the token may not be used from {host or 'there'}")
 
 
+def _names_of(context: _Context) -> Collection[str]:
+    names = context.auth_context().get("x509_subject_alternative_name", ())
+    return frozenset(name.decode("ascii", "replace") for name in names)
+
+
 async def _received(requests: _Requests, method: Method[Request, Reply], timeout_s: float) -> bytes:
     """Return the one request of a call. Raises: Timeout, InvalidArgument if there is none."""
     # It is not cancelled at the time limit: gRPC still writes to what it has asked for, until the call has ended.
@@ -249,7 +283,12 @@ async def _abort(context: _Context, error: Exception) -> NoReturn:
     raise AssertionError("abort raises")
 
 
-def _error(error: "grpc.RpcError | grpc.aio.AioRpcError", address: str, timeout_s: float | None) -> Error:
+def _error(
+    error: "grpc.RpcError | grpc.aio.AioRpcError",
+    address: str,
+    timeout_s: float | None,
+    tls: Tls | None,
+) -> Error:
     """Return what a failed call means. Both kinds of gRPC error have these three methods."""
     assert isinstance(error, grpc.Call | grpc.aio.AioRpcError), "every failed call is one"
     # Both kinds have pairs, which the stubs of one of them do not say; a name in -bin has bytes.
@@ -261,7 +300,37 @@ def _error(error: "grpc.RpcError | grpc.aio.AioRpcError", address: str, timeout_
         return Timeout(
             f"{address}: no answer within {timeout_s:g} s; it is overloaded, hangs or cannot be reached"
         )
-    return wire_errors.from_status(error.code(), error.details(), address=address)
+    details = error.details() or ""
+    return wire_errors.from_status(error.code(), details + _advice(details, tls), address=address)
+
+
+def _advice(details: str, tls: Tls | None) -> str:
+    """Return what to do about a handshake that failed. gRPC says why in its text alone; nothing is decided by it."""
+    if "failed to connect" not in details:
+        return ""
+    if tls is None:
+        if "Socket closed" not in details:
+            return ""
+        return (
+            " (a service of several machines wants TLS: use --data on one of them, or --token-file with a token that "
+            "`luciola token create` of this release made there)"
+        )
+    for found, advice in _ADVICE.items():
+        if found in details:
+            return f" ({advice})"
+    return ""
+
+
+# In this order: the first that is found counts.
+_ADVICE: Final = {
+    "WRONG_VERSION_NUMBER": "what answers there does not speak TLS: a service that was started without the cluster's "
+    "certificates, of an earlier release, or no service",
+    "certificate has expired": "its certificate has expired: run `luciola certificate renew` there",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not of this cluster's authority, but of another one's",
+    "Hostname Verification": "its certificate is of another role or another machine of this cluster",
+    "Socket closed": "it may have refused this machine's certificate: `luciola certificate show` says whether that is "
+    "valid",
+}
 
 
 def _headers(token: TokenSource) -> tuple[tuple[str, str], ...]:
@@ -277,12 +346,15 @@ class RpcClients:
     """Channels to any number of services, one per address, opened when first used. For asyncio.
 
     Every service that is called sees the token: who holds the secret gives a `Minter` of tokens that soon expire.
+    With `tls` each channel is for one service at one address, whose certificate says that it is that.
     """
 
-    def __init__(self, token: TokenSource, *, connect_s: float = CONNECT_S) -> None:
+    def __init__(self, token: TokenSource, *, tls: Tls | None = None, connect_s: float = CONNECT_S) -> None:
         self._token = token
+        self._tls = tls
         self._options = _channel_options(connect_s)
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, str], _Channel] = {}
+        self._retired: list[grpc.aio.Channel] = []
         self._services: dict[str, Endpoints] = {}
 
     async def call(
@@ -317,7 +389,7 @@ class RpcClients:
     async def _call(
         self, address: str, method: Method[Request, Reply], request: Request, *, timeout_s: float
     ) -> Reply:
-        invoke = self._channel(address).unary_unary(
+        invoke = self._channel(address, method.service).unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
@@ -325,7 +397,7 @@ class RpcClients:
         try:
             reply: Reply = await invoke(request, timeout=timeout_s, metadata=_headers(self._token))
         except grpc.aio.AioRpcError as error:
-            raise _error(error, address, timeout_s) from error
+            raise _error(error, address, timeout_s, self._tls) from error
         return reply
 
     async def stream(
@@ -341,7 +413,7 @@ class RpcClients:
         _check(method, request)
         endpoints = self._service(address)
         current = endpoints.current
-        invoke = self._channel(current).unary_stream(
+        invoke = self._channel(current, method.service).unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
@@ -352,7 +424,7 @@ class RpcClients:
             async for reply in call:
                 yield reply
         except grpc.aio.AioRpcError as error:
-            failure = _error(error, current, timeout_s)
+            failure = _error(error, current, timeout_s, self._tls)
             endpoints.failed(current, failure)
             raise failure from error
         except asyncio.CancelledError as error:
@@ -365,15 +437,15 @@ class RpcClients:
             call.cancel()
 
     async def forget(self, address: str) -> None:
-        """Close the channel to a service that is gone."""
+        """Close the channels to a service that is gone."""
         self._services.pop(address, None)
-        channel = self._channels.pop(address, None)
-        if channel is not None:
-            await channel.close(None)
+        for key in [key for key in self._channels if key[0] == address]:
+            await self._channels.pop(key).channel.close(None)
 
     async def close(self) -> None:
         """Close every channel."""
-        channels, self._channels = list(self._channels.values()), {}
+        channels = [*(each.channel for each in self._channels.values()), *self._retired]
+        self._channels, self._retired = {}, []
         await asyncio.gather(*(channel.close(None) for channel in channels))
 
     async def __aenter__(self) -> Self:
@@ -388,22 +460,43 @@ class RpcClients:
             found = self._services[addresses] = Endpoints(addresses)
         return found
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            parse_address(address)
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=self._options)
-        return channel
+    def _channel(self, address: str, service: str) -> grpc.aio.Channel:
+        if self._tls is None:
+            key = address, ""
+            found = self._channels.get(key)
+            if found is None:
+                parse_address(address)
+                channel = grpc.aio.insecure_channel(address, options=self._options)
+                found = self._channels[key] = _Channel(channel)
+            return found.channel
+        key = address, service
+        found = self._channels.get(key)
+        if found is None or found.material != self._tls.current():
+            if found is not None:
+                self._retired.append(found.channel)  # its calls end in their own time
+            options = _protected(self._options, self._tls, service, address)
+            material, credentials = self._tls.channel()
+            channel = grpc.aio.secure_channel(address, credentials, options=options)
+            found = self._channels[key] = _Channel(channel, material)
+        return found.channel
+
+
+class _Channel(NamedTuple):
+    """`material`: the certificates that it was made with."""
+
+    channel: grpc.aio.Channel
+    material: Material | None = None
 
 
 class RpcClient(Closing):
     """A blocking client of one service, for commands and tests."""
 
-    def __init__(self, address: str, token: TokenSource) -> None:
+    def __init__(self, address: str, token: TokenSource, *, tls: Tls | None = None) -> None:
         parse_address(address)
         self.address: Final = address
         self._token = token
-        self._channel = grpc.insecure_channel(address, options=_channel_options(CONNECT_S))
+        self._tls = tls
+        self._channels: dict[str, grpc.Channel] = {}  # one, or with TLS one for each gRPC service there
 
     def call(
         self, method: Method[Request, Reply], request: Request, *, timeout_s: float = DEFAULT_TIMEOUT_S
@@ -411,7 +504,7 @@ class RpcClient(Closing):
         """Return the service's reply. Raises: Timeout, Unavailable, or what the service raised."""
         assert not method.streams, f"{method.path} is a stream"
         _check(method, request)
-        invoke = self._channel.unary_unary(
+        invoke = self._channel(method.service).unary_unary(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
@@ -419,7 +512,7 @@ class RpcClient(Closing):
         try:
             reply: Reply = invoke(request, timeout=timeout_s, metadata=_headers(self._token))
         except grpc.RpcError as error:
-            raise _error(error, self.address, timeout_s) from error
+            raise _error(error, self.address, timeout_s, self._tls) from error
         return reply
 
     def stream(
@@ -428,7 +521,7 @@ class RpcClient(Closing):
         """The replies of a streaming method, as they come. Raises as `call`."""
         assert method.streams, f"{method.path} is not a stream"
         _check(method, request)
-        invoke = self._channel.unary_stream(
+        invoke = self._channel(method.service).unary_stream(
             method.path,
             request_serializer=method.request.SerializeToString,
             response_deserializer=method.reply.FromString,
@@ -437,13 +530,28 @@ class RpcClient(Closing):
         try:
             yield from call
         except grpc.RpcError as error:
-            raise _error(error, self.address, timeout_s) from error
+            raise _error(error, self.address, timeout_s, self._tls) from error
         finally:
             call.cancel()  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Close the channel."""
-        self._channel.close()
+        for channel in self._channels.values():
+            channel.close()
+        self._channels.clear()
+
+    def _channel(self, service: str) -> grpc.Channel:
+        options, tls = _channel_options(CONNECT_S), self._tls
+        key = "" if tls is None else service
+        channel = self._channels.get(key)
+        if channel is None and tls is None:
+            channel = self._channels[key] = grpc.insecure_channel(self.address, options=options)
+        elif channel is None and tls is not None:
+            _, credentials = tls.channel()
+            options = _protected(options, tls, service, self.address)
+            channel = self._channels[key] = grpc.secure_channel(self.address, credentials, options=options)
+        assert channel is not None, "made above"
+        return channel
 
 
-__all__ = ["MESSAGE_BYTES_MAX", "RpcClient", "RpcClients", "RpcServer", "TokenSource"]
+__all__ = ["MESSAGE_BYTES_MAX", "RpcClient", "RpcClients", "RpcServer", "TokenSource", "caller_names"]

@@ -4,8 +4,11 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -194,3 +197,73 @@ def test_machine_joins_the_cluster_of_its_invitation_alone(
     join = ["join", other, "--data", str(tmp_path / "other"), "--address", "127.0.0.2"]
     refused(*join, "--token-file", str(invitation))
     assert not (tmp_path / "other" / "cluster.json").exists()
+
+
+@contextmanager
+def first_machine(root: Path, *options: str) -> Iterator[Path]:
+    """A cluster of one machine that could be of several, with one storage node."""
+    data = root / "first"
+    alone = ["--storage-nodes", "1", "--replicas", "1"]
+    luciola("init", "--data", str(data), "--address", "127.0.0.1", *alone, *options)
+    log = root / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen([*LUCIOLA, "serve", "--data", str(data)], stdout=output, stderr=output)
+    try:
+        until(lambda: "can be used" in log.read_text(), what="the chain table")
+        yield data
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_certificates_open_what_they_are_for_and_nothing_else(tmp_path: Path) -> None:
+    with first_machine(tmp_path) as data:
+        at = load_cluster(data / "cluster.json").mgmtd_grpc
+        admin = str(tmp_path / "admin.token")
+        luciola("token", "create", "--data", str(data), "--role", "admin", "--out", admin)
+        listing = ["node", "list", "--json", "--manager", at, "--token-file"]
+        assert json.loads(luciola(*listing, admin).stdout)
+        # The token alone: as a program of an earlier release has it, or who has read it from somewhere.
+        bare = tmp_path / "bare.token"
+        bare.write_text(Path(admin).read_text().splitlines()[0] + "\n")
+        bare.chmod(0o600)
+        assert "luciola token create" in refused(*listing, str(bare))
+        # With the certificates of another cluster.
+        luciola("init", "--data", str(tmp_path / "other"), "--address", "127.0.0.1")
+        stranger = tmp_path / "stranger.token"
+        luciola("token", "create", "--data", str(tmp_path / "other"), "--out", str(stranger))
+        lines = stranger.read_text().splitlines()[1:]
+        stranger.write_text("\n".join([bare.read_text().strip(), *lines]) + "\n")
+        assert "not of this cluster's authority" in refused(*listing, str(stranger))
+        shown = json.loads(luciola("certificate", "show", "--data", str(data), "--json").stdout)
+        assert shown["roles"] == ["mgmtd", "meta", "storage"]
+        assert shown["ends_unix_s"] > time.time() + 80 * 86_400
+
+
+def test_machine_joins_renews_and_returns_after_its_certificate_is_lost(tmp_path: Path) -> None:
+    with first_machine(tmp_path) as data:
+        invitation = str(tmp_path / "invitation")
+        luciola("invite", "--data", str(data), "--out", invitation)
+        other = tmp_path / "other"
+        join = ["join", "127.0.0.1", "--data", str(other), "--address", "127.0.0.2"]
+        luciola(*join, "--token-file", invitation)
+        pem, key = other / "tls" / "node.pem", other / "tls" / "ca.key"
+        first = pem.read_text()
+        assert pem.stat().st_mode & 0o077 == 0
+        assert not key.exists()  # it runs no mgmtd
+        assert "where mgmtd runs" in refused("invite", "--data", str(other), "--out", invitation)
+        luciola("certificate", "renew", "--data", str(other))
+        second = pem.read_text()
+        assert first != second
+        pem.unlink()
+        renew = ["certificate", "renew", "--data", str(other)]
+        assert "luciola certificate renew" in refused(*renew)
+        luciola(*renew, "--token-file", invitation)
+        assert pem.read_text() not in (first, second)
+        shown = json.loads(luciola("certificate", "show", "--data", str(other), "--json").stdout)
+        assert (shown["roles"], shown["address"]) == (["storage"], "127.0.0.2")
+        # A token is made where mgmtd does not run, too.
+        token = str(tmp_path / "job.token")
+        luciola("token", "create", "--data", str(other), "--role", "admin", "--out", token)
+        at = load_cluster(data / "cluster.json").mgmtd_grpc
+        assert json.loads(luciola("node", "list", "--json", "--manager", at, "--token-file", token).stdout)

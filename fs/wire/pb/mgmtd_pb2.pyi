@@ -444,6 +444,28 @@ class ReserveNodeRequest(_message.Message):
     host: str
     def __init__(self, kind: _Optional[_Union[NodeKind, str]] = ..., host: _Optional[str] = ...) -> None: ...
 
+class IssueCertificateRequest(_message.Message):
+    __slots__ = ("request", "name", "address", "roles", "lifetime_s")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ROLES_FIELD_NUMBER: _ClassVar[int]
+    LIFETIME_S_FIELD_NUMBER: _ClassVar[int]
+    request: bytes
+    name: str
+    address: str
+    roles: _containers.RepeatedScalarFieldContainer[str]
+    lifetime_s: int
+    def __init__(self, request: _Optional[bytes] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., lifetime_s: _Optional[int] = ...) -> None: ...
+
+class IssueCertificateReply(_message.Message):
+    __slots__ = ("certificate", "authority_key")
+    CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_KEY_FIELD_NUMBER: _ClassVar[int]
+    certificate: bytes
+    authority_key: bytes
+    def __init__(self, certificate: _Optional[bytes] = ..., authority_key: _Optional[bytes] = ...) -> None: ...
+
 class SetNodeDisabledRequest(_message.Message):
     __slots__ = ("node", "disabled", "accept_unavailable")
     NODE_FIELD_NUMBER: _ClassVar[int]

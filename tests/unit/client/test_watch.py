@@ -129,7 +129,7 @@ class RefusingClient:
 
     refusing: Refusing
 
-    def __init__(self, address, token):
+    def __init__(self, address, token, *, tls):
         self._token = token
 
     def call(self, *_, timeout_s):
@@ -142,8 +142,8 @@ class RefusingClient:
 class RefusingClients(RefusingClient):
     """`RpcClients` of `refusing`."""
 
-    def __init__(self, token):
-        super().__init__("", token)
+    def __init__(self, token, *, tls):
+        super().__init__("", token, tls=tls)
 
     async def call(self, *_, timeout_s):
         return self.refusing.answer(self._token)
