@@ -35,6 +35,8 @@ class MgmtdConfig:
     lease_ms: int = 3000  # three heartbeats; also the longest pause an application sees after a failure
     lease_drift_percent: int = 5  # how much faster a node's boot clock may run than ours
     chain_check_interval_ms: int = 100  # how soon a change of state becomes a change of chain
+    # After this long without a report the replicas of a node are made on others. Restarts take less. 0: never.
+    down_out_s: int = 600
     bootstrap_ms: int = 4000  # after a start chains are frozen this long: every node can heartbeat once
     client_session_timeout_ms: int = 60_000  # silent clients lose their write sessions
     client_extend_interval_ms: int = 5000
@@ -227,6 +229,7 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MgmtdConfig, "lease_ms"): (2, 60 * MINUTE_MS),
     (MgmtdConfig, "lease_drift_percent"): (0, 50),  # clocks that differ by more are broken
     (MgmtdConfig, "chain_check_interval_ms"): (1, MINUTE_MS),
+    (MgmtdConfig, "down_out_s"): (0, 30 * 86_400),
     (MgmtdConfig, "bootstrap_ms"): (0, 120 * MINUTE_MS),
     (MgmtdConfig, "client_session_timeout_ms"): (1000, DAY_MS),
     (MgmtdConfig, "client_extend_interval_ms"): (1, 60 * MINUTE_MS),

@@ -66,6 +66,13 @@ CODES: Final = {
     "ETCD_FULL": _error("etcd takes no writes", 'luciola metadata trim; docs/operations.md, "A full etcd"'),
     "ETCD_CORRUPT": _error("a member of etcd found its data damaged", "replace that member"),
     "NODE_DOWN": _warning("a storage node does not report", "its log says why: log/storage-N.log"),
+    "NODE_OUT": _warning(
+        "a node has been away for longer than down_out_s: its replicas are made on others",
+        "start it, or luciola node forget N when it has no replicas",
+    ),
+    "HEALING_WAITS": _warning(
+        "replicas of a node that is drained or away cannot be made on others", "luciola rebalance status"
+    ),
     "NODE_DISABLED": _warning("an administrator has disabled a node", "luciola node enable N"),
     "REPLICA_OFFLINE": _warning(
         "a node that reports cannot use replicas of its own", "its log says why: log/storage-N.log"

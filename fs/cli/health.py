@@ -85,6 +85,22 @@ def find_trouble(routing: pb.Routing, nodes: Iterable[int]) -> list[Finding]:
     return found + [_find_waiting(waits_for, chains, known) for waits_for, chains in sorted(groups.items())]
 
 
+def find_leaving(routing: pb.Routing, moves: pb.MovesStatus) -> list[Finding]:
+    """Return nodes that are out, and those that cannot get rid of their replicas."""
+    left = {each.node: each for each in moves.leaving}
+    found = []
+    for node in sorted(routing.nodes, key=lambda node: node.id):
+        where, waits = f"node {node.id}", left.get(node.id)
+        if node.leaving == pb.OUT:
+            what = f"{where} is out: {waits.replicas if waits else 0} replicas of it are left to be made on others"
+            remedy = "start it" if waits else f"start it, or luciola node forget {node.id}"
+            found.append(Finding("NODE_OUT", what, where, remedy))
+        if waits and waits.obstacle:
+            what = f"{where}: its {waits.replicas} replicas cannot move: {waits.obstacle}"
+            found.append(Finding("HEALING_WAITS", what, where))
+    return found
+
+
 def find_incomplete(routing: pb.Routing) -> list[Finding]:
     """Return chains that lack copies: those with a replica that is being brought up to date, and the others."""
     chains = sorted(routing.chains, key=lambda chain: chain.id)
@@ -282,6 +298,7 @@ __all__ = [
     "find_disk_errors",
     "find_domains",
     "find_incomplete",
+    "find_leaving",
     "find_services",
     "find_space",
     "find_trouble",

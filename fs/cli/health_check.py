@@ -15,6 +15,7 @@ from .health import (
     find_disk_errors,
     find_domains,
     find_incomplete,
+    find_leaving,
     find_services,
     find_space,
     find_trouble,
@@ -101,13 +102,16 @@ async def _find_published(ask: MgmtdClient) -> list[Finding]:
 
 
 async def _find_counted(ask: MgmtdClient) -> list[Finding]:
-    """Return what the storage nodes have counted, and how their clocks differ."""
+    """Return what mgmtd knows of nodes that leave, what storage nodes have counted, and how their clocks differ."""
     try:
-        timed = await ask.storage_statuses(await ask.routing())
+        routing = await ask.routing()
+        timed = await ask.storage_statuses(routing)
+        moves = await ask.control_moves(pb.ControlMovesRequest.STATUS)
     except Error:  # mgmtd has gone meanwhile: the next survey says so
         return []
     offsets = {f"node {node}": each.ahead_s for node, each in timed.items()}
     return [
+        *find_leaving(routing, moves),
         *find_disk_errors({node: each.status for node, each in timed.items()}),
         *find_clock_skew(offsets | {"this machine": 0.0}),
     ]

@@ -114,6 +114,11 @@ class MgmtdClient:
         )
         return await self._change(methods.Mgmtd.set_node_disabled, request)
 
+    async def drain_node(self, node: int, *, drained: bool, successor: int = 0) -> pb.Node:
+        """Have the replicas of a node moved to others, or not any more. Raises: NotFound, InvalidArgument."""
+        request = pb.DrainNodeRequest(node=node, drained=drained, successor=successor)
+        return await self._change(methods.Mgmtd.drain_node, request)
+
     async def reserve_node(self, kind: "pb.NodeKind", *, host: str) -> int:
         """Return the number of a service that will be started on `host`. Raises: Busy."""
         request = pb.ReserveNodeRequest(kind=kind, host=host)

@@ -57,7 +57,7 @@ def list_nodes(cluster: ClusterTarget, *, as_json: bool) -> None:
         (
             str(each["id"]),
             each["kind"],
-            each["status"],
+            ", ".join(filter(None, (each["status"], each["leaving"]))),
             each["host"],
             str(each["pid"]),
             str(each["replicas"]),
@@ -142,10 +142,48 @@ def enable(cluster: ClusterTarget, number: int, *, as_json: bool) -> None:
 
 @node.command()
 @click.argument("number", metavar="NODE", type=click.IntRange(1))
+@click.option(
+    "--to",
+    "successor",
+    metavar="NODE",
+    type=click.IntRange(1),
+    help="Where its replicas go, but for those of chains that have one there.  [default: to all others]",
+)
+@cluster_options
+@json_option
+def drain(cluster: ClusterTarget, number: int, successor: int | None, *, as_json: bool) -> None:
+    """Empty a storage node while the cluster serves: its replicas are made on others, and it gets no new ones.
+
+    It serves until it has none left, and may then be stopped and forgotten. `luciola rebalance status` shows how far
+    that has come. The mark stays, over restarts too, until `luciola node undrain`.
+
+    \b
+    Example:
+      luciola node drain 203 --data /var/lib/luciola
+    """
+    _drain(cluster, number, drained=True, successor=successor or 0, as_json=as_json)
+
+
+@node.command()
+@click.argument("number", metavar="NODE", type=click.IntRange(1))
+@cluster_options
+@json_option
+def undrain(cluster: ClusterTarget, number: int, *, as_json: bool) -> None:
+    """Let a drained node keep what it has left, and get replicas again (`luciola rebalance`).
+
+    \b
+    Example:
+      luciola node undrain 203 --data /var/lib/luciola
+    """
+    _drain(cluster, number, drained=False, as_json=as_json)
+
+
+@node.command()
+@click.argument("number", metavar="NODE", type=click.IntRange(1))
 @cluster_options
 @yes_option
 def forget(cluster: ClusterTarget, number: int, *, yes: bool) -> None:
-    """Forget a node that is gone for good and has no replicas (`luciola chain remove`).
+    """Forget a node that is gone for good and has no replicas (`luciola node drain`).
 
     \b
     Example:
@@ -162,6 +200,7 @@ class NodeState(TypedDict):
     id: int
     kind: str
     status: str
+    leaving: str  # draining, drained (it holds nothing), out (its replicas are moved), or nothing
     host: str
     pid: int
     address: str
@@ -195,6 +234,7 @@ def describe_node(node: pb.Node, counts: Counter[str], space: SpaceReply | None 
         "id": node.id,
         "kind": pb.NodeKind.Name(node.kind).removeprefix("NODE_").lower(),
         "status": pb.NodeStatus.Name(node.status).lower(),
+        "leaving": _leaving(node, counts["replicas"]),
         "host": node.host,
         "pid": node.pid,
         "address": node.grpc_address,
@@ -205,6 +245,25 @@ def describe_node(node: pb.Node, counts: Counter[str], space: SpaceReply | None 
         "free_bytes": None if space is None else space.free_bytes,
         "labels": {level: getattr(node.labels, level) for level in LABELS},
     }
+
+
+def _leaving(node: pb.Node, replicas: int) -> str:
+    if node.leaving == pb.DRAINED:
+        return "draining" if replicas else "drained"
+    return "out" if node.leaving == pb.OUT else ""
+
+
+def _drain(cluster: ClusterTarget, number: int, *, drained: bool, successor: int = 0, as_json: bool) -> None:
+    changed = cluster.ask(lambda ask: ask.drain_node(number, drained=drained, successor=successor))
+    counts = count_replicas(cluster.ask(MgmtdClient.routing))[changed.id]
+    if as_json:
+        print_json(describe_node(changed, counts))
+    elif drained:
+        click.echo(
+            f"node {number} is drained: {counts['replicas']} replicas leave it; luciola rebalance status"
+        )
+    else:
+        click.echo(f"node {number} is not drained any more; it has {counts['replicas']} replicas")
 
 
 def _set(

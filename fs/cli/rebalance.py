@@ -124,7 +124,7 @@ def status(cluster: ClusterTarget, *, as_json: bool) -> None:
 @cluster_options
 @json_option
 def pause(cluster: ClusterTarget, *, as_json: bool) -> None:
-    """Begin no more moves; those that have begun are completed.
+    """Begin no more moves, those of drained and lost nodes included; those that have begun are completed.
 
     \b
     Example:
@@ -151,6 +151,8 @@ def resume(cluster: ClusterTarget, *, as_json: bool) -> None:
 @json_option
 def cancel(cluster: ClusterTarget, *, as_json: bool) -> None:
     """Forget moves that have not begun. Of the others, those whose new replica serves are completed, the rest undone.
+
+    It does not concern nodes that are drained (`luciola node undrain`), or that do not report.
 
     \b
     Example:
@@ -181,6 +183,7 @@ def plan_moves(
     unknown = set(without) - {node.id for node in nodes}
     if unknown:
         raise NotFound(f"no storage node {min(unknown)}; `luciola node list` shows all nodes")
+    leaving = {node.id for node in nodes if node.leaving == pb.DRAINED} | set(without)
     closed = {node.id for node in nodes if node.status != pb.CONNECTED or _is_full(spaces.get(node.id))}
     sizes = [_room(spaces.get(node.id)) for node in nodes]
     chains = {chain.id: chain for chain in routing.chains}
@@ -194,7 +197,7 @@ def plan_moves(
             for node, weight in zip(nodes, weights_of(sizes), strict=True)
         ]
         held = {number: [target.node for target in chains[number].targets] for number in table.chains}
-        found = plan(sites, held, replicas=table.replicas, closed=closed, leaving=without)
+        found = plan(sites, held, replicas=table.replicas, closed=closed, leaving=leaving)
         for step in found.steps:
             targets = {target.node: target.id for target in chains[step.chain].targets}
             leaves = 0 if step.source == NONE else targets[step.source]
@@ -234,12 +237,19 @@ def _show(cluster: ClusterTarget, action: "pb.ControlMovesRequest.Action", *, as
                 "concurrent": known.concurrent,
                 "obstacle": found.obstacle,
                 "active": [_described(move) for move in found.active],
+                "leaving": [
+                    {"node": each.node, "replicas": each.replicas, "obstacle": each.obstacle}
+                    for each in found.leaving
+                ],
             }
         )
         return
     click.echo(
         f"{state}: {known.done} of {known.total} moves done, {len(found.active)} in progress, {found.waiting} wait"
     )
+    for each in found.leaving:
+        waits = f", and waits: {each.obstacle}" if each.obstacle else ""
+        click.echo(f"node {each.node} has {each.replicas} replicas left to move{waits}")
     for move in found.active:
         what = f"replica {move.target} leaves" if move.target else "no replica leaves"
         click.echo(f"chain {move.chain}: {what}{f' for node {move.node}' if move.node else ''}")

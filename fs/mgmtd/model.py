@@ -25,6 +25,7 @@ from ..errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument
 from ..ids import EMBEDDED_EPOCH, META_NODE, STORAGE_NODE, ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Data, Local, Public
 from ..wire.pb import mgmtd_pb2 as pb
+from .healing import Healing
 from .moves import Moves
 from .placement import REPLICAS_MAX
 from .records import ChainRecord, Change, EngineMark, NodeRecord, Records, StoreMark, TableRecord
@@ -118,6 +119,7 @@ class Model:
         self.engines: dict[NodeId, EngineMark] = {}  # reported, and not stored yet
         self.engines_marked_s = now_s
         self._falling: set[TargetId] = set()
+        self.healing = Healing(self)
         self.moves = Moves(self)
         self.dirty: set[ChainId] = set(records.chains)
         for chain in records.chains.values():
@@ -250,7 +252,9 @@ class Model:
         if known is None:
             if len(self.records.nodes) >= NODES_MAX:
                 raise Busy(f"a cluster has at most {NODES_MAX} nodes")
-            return Change(nodes=(replace(said, disabled=False, unsettled=False),))
+            return Change(
+                nodes=(replace(said, disabled=False, unsettled=False, leaving=pb.STAYS, successor=NodeId(0)),)
+            )
         if known.kind != said.kind:
             raise InvalidArgument(
                 f"node {said.id} is a {pb.NodeKind.Name(known.kind)}, not a {pb.NodeKind.Name(said.kind)}"
@@ -269,7 +273,13 @@ class Model:
             _check_directory(known, directory_incarnations)
             _check_engine(known.id, self.records.engines.get(known.id), engine)
             unsettled = any(member.state not in FALLEN for _chain, member in self._members_on(said.id))
-        said = replace(said, disabled=known.disabled, unsettled=unsettled)
+        said = replace(
+            said,
+            disabled=known.disabled,
+            unsettled=unsettled,
+            leaving=pb.STAYS if known.leaving == pb.OUT else known.leaving,
+            successor=known.successor,
+        )
         return Change() if said == known else Change(nodes=(said,))
 
     def _check_only_meta(self, said: NodeRecord) -> None:
@@ -414,6 +424,26 @@ class Model:
         life = self.lives[node]
         return life.free_bytes < life.capacity_bytes * FREE_PERCENT_MIN / 100
 
+    # Nodes that leave.
+
+    def is_leaving(self, node: int) -> bool:
+        known = self.records.nodes.get(NodeId(node))
+        return known is not None and known.leaving != pb.STAYS
+
+    def is_out(self, node: int) -> bool:
+        known = self.records.nodes.get(NodeId(node))
+        return known is not None and known.leaving == pb.OUT
+
+    def away_s(self, node: NodeId, now_s: float) -> float:
+        """Return for how long a node is known not to have reported."""
+        return now_s - max(self.lives[node].reported_s, self.started_s)
+
+    def domain_level(self, chain: ChainId) -> int:
+        """Return the level of the failure domains that copies of a chain's chunks do not share."""
+        table = chain // CHAINS_PER_TABLE
+        versions = [known for known in self.records.tables if known[0] == table]
+        return self.records.tables[max(versions)].domain if versions else pb.DOMAIN_NODE
+
     # Looking at the clock and the chains.
 
     def look(self, *, now_s: float) -> Change:
@@ -436,15 +466,20 @@ class Model:
         ):
             self.bootstrap_until_s = now_s  # every node that may hold an older lease has sent a heartbeat
         self._find_dead(now_s)
-        moved, ended = self.moves.advance(now_s)
-        changed = {chain.id for chain in moved}
+        healed = self.healing.look(now_s)
+        moved = Change() if healed.ended_moves else self.moves.advance(now_s)  # none begins that is dropped
+        changed = {chain.id for chain in moved.chains}
         advanced = [chain for chain in self._advance_chains(now_s) if chain.id not in changed]
-        known = self.records.rebalance
-        change = Change(
-            chains=(*moved, *advanced),
-            nodes=tuple(self._settled()),
-            ended_moves=tuple(ended),
-            rebalance=replace(known, done=known.done + len(ended)) if ended else None,
+        nodes = {node.id: node for node in self._settled()}
+        for node in healed.nodes:
+            nodes[node.id] = replace(nodes.get(node.id, node), leaving=node.leaving)
+        change = replace(
+            moved,
+            chains=(*moved.chains, *advanced),
+            nodes=tuple(nodes.values()),
+            moves=(*moved.moves, *healed.moves),
+            ended_moves=(*moved.ended_moves, *healed.ended_moves),
+            rebalance=healed.rebalance or moved.rebalance,
             engines=self._due_engines(now_s),
         )
         for chain in change.chains:
@@ -549,6 +584,7 @@ class Model:
         elif life.status == pb.DISABLED:
             self._set_status(node.id, pb.CONNECTING)
             life.has_ended = False
+            life.reported_s = max(life.reported_s, self.looked_s)  # it has been away from now on
 
     def _apply_chain(self, chain: ChainRecord) -> None:
         before = self.records.chains.get(chain.id)

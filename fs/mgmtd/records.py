@@ -1,11 +1,14 @@
 """What mgmtd keeps of nodes, chains and tables, and their protobuf forms."""
 
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from ..ids import ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Public
 from ..wire.pb import mgmtd_pb2 as pb
 from .transitions import Member
+
+NOWHERE: Final = NodeId(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class NodeRecord:
     disabled: bool = False
     unsettled: bool = False  # the process was replaced, and not all of its replicas have fallen yet
     labels: Labels = Labels()
+    leaving: int = pb.STAYS  # whether its replicas are moved to other nodes
+    successor: NodeId = NOWHERE  # of a drained node: where to, if they can
 
     def to_pb(self) -> pb.Node:
         """For the store: status DISABLED says `disabled`, FAILED `unsettled`. Publishing sets the real status."""
@@ -62,6 +67,8 @@ class NodeRecord:
             release=self.release,
             epoch=self.epoch,
             labels=self.labels.to_pb() if self.labels != Labels() else None,
+            leaving=pb.Leaving.Name(self.leaving),
+            successor=self.successor,
         )
 
     @classmethod
@@ -82,6 +89,8 @@ class NodeRecord:
             disabled=node.status == pb.DISABLED,
             unsettled=node.status == pb.FAILED,
             labels=Labels.from_pb(node.labels),
+            leaving=node.leaving,
+            successor=NodeId(node.successor),
         )
 
 
@@ -196,18 +205,22 @@ class EngineMark:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A replica that goes to another node. `target` leaves, `node` gets a new one; either may be 0: none."""
+    """A replica that goes to another node. `target` leaves, `node` gets a new one; either may be 0: none.
+
+    `heals`: it was planned because the node of `target` is leaving (`healing`), not by an administrator.
+    """
 
     chain: ChainId
     target: TargetId
     node: NodeId
+    heals: bool = False
 
     def to_pb(self) -> pb.Move:
-        return pb.Move(chain=self.chain, target=self.target, node=self.node)
+        return pb.Move(chain=self.chain, target=self.target, node=self.node, heals=self.heals)
 
     @classmethod
     def from_pb(cls, move: pb.Move) -> "Move":
-        return cls(ChainId(move.chain), TargetId(move.target), NodeId(move.node))
+        return cls(ChainId(move.chain), TargetId(move.target), NodeId(move.node), move.heals)
 
 
 @dataclass(frozen=True, slots=True)

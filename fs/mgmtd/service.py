@@ -184,7 +184,8 @@ class Service:
         nodes = [
             node
             for node in sorted(model.records.nodes.values(), key=lambda node: node.id)
-            if node.kind == pb.NODE_STORAGE and model.lives[node.id].status == pb.CONNECTED
+            if node.kind == pb.NODE_STORAGE and not node.leaving
+            if model.lives[node.id].status == pb.CONNECTED
         ]
         level = request.domain or widest_level(nodes, domains=request.replicas)
         roomy = [node for node in nodes if not model.is_full(node.id)]
@@ -237,6 +238,11 @@ class Service:
         )
         log.info("node %d: %s", node, "disabled" if request.disabled else "enabled")
         return term.publisher.node(node)
+
+    async def drain_node(self, request: pb.DrainNodeRequest, identity: Identity) -> pb.Node:
+        term = await self._change(lambda model: model.healing.drained(request))
+        log.info("node %d: %s", request.node, "drained" if request.drained else "not drained any more")
+        return term.publisher.node(request.node)
 
     async def reserve_node(self, request: pb.ReserveNodeRequest, identity: Identity) -> pb.Node:
         reserved: list[NodeRecord] = []
@@ -588,6 +594,9 @@ class Service:
             change = term.model.look(now_s=now_s)
             for node in term.model.touched:
                 log.info("node %d: %s", node, pb.NodeStatus.Name(term.model.lives[node].status))
+            for known in change.nodes:
+                if known.leaving == pb.OUT:
+                    log.warning("node %d: out, its replicas are moved to other nodes", known.id)
             for chain in change.chains:
                 states = " ".join(f"{member.target}={member.state.name}" for member in chain.members)
                 log.info("chain %d version %d: %s", chain.id, chain.version, states)

@@ -122,6 +122,7 @@ class Mgmtd:
     set_node_disabled: Final = _method(
         "Mgmtd.SetNodeDisabled", mgmtd_pb2.SetNodeDisabledRequest, mgmtd_pb2.Node, ADMIN
     )
+    drain_node: Final = _method("Mgmtd.DrainNode", mgmtd_pb2.DrainNodeRequest, mgmtd_pb2.Node, ADMIN)
     reserve_node: Final = _method("Mgmtd.ReserveNode", mgmtd_pb2.ReserveNodeRequest, mgmtd_pb2.Node, SERVICE)
     issue_certificate: Final = _method(
         "Mgmtd.IssueCertificate",

@@ -1,4 +1,4 @@
-"""`luciola rebalance` while programs write and nodes die: a node is added, and another one emptied."""
+"""Replicas move while programs write and nodes die: a node is added, emptied, or does not return."""
 
 import os
 import threading
@@ -13,6 +13,7 @@ from cluster import luciola as command
 from disk_bytes import forget_pages
 
 pytestmark = [pytest.mark.mount, pytest.mark.slow]
+OUT_S = 3
 CONFIG = "[mgmtd]\nheartbeat_interval_ms = 300\nlease_ms = 2000\nbootstrap_ms = 2200\n"
 FILE_BYTES = 3_000_000  # three chunks
 FILES = 8
@@ -123,3 +124,49 @@ def test_moves_under_a_writer_outlive_a_killed_node_and_lose_nothing(tmp_path: P
         assert cluster.fsck("--scrub")["problems"] == []
         assert taken(cluster, 201) > reserve + FILE_BYTES
         until(lambda: taken(cluster, 202) == reserve, what="the space of an emptied node")
+
+
+def test_drained_and_lost_nodes_are_emptied_under_a_writer_and_nothing_is_lost(tmp_path: Path) -> None:
+    config = f"{CONFIG}down_out_s = {OUT_S}\n"
+    cluster = LocalCluster(tmp_path, storage_nodes=5, mount=True, config=config)
+    assert cluster.mountpoint is not None
+    with cluster:
+        data = ("--data", str(cluster.data))
+        count = replicas(cluster).total()
+        writer = Writer(cluster.mountpoint)
+        writer.start()
+        try:
+            writer.advance()
+            command("node", "drain", "205", *data)
+            assert state(cluster, 205) in ("draining", "drained")
+            until(lambda: state(cluster, 205) == "drained", what="an empty node")
+            assert 205 not in replicas(cluster)
+            assert all(move["node"] != 205 for move in cluster.ask("rebalance", "plan")["moves"])
+            command("node", "undrain", "205", *data)
+
+            disk, aside = cluster.data / "storage-202", cluster.data / "aside"
+            disk.rename(aside)
+            disk.write_bytes(b"")  # so that it cannot be started
+            cluster.kill("storage", 1)
+            until(lambda: state(cluster, 202) == "out", what="a node that is out")
+            assert "NODE_OUT" in {each["code"] for each in cluster.ask("health")["findings"]}
+            until(lambda: 202 not in replicas(cluster), what="copies on other nodes")
+            cluster.kill("storage", 0)
+            writer.advance()
+            disk.unlink()
+            aside.rename(disk)
+            until(lambda: not state(cluster, 202), what="the return of the node")
+        finally:
+            writer.finish()
+        cluster.wait_healthy()
+        until(lambda: status(cluster)["state"] == "idle", what="all moves")
+        assert replicas(cluster).total() == count
+        writer.check()
+        assert cluster.fsck("--scrub")["problems"] == []
+
+
+def state(cluster: LocalCluster, node: int) -> str:
+    """Whether a node is leaving, as `node list` says it."""
+    (found,) = [each["leaving"] for each in cluster.ask("node", "list") if each["id"] == node]
+    said: str = found
+    return said

@@ -253,6 +253,10 @@ pub struct Node {
     pub epoch: u64,
     #[prost(message, optional, tag = "15")]
     pub labels: ::core::option::Option<Labels>,
+    #[prost(enumeration = "Leaving", tag = "16")]
+    pub leaving: i32,
+    #[prost(uint32, tag = "17")]
+    pub successor: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Target {
@@ -615,6 +619,15 @@ pub struct SetNodeDisabledRequest {
     pub accept_unavailable: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DrainNodeRequest {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(bool, tag = "2")]
+    pub drained: bool,
+    #[prost(uint32, tag = "3")]
+    pub successor: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Move {
     #[prost(uint32, tag = "1")]
     pub chain: u32,
@@ -622,6 +635,8 @@ pub struct Move {
     pub target: u64,
     #[prost(uint32, tag = "3")]
     pub node: u32,
+    #[prost(bool, tag = "4")]
+    pub heals: bool,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rebalance {
@@ -701,6 +716,17 @@ pub struct MovesStatus {
     pub waiting: u32,
     #[prost(string, tag = "4")]
     pub obstacle: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "5")]
+    pub leaving: ::prost::alloc::vec::Vec<LeavingNode>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeavingNode {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub replicas: u32,
+    #[prost(string, tag = "3")]
+    pub obstacle: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProcessEndedRequest {
@@ -774,6 +800,35 @@ impl NodeStatus {
             "CONNECTED" => Some(Self::Connected),
             "FAILED" => Some(Self::Failed),
             "DISABLED" => Some(Self::Disabled),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Leaving {
+    Stays = 0,
+    Drained = 1,
+    Out = 2,
+}
+impl Leaving {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Stays => "STAYS",
+            Self::Drained => "DRAINED",
+            Self::Out => "OUT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STAYS" => Some(Self::Stays),
+            "DRAINED" => Some(Self::Drained),
+            "OUT" => Some(Self::Out),
             _ => None,
         }
     }

@@ -23,6 +23,12 @@ class NodeStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FAILED: _ClassVar[NodeStatus]
     DISABLED: _ClassVar[NodeStatus]
 
+class Leaving(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STAYS: _ClassVar[Leaving]
+    DRAINED: _ClassVar[Leaving]
+    OUT: _ClassVar[Leaving]
+
 class PublicState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     PUBLIC_INVALID: _ClassVar[PublicState]
@@ -61,6 +67,9 @@ CONNECTING: NodeStatus
 CONNECTED: NodeStatus
 FAILED: NodeStatus
 DISABLED: NodeStatus
+STAYS: Leaving
+DRAINED: Leaving
+OUT: Leaving
 PUBLIC_INVALID: PublicState
 SERVING: PublicState
 LASTSRV: PublicState
@@ -91,7 +100,7 @@ class Labels(_message.Message):
     def __init__(self, room: _Optional[str] = ..., rack: _Optional[str] = ..., host: _Optional[str] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "release", "changed_at", "epoch", "labels")
+    __slots__ = ("id", "kind", "status", "host", "pid", "incarnation", "grpc_address", "lane_address", "data_address", "data_socket", "boot_id", "release", "changed_at", "epoch", "labels", "leaving", "successor")
     ID_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +116,8 @@ class Node(_message.Message):
     CHANGED_AT_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSOR_FIELD_NUMBER: _ClassVar[int]
     id: int
     kind: NodeKind
     status: NodeStatus
@@ -122,7 +133,9 @@ class Node(_message.Message):
     changed_at: int
     epoch: int
     labels: Labels
-    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ..., epoch: _Optional[int] = ..., labels: _Optional[_Union[Labels, _Mapping]] = ...) -> None: ...
+    leaving: Leaving
+    successor: int
+    def __init__(self, id: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., host: _Optional[str] = ..., pid: _Optional[int] = ..., incarnation: _Optional[int] = ..., grpc_address: _Optional[str] = ..., lane_address: _Optional[str] = ..., data_address: _Optional[str] = ..., data_socket: _Optional[str] = ..., boot_id: _Optional[str] = ..., release: _Optional[str] = ..., changed_at: _Optional[int] = ..., epoch: _Optional[int] = ..., labels: _Optional[_Union[Labels, _Mapping]] = ..., leaving: _Optional[_Union[Leaving, str]] = ..., successor: _Optional[int] = ...) -> None: ...
 
 class Target(_message.Message):
     __slots__ = ("id", "node", "state", "local", "used_bytes")
@@ -476,15 +489,27 @@ class SetNodeDisabledRequest(_message.Message):
     accept_unavailable: bool
     def __init__(self, node: _Optional[int] = ..., disabled: _Optional[bool] = ..., accept_unavailable: _Optional[bool] = ...) -> None: ...
 
+class DrainNodeRequest(_message.Message):
+    __slots__ = ("node", "drained", "successor")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    DRAINED_FIELD_NUMBER: _ClassVar[int]
+    SUCCESSOR_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    drained: bool
+    successor: int
+    def __init__(self, node: _Optional[int] = ..., drained: _Optional[bool] = ..., successor: _Optional[int] = ...) -> None: ...
+
 class Move(_message.Message):
-    __slots__ = ("chain", "target", "node")
+    __slots__ = ("chain", "target", "node", "heals")
     CHAIN_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    HEALS_FIELD_NUMBER: _ClassVar[int]
     chain: int
     target: int
     node: int
-    def __init__(self, chain: _Optional[int] = ..., target: _Optional[int] = ..., node: _Optional[int] = ...) -> None: ...
+    heals: bool
+    def __init__(self, chain: _Optional[int] = ..., target: _Optional[int] = ..., node: _Optional[int] = ..., heals: _Optional[bool] = ...) -> None: ...
 
 class Rebalance(_message.Message):
     __slots__ = ("paused", "concurrent", "total", "done")
@@ -523,16 +548,28 @@ class ControlMovesRequest(_message.Message):
     def __init__(self, action: _Optional[_Union[ControlMovesRequest.Action, str]] = ...) -> None: ...
 
 class MovesStatus(_message.Message):
-    __slots__ = ("rebalance", "active", "waiting", "obstacle")
+    __slots__ = ("rebalance", "active", "waiting", "obstacle", "leaving")
     REBALANCE_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_FIELD_NUMBER: _ClassVar[int]
     WAITING_FIELD_NUMBER: _ClassVar[int]
     OBSTACLE_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     rebalance: Rebalance
     active: _containers.RepeatedCompositeFieldContainer[Move]
     waiting: int
     obstacle: str
-    def __init__(self, rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., active: _Optional[_Iterable[_Union[Move, _Mapping]]] = ..., waiting: _Optional[int] = ..., obstacle: _Optional[str] = ...) -> None: ...
+    leaving: _containers.RepeatedCompositeFieldContainer[LeavingNode]
+    def __init__(self, rebalance: _Optional[_Union[Rebalance, _Mapping]] = ..., active: _Optional[_Iterable[_Union[Move, _Mapping]]] = ..., waiting: _Optional[int] = ..., obstacle: _Optional[str] = ..., leaving: _Optional[_Iterable[_Union[LeavingNode, _Mapping]]] = ...) -> None: ...
+
+class LeavingNode(_message.Message):
+    __slots__ = ("node", "replicas", "obstacle")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    OBSTACLE_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    replicas: int
+    obstacle: str
+    def __init__(self, node: _Optional[int] = ..., replicas: _Optional[int] = ..., obstacle: _Optional[str] = ...) -> None: ...
 
 class ProcessEndedRequest(_message.Message):
     __slots__ = ("node", "incarnation", "pid")

@@ -11,6 +11,7 @@ from luciola.cli.health import (
     find_clock_skew,
     find_disk_errors,
     find_incomplete,
+    find_leaving,
     find_services,
 )
 from luciola.wire.pb import mgmtd_pb2 as pb
@@ -207,3 +208,20 @@ def test_clock_that_differs_from_most_is_named() -> None:
     assert (found.where, found.what) == ("node 202", "the clock of node 202 is 3.0 s behind the others")
     assert find_clock_skew({"node 201": 0.9, "this machine": 0.0}) == []
     assert find_clock_skew({}) == []
+
+
+def test_node_that_is_out_and_what_keeps_its_replicas_are_named() -> None:
+    published = routing({201: pb.CONNECTED, 202: pb.FAILED, 203: pb.FAILED})
+    for node in published.nodes:
+        node.leaving = pb.OUT if node.id != 201 else pb.DRAINED
+    waits = pb.LeavingNode(node=202, replicas=3, obstacle="the reason")
+    moves = pb.MovesStatus(leaving=[waits, pb.LeavingNode(node=201, replicas=2)])
+    found = [(each.code, each.where, each.what, each.line) for each in find_leaving(published, moves)]
+    assert [each[:2] for each in found] == [
+        ("NODE_OUT", "node 202"),
+        ("HEALING_WAITS", "node 202"),
+        ("NODE_OUT", "node 203"),
+    ]
+    assert "3 replicas" in found[0][2]
+    assert found[1][2].endswith("the reason")
+    assert found[2][3].endswith("luciola node forget 203")

@@ -8,6 +8,7 @@ reads its records again. Clients write and read through any node that believes i
     S2  at the end, with everybody healthy, every chain is SERVING on all its nodes and has every such write
     S4  a replica that serves is not removed; a move, however often it is interrupted, ends with the new replica in the
         place of the old one
+    S5  at the end nodes that are drained have nothing, where others can take it, and every chain has all its copies
     S3  chain versions grow exactly when members change; a replica never serves without having been up to date
 """
 
@@ -27,8 +28,9 @@ from luciola.mgmtd.records import ChainRecord, Change, Move, Records
 from luciola.states import Local, Public
 from luciola.wire.pb import mgmtd_pb2 as pb
 
-CONFIG = MgmtdConfig()
+CONFIG = MgmtdConfig(down_out_s=8)
 TICK_S = 0.1
+CALM_TURNS_MAX = 3000
 SERVES = (Public.SERVING,)
 ACTIVE = (Public.SERVING, Public.SYNCING)
 
@@ -123,6 +125,13 @@ class World:
                 assert chain.members != before.members, "S3"
         self.stored.apply(change)
         self.model.apply(change)
+        for move in change.moves:
+            if move.heals or not move.node:  # undone, or another one followed
+                self.wanted.pop(move.chain, None)
+        for chain_id in change.ended_moves:
+            members = self.stored.chains[chain_id].members
+            if self.wanted.get(chain_id, (0, 0))[1] not in {member.node for member in members}:
+                self.wanted.pop(chain_id, None)
         if change:
             self.routing_version += 1
             for node in self.nodes.values():
@@ -297,6 +306,9 @@ class World:
             self.disable: 1,
             self.enable: 2,
             self.move: 3,
+            self.drain: 2,
+            self.undrain: 2,
+            self.stay_away: 1,
             lambda _node: self.stop_manager(): 2,
         }
         self.dice.choices(list(weights), list(weights.values()))[0](node)
@@ -350,6 +362,24 @@ class World:
             target = self.dice.choice(chain.members).target
             self.keep(Change(moves=(Move(chain.id, target, NodeId(node.id)),)))
             self.wanted[chain.id] = (target, node.id)
+
+    def drain(self, node: Node) -> None:
+        if self.manager_up:
+            with contextlib.suppress(InvalidArgument):  # too few others
+                successor = self.dice.choice((0, 0, *self.nodes))
+                request = pb.DrainNodeRequest(node=node.id, drained=True, successor=successor)
+                self.keep(self.model.healing.drained(request))
+
+    def undrain(self, node: Node) -> None:
+        if self.manager_up:
+            with contextlib.suppress(InvalidArgument):  # it is out
+                self.keep(self.model.healing.drained(pb.DrainNodeRequest(node=node.id)))
+
+    def stay_away(self, node: Node) -> None:
+        """Longer than `down_out_s`."""
+        if node.is_up and len(self.nodes) > self.replicas:
+            self.crash(node)
+            node.beat_at = self.now + self.dice.uniform(10, 60)
 
     def disable(self, node: Node) -> None:
         if self.manager_up:
@@ -408,9 +438,20 @@ class World:
         for node in self.nodes.values():
             node.is_cut = False
         self.is_calm = True
-        for _ in range(400):
+        for _ in range(CALM_TURNS_MAX):
             self.enable(node)
             self.turn(troubled=False)
+            if not self.stored.moves and not self.unhealthy() and not any(self.left()):
+                break
+
+    def left(self) -> list[int]:
+        """Replicas on nodes that are leaving, though a node could take them."""
+        staying = {node.id for node in self.stored.nodes.values() if not node.leaving}
+        return [
+            chain.id
+            for chain in self.stored.chains.values()
+            if any(m.node not in staying for m in chain.members) and staying - {m.node for m in chain.members}
+        ]
 
     def unhealthy(self) -> list[ChainRecord]:
         return [chain for chain in self.stored.chains.values() if len(chain.serving) != len(chain.members)]
@@ -422,10 +463,15 @@ def test_cluster_under_trouble_is_consistent_and_recovers(seed):
     world.run(turns=1500)
     assert world.unhealthy() == [], f"S2 (seed {seed})"
     for chain, numbers in world.acknowledged.items():
-        for node in world.nodes.values():
+        for member in world.stored.chains[chain].members:
+            node = world.nodes[member.node]
             if chain in node.replicas:
                 assert numbers <= node.replicas[chain].data, f"S2 (seed {seed})"
     assert world.stored.moves == {}, f"S4 (seed {seed})"
+    assert world.left() == [], f"S5 (seed {seed})"
+    assert all(len(chain.members) == world.replicas for chain in world.stored.chains.values()), (
+        f"S5 (seed {seed})"
+    )
     for chain, (target, node) in world.wanted.items():
         members = world.stored.chains[chain].members
         assert len(members) == world.replicas, f"S4 (seed {seed})"
