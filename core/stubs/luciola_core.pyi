@@ -421,6 +421,8 @@ class StorageNode:
         unreadable if nothing is committed; whether it is unreadable.
         Raises: StaleRouting; Busy while an update of it is under way; NoSpace.
         """
+    def stored_chains(self) -> list[int]:
+        """Chains of which this node's disk has chunks, with a replica here or not, in order."""
     def wipe_chain(self, chain: int) -> None:
         """Forget every chunk of a chain this node is not a serving member of."""
     def round(self) -> int:

@@ -7,6 +7,7 @@
     membership   heartbeats, lease, routing: what the node may do now
     recovery     brings a SYNCING successor up to date
     scrub        reads and verifies every chunk, forgets old tombstones
+    leftovers    removes chunks of replicas that are no longer part of their chains
     slow_ops     logs updates that make no progress, and what they wait for
     service      the control methods (proto/storage.proto)
     node         joins them: the life of one process, `python -m luciola.storage`

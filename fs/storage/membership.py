@@ -223,8 +223,6 @@ class Membership:
                     self._directory.restore(target)
                 except OSError as error:  # a full disk: after a restart it will be synced once more
                     log.warning("target %d: recording that it is up to date failed: %s", target, error)
-            case model.Removed(target, chain):
-                self._forget(target, chain)
             case model.DataMissing(target, chain, Data.LOST):
                 log.error(
                     "target %d was the last of chain %d that served, and its data is gone with a replaced disk; "
@@ -238,17 +236,6 @@ class Membership:
                     "stop; the chain waits for the other replicas that served last (docs/operations.md)",
                     *(target, chain),
                 )
-
-    def _forget(self, target: TargetId, chain: ChainId) -> None:
-        """Drop the chunks of a replica that an administrator took out of its chain."""
-        known = self.table.chains.get(chain)
-        if known is None or any(member.node == self._about.id for member in known.targets):
-            log.warning("target %d of chain %d: not in routing any more; its chunks stay", target, chain)
-            return
-        log.info(
-            "target %d: removed from chain %d by an administrator; its chunks are dropped", target, chain
-        )
-        self._spawn(self._engine.run(self._engine.node.wipe_chain, chain))
 
     def _spawn(self, work: Coroutine[object, None, None]) -> None:
         task = asyncio.create_task(work)

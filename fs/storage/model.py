@@ -89,14 +89,6 @@ class Restored:
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
-    """The target is no longer part of its chain; its chunks are of no use."""
-
-    target: TargetId
-    chain: ChainId
-
-
-@dataclass(frozen=True, slots=True)
 class DataMissing:
     """The target was the last one that served, and its data is LOST or PARTIAL: the chain may wait for others."""
 
@@ -106,7 +98,7 @@ class DataMissing:
 
 
 Event: TypeAlias = RoutingChanged | SyncDone | DiskFailed
-Effect: TypeAlias = Report | Restored | Removed | DataMissing
+Effect: TypeAlias = Report | Restored | DataMissing
 
 ACTIVE: Final = (Public.SERVING, Public.SYNCING)
 
@@ -191,7 +183,6 @@ def _routing_changed(state: State, event: RoutingChanged) -> tuple[State, list[E
         is_new = before is None or before.public != now.public
         if after.data != Data.COMPLETE and now.public == Public.LASTSRV and is_new:
             effects.append(DataMissing(id_, now.chain, after.data))
-    effects += [Removed(id_, target.chain) for id_, target in state.targets.items() if id_ not in seen]
     return replace(base, targets=MappingProxyType(targets)), effects
 
 
@@ -246,7 +237,6 @@ __all__ = [
     "DiskFailed",
     "Effect",
     "Event",
-    "Removed",
     "Report",
     "Restored",
     "RoutingChanged",

@@ -34,6 +34,7 @@ from . import slow_ops
 from .directory import Directory, boot_id
 from .disk_watch import DiskWatch
 from .engine import Engine
+from .leftovers import Leftovers
 from .membership import Membership, Options
 from .metrics import StorageMetrics
 from .quarantine import Quarantine
@@ -100,6 +101,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     recovery = Recovery(engine, clients, membership.table, node=settings.node, config=config)
     scrub = Scrub(engine, directory, membership.table, node=settings.node, config=config)
     quarantine = Quarantine(engine, directory.quarantine, config=config)
+    leftovers = Leftovers(engine, membership.table, node=settings.node)
     service = StorageService(engine, membership, recovery, scrub, quarantine)
     authority = Authority.of_cluster(settings.cluster, waits=True)
     membership.on_revocations(authority.set_revocations)
@@ -116,6 +118,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     shown.add("requests", meter.families)
     about.grpc_address = await server.start(settings.host)
     membership.on_routing(recovery.routing_changed)
+    membership.on_routing(leftovers.routing_changed)
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)
     try:
         reports = slow_ops.report(engine)
@@ -127,7 +130,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             clock=SystemClock(),
             limit_s=config.disk_timeout_ms / 1000,
         )
-        background = [scrub.run(), quarantine.run(), reports, watch.run()]
+        background = [scrub.run(), leftovers.run(), quarantine.run(), reports, watch.run()]
         labels = {"kind": "storage", "id": str(settings.node)}
         async with exposed(settings.config.metrics, settings.data, shown, labels=labels):
             await _work(membership, clients, background, settings.cluster.mgmtd_grpc, _synced(stop, engine))

@@ -133,6 +133,7 @@ def test_drained_and_lost_nodes_are_emptied_under_a_writer_and_nothing_is_lost(t
     with cluster:
         data = ("--data", str(cluster.data))
         count = replicas(cluster).total()
+        reserve = taken(cluster, 202)
         writer = Writer(cluster.mountpoint)
         writer.start()
         try:
@@ -163,6 +164,10 @@ def test_drained_and_lost_nodes_are_emptied_under_a_writer_and_nothing_is_lost(t
         assert replicas(cluster).total() == count
         writer.check()
         assert cluster.fsck("--scrub")["problems"] == []
+        until(
+            lambda: taken(cluster, 202) == reserve,
+            what="the space of replicas removed while their node was away",
+        )
 
 
 def state(cluster: LocalCluster, node: int) -> str:

@@ -312,6 +312,10 @@ impl PyStorageNode {
         })
     }
 
+    fn stored_chains(&self) -> PyResult<Vec<u32>> {
+        Ok(self.server()?.stored_chains().into_iter().map(|chain| chain.0).collect())
+    }
+
     fn wipe_chain(&self, py: Python<'_>, chain: u32) -> PyResult<()> {
         self.run(py, |server| server.wipe_chain(ChainId(chain)))
     }

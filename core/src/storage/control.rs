@@ -302,6 +302,11 @@ impl StorageServer {
         Ok(report)
     }
 
+    /// Chains of which this node's disk has chunks, members or not, in order.
+    pub fn stored_chains(&self) -> Vec<ChainId> {
+        self.node.engine.chains()
+    }
+
     /// Forget every chunk of a chain that this node is not a serving member of.
     pub fn wipe_chain(&self, chain: ChainId) -> Result<()> {
         let node = &self.node;

@@ -135,6 +135,10 @@ class FakeNode:
             self.quarantined.append((chain, self.chain(chain).pop(chunk)))
             return True
 
+    def stored_chains(self) -> list[int]:
+        with self.lock:
+            return sorted(chain for chain, records in self.chains.items() if records)
+
     def wipe_chain(self, chain: int) -> None:
         if self._state(chain) == SERVING:
             raise Busy(f"chain {chain} is served by this node")

@@ -220,8 +220,10 @@ def test_a_chain_is_wiped_whole_where_it_is_not_served(replicas):
         node.wipe_chain(CHAIN)
     assert len(records(node)) == 2
     publish(replicas, 3, (1, OFFLINE))
+    assert node.stored_chains() == [CHAIN]
     node.wipe_chain(CHAIN)
     assert records(node) == []
+    assert node.stored_chains() == []
 
 
 def test_chunks_are_sent_under_the_version_of_the_chain_alone(replicas):

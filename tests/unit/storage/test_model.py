@@ -11,7 +11,6 @@ from luciola.states import Data, Local, Public
 from luciola.storage.model import (
     DataMissing,
     DiskFailed,
-    Removed,
     Report,
     Restored,
     RoutingChanged,
@@ -157,10 +156,10 @@ def test_lease_is_not_used_before_our_absence_was_noticed():
     assert not may_serve(after(RoutingChanged({}), DiskFailed()))
 
 
-def test_target_that_left_its_chain_is_named():
+def test_target_that_left_its_chain_is_forgotten():
     state = after(RoutingChanged({}), routing(Public.SERVING))
     state, effects = step(state, RoutingChanged({}))
-    assert effects == [Removed(TARGET, CHAIN)]
+    assert effects == []
     assert not state.targets
 
 
