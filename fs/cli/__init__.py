@@ -54,6 +54,7 @@ COMMANDS: Final = {
     "clients": ("clients", "clients"),
     "top": ("top", "top"),
     "token": ("token", "token"),
+    "audit": ("audit", "audit"),
     "rdma": ("rdma", "rdma"),
     "plugins": ("plugins", "plugins"),
 }

@@ -8,6 +8,7 @@ DATA/                 0700
   mgmtd/ meta/ storage-N/   what each service keeps; mgmtd-N/ and meta-N/ of further ones
   etcd/ etcd-N/             certificate and members of a private etcd (`private_etcd`)
   log/NAME.log              what each service says
+  audit/              0700  who changed the cluster, and what was refused (`wire.audit`)
   migration.json      0600  while a migration of the metadata puts its stores in their places (`metadata_switch`)
   run/lock                  held by the supervisor while it runs; its process id
   run/state.json            services as the supervisor sees them
@@ -104,6 +105,10 @@ class DataDir:
     @property
     def tokens(self) -> Path:
         return self.root / "tokens"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit"
 
     @property
     def lock(self) -> Path:

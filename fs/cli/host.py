@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Unpack
 
@@ -31,6 +31,7 @@ from ..wire.certificates import INVITATION_S, Issuer, Subject
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.private_file import read_private_file
 from ..wire.tls import encode_holding, parse_holding, save_material
+from .audit import note
 from .certificate import renew
 from .datadir import DataDir, Host, Shape, metadata_at
 from .metadata_options import Given, access_options, wanted_metadata
@@ -99,9 +100,9 @@ class Invitation:
     """What a machine that joins has to know of a cluster."""
 
     cluster: Cluster
-    secret: str
+    secret: str = field(repr=False)
     replicas: int
-    holding: str  # certificates, as in a token's file
+    holding: str = field(repr=False)  # certificates, as in a token's file
 
     def write(self, path: Path) -> None:
         cluster = encode_cluster(replace(self.cluster, secret_file="", tls_directory=""))
@@ -267,6 +268,7 @@ def invite(data_path: Path, *, out: Path) -> None:
         )
     holding = encode_holding(issuer.equip(Subject("invitation", is_invitation=True), lifetime_s=INVITATION_S))
     Invitation(shape.cluster, shape.cluster.secret().hex(), shape.replicas, holding).write(out)
+    note(data, "invite", {"out": str(out.absolute())})
 
 
 @click.command()

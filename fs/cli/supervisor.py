@@ -328,7 +328,7 @@ class Supervisor:
 
     def _service(self, kind: str, identity: str, node: int, directory: str) -> Service:
         arguments = ["-m", f"luciola.{kind}", "--data", str(self.data.root / directory)]
-        arguments += ["--cluster", str(self.data.cluster), "--rotate-log"]
+        arguments += ["--cluster", str(self.data.cluster), "--rotate-log", "--audit", str(self.data.audit)]
         if kind != "storage" and not self.shape.has_stores:
             arguments.append(CREATE)
         if kind == "meta" and self.accept_metadata_loss:

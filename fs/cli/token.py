@@ -26,6 +26,7 @@ from ..wire.credentials import (
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.tls import encode_holding
 from .administration import ClusterTarget, cluster_options
+from .audit import note
 from .datadir import DataDir
 from .options import data_option, json_option
 from .output import print_json, print_table
@@ -144,6 +145,7 @@ def create(
         secret, role=ROLES[role], uid=user, gid=group, groups=groups, lifetime_s=lifetime_s, limits=limits
     )
     remember(data.tokens, made)  # first: one that is given away can be revoked
+    note(data, "token create", {**describe(made)})
     holding = _holding(data, made, lifetime_s)
     if out is None:
         click.echo(f"{made.encode()}\n{holding}", nl=False)

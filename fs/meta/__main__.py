@@ -34,6 +34,7 @@ from ..logfile import rotate_output
 from ..metrics import Exposition, RequestMeter, exposed
 from ..tasks import first_end
 from ..wire import (
+    AuditLog,
     Authority,
     LaneServer,
     RpcClients,
@@ -273,9 +274,10 @@ async def listening(  # noqa: PLR0913, it puts these together
     """Answer requests inside the block: none is answered from a store that is closed. `more`: over gRPC."""
     meter = RequestMeter()
     shown.add("requests", meter.families)
-    bound = meter.measured(methods.bind(methods.Meta, service))
-    lane = LaneServer(bound, secret=authority)
-    rpc = RpcServer((*bound, *more), secret=authority, tls=tls)
+    audit = AuditLog(arguments.audit, f"meta-{arguments.node_id}")
+    bound = audit.watched(meter.measured(methods.bind(methods.Meta, service)))
+    lane = LaneServer(bound, secret=authority, audit=audit)
+    rpc = RpcServer((*bound, *audit.watched(more)), secret=authority, tls=tls, audit=audit)
     try:
         addresses = Addresses(lane=await lane.start(arguments.listen), rpc=await rpc.start(arguments.listen))
         log.info("meta %d listens: lane %s, gRPC %s", arguments.node_id, addresses.lane, addresses.rpc)
@@ -309,6 +311,7 @@ def main() -> int:
     parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")
     parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
+    parser.add_argument("--audit", type=Path, metavar="DIR", help="write down there who changed the cluster")
     parser.add_argument(
         "--accept-loss",
         action="store_true",

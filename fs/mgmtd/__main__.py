@@ -34,6 +34,7 @@ from ..logfile import rotate_output
 from ..metrics import Exposition, Family, RequestMeter, exposed
 from ..tasks import first_end
 from ..wire import (
+    AuditLog,
     Authority,
     Cluster,
     LaneServer,
@@ -71,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
     parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
+    parser.add_argument("--audit", type=Path, metavar="DIR", help="write down there who changed the cluster")
     options = parser.parse_args(arguments)
     if options.rotate_log:
         rotate_output()
@@ -85,7 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
         config = ClusterConfig() if options.config is None else load(options.config)
         for address in cluster.manager_addresses(options.node_id if several else 1):
             require_loopback(parse_address(address)[0], insecure=options.insecure)
-        uvloop.run(serve(options.data, cluster, config, NodeId(options.node_id), create=options.create))
+        audit = AuditLog(options.audit, f"mgmtd-{options.node_id}")
+        uvloop.run(
+            serve(options.data, cluster, config, NodeId(options.node_id), audit, create=options.create)
+        )
     except CorruptData as error:
         log.error("cannot run: %s; %s", error, remedy(options.data, several=several))  # noqa: TRY400 (an operating error needs no traceback)
         return os.EX_CONFIG
@@ -115,8 +120,8 @@ def remedy(data: Path, *, several: bool) -> str:
     )
 
 
-async def serve(
-    data: Path, cluster: Cluster, config: ClusterConfig, node_id: NodeId, *, create: bool
+async def serve(  # noqa: PLR0913, what the command line says
+    data: Path, cluster: Cluster, config: ClusterConfig, node_id: NodeId, audit: AuditLog, *, create: bool
 ) -> None:
     """Manage the cluster until SIGTERM or SIGINT."""
     stopping = asyncio.Event()
@@ -131,6 +136,7 @@ async def serve(
         authority=Authority.of_cluster(cluster),
         tls=cluster.tls(),
         certificates=Certificates.of_cluster(cluster),
+        audit=audit,
     )
     shown = Exposition("mgmtd")
     async with exposed(config.metrics, data, shown, labels={"kind": "mgmtd", "id": str(node_id)}):
@@ -236,10 +242,10 @@ async def listening(
     """Answer requests inside the block: none is answered from a store that is closed. `more`: over gRPC."""
     meter = RequestMeter()
     shown.add("requests", meter.families)
-    bound = meter.measured(methods.bind(methods.Mgmtd, service))
-    node, authority = settings.node, settings.authority
-    lane = LaneServer(bound, secret=authority)
-    rpc = RpcServer((*bound, *more), secret=authority, tls=settings.tls)
+    node, authority, audit = settings.node, settings.authority, settings.audit
+    bound = audit.watched(meter.measured(methods.bind(methods.Mgmtd, service)))
+    lane = LaneServer(bound, secret=authority, audit=audit)
+    rpc = RpcServer((*bound, *audit.watched(more)), secret=authority, tls=settings.tls, audit=audit)
     try:
         await lane.start(*parse_address(node.lane_address))
         await rpc.start(*parse_address(node.grpc_address))

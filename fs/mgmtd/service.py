@@ -19,6 +19,7 @@ from ..clock import Clock, SystemClock
 from ..config import MgmtdConfig
 from ..errors import ConfigError, CorruptData, Error, Unavailable, Unsupported
 from ..ids import ChainId, NodeId, TableId
+from ..wire.audit import NO_AUDIT, AuditLog
 from ..wire.authority import Authority
 from ..wire.credentials import Identity
 from ..wire.pb import mgmtd_pb2 as pb
@@ -72,7 +73,7 @@ class Settings:
     """Who this manager is, and what its servers ask about tokens.
 
     `sole`: no other process can write to the store, so no other holder can be alive.
-    `tls`, `certificates`: of a cluster of several machines.
+    `tls`, `certificates`: of a cluster of several machines. `audit`: where calls are written down.
     """
 
     cluster_id: str
@@ -82,6 +83,7 @@ class Settings:
     authority: Authority = field(default_factory=lambda: Authority({}))
     tls: Tls | None = None
     certificates: Certificates | None = None
+    audit: AuditLog = NO_AUDIT
 
 
 class Service:

@@ -13,7 +13,7 @@ from ..descriptors import raise_limit
 from ..errors import ConfigError, Error
 from ..ids import NodeId
 from ..logfile import rotate_output
-from ..wire import load_cluster, require_loopback
+from ..wire import AuditLog, load_cluster, require_loopback
 from .node import Settings, serve
 
 log = logging.getLogger("luciola.storage")
@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
+    parser.add_argument("--audit", type=Path, metavar="DIR", help="write down there who changed the cluster")
     options = parser.parse_args(arguments)
     if options.rotate_log:
         rotate_output()
@@ -59,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
             config=configuration.load(options.config) if options.config else configuration.ClusterConfig(),
             host=options.listen,
             labels=dict(options.label),
+            audit=AuditLog(options.audit, f"storage-{options.node_id}"),
         )
         uvloop.run(serve(settings))
     except ConfigError as error:

@@ -21,6 +21,8 @@ from ..errors import Error
 from ..ids import NodeId, new_incarnation
 from ..metrics import Exposition, RequestMeter, exposed
 from ..wire import (
+    NO_AUDIT,
+    AuditLog,
     Authority,
     Cluster,
     RpcClients,
@@ -58,6 +60,7 @@ class Settings:
     config: ClusterConfig
     host: str = "127.0.0.1"
     labels: Mapping[str, str] = field(default_factory=dict)  # instead of those of `config`
+    audit: AuditLog = NO_AUDIT
 
 
 async def serve(settings: Settings) -> None:
@@ -107,9 +110,10 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     membership.on_revocations(authority.set_revocations)
     meter = RequestMeter()
     server = RpcServer(
-        meter.measured(methods.bind(methods.Storage, service)),
+        settings.audit.watched(meter.measured(methods.bind(methods.Storage, service))),
         secret=authority,
         tls=settings.cluster.tls(),
+        audit=settings.audit,
     )
     metrics = StorageMetrics(engine.node, membership, recovery, scrub, quarantine)
     shown = Exposition("storage")

@@ -2,6 +2,7 @@
 
     credentials   the cluster secret, tokens, identities
     authority     which tokens a service believes
+    audit         who changed the cluster, and what was refused
     cluster       the cluster file
     addresses     host and port, and back
     atomic_write  files that only their owner may read, replaced as a whole
@@ -46,6 +47,7 @@ from typing import TYPE_CHECKING
 from . import methods
 from .addresses import format_address, parse_address, parse_addresses, require_loopback
 from .atomic_write import read_private, write_private
+from .audit import NO_AUDIT, AuditLog
 from .authority import Authority
 from .cluster import Cluster, Metadata, encode_cluster, load_cluster, parse_cluster, save_cluster
 from .credentials import (
@@ -83,8 +85,10 @@ _LATER = {
 __all__ = [
     "ADMIN",
     "CLIENT",
+    "NO_AUDIT",
     "SERVICE",
     "TRUSTED",
+    "AuditLog",
     "Authority",
     "Cluster",
     "Expiries",

@@ -47,7 +47,7 @@ class Mode(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Method(Generic[Request, Reply]):
-    """One method. `lane` is 0 where only gRPC carries it."""
+    """One method. `lane` is 0 where only gRPC carries it; `audited`: its calls are written down (audit.py)."""
 
     service: str
     name: str
@@ -57,6 +57,7 @@ class Method(Generic[Request, Reply]):
     lane: int
     mode: Mode = Mode.RECORDED
     streams: bool = False
+    audited: bool = False
 
     @property
     def path(self) -> str:
@@ -86,12 +87,14 @@ def _method(
     request: type[Request],
     reply: type[Reply],
     role: Claims.Role = CLIENT,
+    *,
+    audited: bool = False,
 ) -> Method[Request, Reply]:
     service, _, name = where.partition(".")
     number = _LANE.get(f"{service}_{_snake(name)}".upper(), 0)
     defined = _SERVICES[service].methods_by_name[name]
     mode = Mode(defined.GetOptions().idempotency_level)
-    return Method(service, name, request, reply, role, number, mode, defined.server_streaming)
+    return Method(service, name, request, reply, role, number, mode, defined.server_streaming, audited)
 
 
 class Mgmtd:
@@ -110,29 +113,38 @@ class Mgmtd:
     )
     list_clients: Final = _method("Mgmtd.ListClients", Empty, mgmtd_pb2.ListClientsReply, ADMIN)
     create_chain_table: Final = _method(
-        "Mgmtd.CreateChainTable", mgmtd_pb2.CreateChainTableRequest, mgmtd_pb2.ChainTable, ADMIN
+        "Mgmtd.CreateChainTable", mgmtd_pb2.CreateChainTableRequest, mgmtd_pb2.ChainTable, ADMIN, audited=True
     )
-    update_chain: Final = _method("Mgmtd.UpdateChain", mgmtd_pb2.UpdateChainRequest, mgmtd_pb2.Chain, ADMIN)
+    update_chain: Final = _method(
+        "Mgmtd.UpdateChain", mgmtd_pb2.UpdateChainRequest, mgmtd_pb2.Chain, ADMIN, audited=True
+    )
     start_moves: Final = _method(
-        "Mgmtd.StartMoves", mgmtd_pb2.StartMovesRequest, mgmtd_pb2.MovesStatus, ADMIN
+        "Mgmtd.StartMoves", mgmtd_pb2.StartMovesRequest, mgmtd_pb2.MovesStatus, ADMIN, audited=True
     )
     control_moves: Final = _method(
-        "Mgmtd.ControlMoves", mgmtd_pb2.ControlMovesRequest, mgmtd_pb2.MovesStatus, ADMIN
+        "Mgmtd.ControlMoves", mgmtd_pb2.ControlMovesRequest, mgmtd_pb2.MovesStatus, ADMIN, audited=True
     )
     set_node_disabled: Final = _method(
-        "Mgmtd.SetNodeDisabled", mgmtd_pb2.SetNodeDisabledRequest, mgmtd_pb2.Node, ADMIN
+        "Mgmtd.SetNodeDisabled", mgmtd_pb2.SetNodeDisabledRequest, mgmtd_pb2.Node, ADMIN, audited=True
     )
-    drain_node: Final = _method("Mgmtd.DrainNode", mgmtd_pb2.DrainNodeRequest, mgmtd_pb2.Node, ADMIN)
-    reserve_node: Final = _method("Mgmtd.ReserveNode", mgmtd_pb2.ReserveNodeRequest, mgmtd_pb2.Node, SERVICE)
+    drain_node: Final = _method(
+        "Mgmtd.DrainNode", mgmtd_pb2.DrainNodeRequest, mgmtd_pb2.Node, ADMIN, audited=True
+    )
+    reserve_node: Final = _method(
+        "Mgmtd.ReserveNode", mgmtd_pb2.ReserveNodeRequest, mgmtd_pb2.Node, SERVICE, audited=True
+    )
     issue_certificate: Final = _method(
         "Mgmtd.IssueCertificate",
         mgmtd_pb2.IssueCertificateRequest,
         mgmtd_pb2.IssueCertificateReply,
         SERVICE,
+        audited=True,
     )
-    unregister_node: Final = _method("Mgmtd.UnregisterNode", mgmtd_pb2.NodeRequest, Empty, ADMIN)
+    unregister_node: Final = _method(
+        "Mgmtd.UnregisterNode", mgmtd_pb2.NodeRequest, Empty, ADMIN, audited=True
+    )
     process_ended: Final = _method("Mgmtd.ProcessEnded", mgmtd_pb2.ProcessEndedRequest, Empty, ADMIN)
-    revoke_tokens: Final = _method("Mgmtd.RevokeTokens", mgmtd_pb2.Revocations, Empty, ADMIN)
+    revoke_tokens: Final = _method("Mgmtd.RevokeTokens", mgmtd_pb2.Revocations, Empty, ADMIN, audited=True)
     list_revoked: Final = _method("Mgmtd.ListRevoked", Empty, mgmtd_pb2.Revocations, ADMIN)
 
 
@@ -170,18 +182,20 @@ class Meta:
     scan_inodes: Final = _method("Meta.ScanInodes", meta_pb2.ScanRequest, meta_pb2.Inode, ADMIN)
     scan_dentries: Final = _method("Meta.ScanDentries", meta_pb2.ScanRequest, meta_pb2.ScannedDentry, ADMIN)
     scan_removed: Final = _method("Meta.ScanRemoved", meta_pb2.ScanRequest, meta_pb2.RemovedContent, ADMIN)
-    quarantine: Final = _method("Meta.Quarantine", meta_pb2.QuarantineRequest, Empty, ADMIN)
+    quarantine: Final = _method("Meta.Quarantine", meta_pb2.QuarantineRequest, Empty, ADMIN, audited=True)
     scan_quarantined: Final = _method(
         "Meta.ScanQuarantined", meta_pb2.ScanRequest, meta_pb2.QuarantinedContent, ADMIN
     )
     release_quarantined: Final = _method(
-        "Meta.ReleaseQuarantined", meta_pb2.ReleaseQuarantinedRequest, Empty, ADMIN
+        "Meta.ReleaseQuarantined", meta_pb2.ReleaseQuarantinedRequest, Empty, ADMIN, audited=True
     )
-    dump: Final = _method("Meta.Dump", meta_pb2.DumpRequest, meta_pb2.DumpBatch, ADMIN)
-    begin_load: Final = _method("Meta.BeginLoad", meta_pb2.BeginLoadRequest, meta_pb2.BeginLoadReply, ADMIN)
+    dump: Final = _method("Meta.Dump", meta_pb2.DumpRequest, meta_pb2.DumpBatch, ADMIN, audited=True)
+    begin_load: Final = _method(
+        "Meta.BeginLoad", meta_pb2.BeginLoadRequest, meta_pb2.BeginLoadReply, ADMIN, audited=True
+    )
     load: Final = _method("Meta.Load", meta_pb2.LoadRequest, meta_pb2.LoadReply, ADMIN)
-    finish_load: Final = _method("Meta.FinishLoad", meta_pb2.FinishLoadRequest, Empty, ADMIN)
-    discard_load: Final = _method("Meta.DiscardLoad", Empty, Empty, ADMIN)
+    finish_load: Final = _method("Meta.FinishLoad", meta_pb2.FinishLoadRequest, Empty, ADMIN, audited=True)
+    discard_load: Final = _method("Meta.DiscardLoad", Empty, Empty, ADMIN, audited=True)
     list_client_files: Final = _method("Meta.ListClientFiles", Empty, meta_pb2.ClientFilesReply, ADMIN)
     status: Final = _method("Meta.Status", Empty, meta_pb2.MetaStatus, ADMIN)
 
@@ -200,9 +214,15 @@ class Storage:
     list_chunks: Final = _method(
         "Storage.ListChunks", storage_pb2.ListChunksRequest, storage_pb2.ListChunksReply, ADMIN
     )
-    hold_updates: Final = _method("Storage.HoldUpdates", storage_pb2.HoldUpdatesRequest, Empty, ADMIN)
+    hold_updates: Final = _method(
+        "Storage.HoldUpdates", storage_pb2.HoldUpdatesRequest, Empty, ADMIN, audited=True
+    )
     release_updates: Final = _method(
-        "Storage.ReleaseUpdates", storage_pb2.ReleaseUpdatesRequest, storage_pb2.ReleaseUpdatesReply, ADMIN
+        "Storage.ReleaseUpdates",
+        storage_pb2.ReleaseUpdatesRequest,
+        storage_pb2.ReleaseUpdatesReply,
+        ADMIN,
+        audited=True,
     )
     sync_start: Final = _method(
         "Storage.SyncStart", storage_pb2.SyncStartRequest, storage_pb2.ListChunksReply, SERVICE
@@ -215,7 +235,9 @@ class Storage:
     )
     sync_done: Final = _method("Storage.SyncDone", storage_pb2.SyncDoneRequest, Empty, SERVICE)
     space: Final = _method("Storage.Space", Empty, storage_pb2.SpaceReply, ADMIN)
-    scrub: Final = _method("Storage.Scrub", storage_pb2.ScrubRequest, storage_pb2.ScrubReply, ADMIN)
+    scrub: Final = _method(
+        "Storage.Scrub", storage_pb2.ScrubRequest, storage_pb2.ScrubReply, ADMIN, audited=True
+    )
     status: Final = _method("Storage.Status", Empty, storage_pb2.StorageStatus, ADMIN)
 
 
@@ -227,9 +249,11 @@ class Replicas:
         "Replicas.ReadFile", replicas_pb2.ReadFileRequest, replicas_pb2.FileBytes, SERVICE
     )
     state: Final = _method("Replicas.State", Empty, replicas_pb2.ReplicaState, ADMIN)
-    make_checkpoint: Final = _method("Replicas.MakeCheckpoint", Empty, replicas_pb2.ReplicaState, ADMIN)
+    make_checkpoint: Final = _method(
+        "Replicas.MakeCheckpoint", Empty, replicas_pb2.ReplicaState, ADMIN, audited=True
+    )
     hold_back: Final = _method(
-        "Replicas.HoldBack", replicas_pb2.HoldBackRequest, replicas_pb2.ReplicaState, ADMIN
+        "Replicas.HoldBack", replicas_pb2.HoldBackRequest, replicas_pb2.ReplicaState, ADMIN, audited=True
     )
 
 

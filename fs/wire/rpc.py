@@ -25,6 +25,7 @@ from ..errors import Error, InvalidArgument, PermissionDenied, Timeout, Unauthen
 from . import errors as wire_errors
 from . import grpc_fork  # noqa: F401 (for what it does)
 from .addresses import format_address, parse_address
+from .audit import NO_AUDIT, AuditLog, caller_host
 from .authority import Authority
 from .credentials import Identity, Token
 from .failover import Endpoints, was_refused
@@ -103,19 +104,20 @@ def _protected(options: _ChannelOptions, tls: Tls, service: str, address: str) -
 class RpcServer:
     """Serves `bound` methods over gRPC to clients that show a token made with `secret`, and valid for `Authority`.
 
-    With `tls` also a certificate, before anything else.
+    With `tls` also a certificate, before anything else. `audit`: where it is written down who was refused.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (what a server is told once)
         self,
         bound: Iterable[Bound],
         *,
         secret: bytes | Authority,
         tls: Tls | None = None,
+        audit: AuditLog = NO_AUDIT,
         handshake_s: float = HANDSHAKE_S,
         request_s: float = REQUEST_S,
     ) -> None:
-        self._dispatcher = _Dispatcher(bound, Authority.of(secret), request_s)
+        self._dispatcher = _Dispatcher(bound, Authority.of(secret), request_s, audit)
         self._options = (*_SERVER, ("grpc.server_handshake_timeout_ms", round(handshake_s * 1000)))
         self._tls = tls
         self._server: grpc.aio.Server | None = None
@@ -149,13 +151,17 @@ class RpcServer:
 class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not generic when it runs
     """Chooses what serves a call from its headers alone: the method's handler, or a refusal."""
 
-    def __init__(self, bound: Iterable[Bound], authority: Authority, request_s: float) -> None:
+    def __init__(
+        self, bound: Iterable[Bound], authority: Authority, request_s: float, audit: AuditLog
+    ) -> None:
+        self._audit = audit
         self._bound = {entry.method.path: entry for entry in bound}
         self._authority = authority
         self._request_s = request_s
 
     def service(self, call: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[bytes, bytes] | None":
         entry = self._bound.get(call.method)
+        identity: Identity | None = None
         try:
             identity = self._identify(call)
             if entry is None:
@@ -165,12 +171,12 @@ class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not gener
         except Error as error:
             if isinstance(error, Unauthenticated):
                 log.info("grpc: refused %s: %s", call.method, error)
-            return grpc.stream_unary_rpc_method_handler(_refusal(error))
+            return grpc.stream_unary_rpc_method_handler(_refusal(error, call.method, identity, self._audit))
         # On the wire as unary requests. A handler of these would be called only when the request is in memory.
         if entry.method.streams:
-            stream = _stream(entry, identity, self._authority, self._request_s)
+            stream = _stream(entry, identity, self._authority, self._request_s, self._audit)
             return grpc.stream_stream_rpc_method_handler(stream)
-        return grpc.stream_unary_rpc_method_handler(_unary(entry, identity, self._request_s))
+        return grpc.stream_unary_rpc_method_handler(_unary(entry, identity, self._request_s, self._audit))
 
     def _identify(self, call: grpc.HandlerCallDetails) -> Identity:
         for name, value in call.invocation_metadata or ():
@@ -182,23 +188,28 @@ class _Dispatcher(grpc.GenericRpcHandler):  # type: ignore[type-arg] # not gener
         raise Unauthenticated("a token of this cluster is needed")
 
 
-def _refusal(error: Error) -> Callable[[_Requests, _Context], Awaitable[NoReturn]]:
+def _refusal(
+    error: Error, what: str, identity: Identity | None, audit: AuditLog
+) -> Callable[[_Requests, _Context], Awaitable[NoReturn]]:
     async def refuse(_: _Requests, context: _Context) -> NoReturn:
+        if isinstance(error, Unauthenticated | PermissionDenied):
+            audit.refused(what, str(error), host=_host_of(context), identity=identity)
         await _abort(context, error)
 
     return refuse
 
 
 def _unary(
-    entry: Bound, identity: Identity, request_s: float
+    entry: Bound, identity: Identity, request_s: float, audit: AuditLog
 ) -> Callable[[_Requests, _Context], Awaitable[bytes]]:
     method = entry.method
 
     async def serve(requests: _Requests, context: _Context) -> bytes:
         try:
-            _require_network(identity, context)
+            _require_network(entry, identity, context, audit)
             payload = await _received(requests, method, request_s)
             _caller_names.set(_names_of(context))
+            caller_host.set(_host_of(context))
             result = entry.handler(_parse(method, payload), identity)
             if inspect.isawaitable(result):
                 result = await result
@@ -211,14 +222,15 @@ def _unary(
 
 
 def _stream(
-    entry: Bound, identity: Identity, authority: Authority, request_s: float
+    entry: Bound, identity: Identity, authority: Authority, request_s: float, audit: AuditLog
 ) -> Callable[[_Requests, _Context], AsyncIterator[bytes]]:
     method = entry.method
 
     async def serve(requests: _Requests, context: _Context) -> AsyncIterator[bytes]:
         try:
-            _require_network(identity, context)
+            _require_network(entry, identity, context, audit)
             payload = await _received(requests, method, request_s)
+            caller_host.set(_host_of(context))
             items = entry.handler(_parse(method, payload), identity)
             assert isinstance(items, AsyncIterator), f"{method.path} is a stream"
             async for item in items:
@@ -231,13 +243,20 @@ def _stream(
     return serve
 
 
-def _require_network(identity: Identity, context: _Context) -> None:
+def _require_network(entry: Bound, identity: Identity, context: _Context, audit: AuditLog) -> None:
     """Raises: Unauthenticated if the token may not be used where the caller is."""
     if identity.limits.networks:
-        kind, _, place = context.peer().partition(":")
-        host = unquote(place.rpartition(":")[0]).strip("[]")
-        if kind not in ("ipv4", "ipv6") or not identity.may_call_from(host):
-            raise Unauthenticated(f"the token may not be used from {host or 'there'}")
+        host = _host_of(context)
+        if not identity.may_call_from(host):
+            refusal = Unauthenticated(f"the token may not be used from {host or 'there'}")
+            audit.refused(entry.method.path, str(refusal), host=host, identity=identity)
+            raise refusal
+
+
+def _host_of(context: _Context) -> str:
+    """Return the IP address of the caller; empty if it has none."""
+    kind, _, place = context.peer().partition(":")
+    return unquote(place.rpartition(":")[0]).strip("[]") if kind in ("ipv4", "ipv6") else ""
 
 
 def _names_of(context: _Context) -> Collection[str]:

@@ -164,6 +164,12 @@ def test_drained_and_lost_nodes_are_emptied_under_a_writer_and_nothing_is_lost(t
         assert replicas(cluster).total() == count
         writer.check()
         assert cluster.fsck("--scrub")["problems"] == []
+        drains = [each for each in cluster.ask("audit") if each["what"] == "Mgmtd.DrainNode"]
+        assert [(each["by"], each["outcome"], each["request"]["node"]) for each in drains] == [
+            ("mgmtd-1", "done", 205),
+            ("mgmtd-1", "done", 205),
+        ]
+        assert {each["who"]["uid"] for each in drains} == {os.getuid()}
         until(
             lambda: taken(cluster, 202) == reserve,
             what="the space of replicas removed while their node was away",

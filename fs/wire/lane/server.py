@@ -27,6 +27,7 @@ from ...errors import (
 from .. import errors as wire_errors
 from .. import handshake
 from ..addresses import format_address
+from ..audit import NO_AUDIT, AuditLog
 from ..authority import Authority
 from ..credentials import Identity
 from ..methods import AnyMethod, Bound, by_lane
@@ -52,18 +53,23 @@ assert max(HANDSHAKES_MAX, IDLE_CLOSED) < CONNECTIONS_MAX, (
 
 
 class LaneServer:
-    """Serves `bound` methods to clients that prove a token made with `secret`, and valid for `Authority`."""
+    """Serves `bound` methods to clients that prove a token made with `secret`, and valid for `Authority`.
+
+    `audit`: where it is written down who was refused.
+    """
 
     def __init__(
         self,
         bound: Iterable[Bound],
         *,
         secret: bytes | Authority,
+        audit: AuditLog = NO_AUDIT,
         handshake_s: float = handshake.TIMEOUT_S,
     ) -> None:
         self.methods: Final = by_lane(bound)
         self.authority: Final = Authority.of(secret)
         self.authority.on_change(self._close_void)
+        self.audit: Final = audit
         self.handshake_s: Final = handshake_s
         self.pending: Final = PendingRequests()
         self._connections: set[_ServerConnection] = set()
@@ -269,6 +275,7 @@ class _ServerConnection(asyncio.Protocol):
             answer = self._shake.answer(bytes(buffer[: handshake.ANSWER_BYTES_MAX]))
         except Unauthenticated as error:
             log.info("lane: refused %s: %s", self._peer(), error)
+            self._server.audit.refused("handshake", str(error), host=self._host())
             self._transport.write(handshake.REFUSAL)
             self.close()
             return b""
@@ -280,6 +287,9 @@ class _ServerConnection(asyncio.Protocol):
         identity, welcome, used = answer
         if not identity.may_call_from(self._host()):
             log.info("lane: refused %s: its token may not be used there", self._peer())
+            self._server.audit.refused(
+                "handshake", "the token may not be used there", host=self._host(), identity=identity
+            )
             self._transport.write(handshake.REFUSAL)
             self.close()
             return b""
@@ -346,6 +356,7 @@ class _ServerConnection(asyncio.Protocol):
         method = entry.method
         if not identity.may(method.role):
             refusal = PermissionDenied(f"{method.path} is not for this token's role")
+            self._server.audit.refused(method.path, str(refusal), host=self._host(), identity=identity)
             _append_error(replies, number, request, refusal)
             return
         try:

@@ -84,7 +84,7 @@ def test_token_that_is_there_is_replaced_and_a_link_is_not_followed(tmp_path, se
     assert isinstance(create(tmp_path, "--out", link).exception, InvalidArgument)
     assert (link.is_symlink(), other.read_text()) == (True, "kept")
     names = {each.name for each in tmp_path.iterdir()}
-    assert names == {"job.token", "link", "other", "secret", "tokens", "tokens.lock"}
+    assert names == {"audit", "job.token", "link", "other", "secret", "tokens", "tokens.lock"}
 
 
 def test_a_directory_that_is_missing_is_named(tmp_path, secret):
