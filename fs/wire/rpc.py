@@ -107,7 +107,7 @@ class RpcServer:
     With `tls` also a certificate, before anything else. `audit`: where it is written down who was refused.
     """
 
-    def __init__(  # noqa: PLR0913 (what a server is told once)
+    def __init__(  # noqa: PLR0913 (what a server is made of)
         self,
         bound: Iterable[Bound],
         *,
