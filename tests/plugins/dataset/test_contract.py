@@ -326,7 +326,7 @@ def test_nothing_grows_with_iterations(numbers: MapDataset) -> None:
         assert bool(list(itertools.islice(loader, turn % 12))) is (turn % 12 > 0)
         if turn % 5 == 0:
             loader.load_state_dict(loader.state_dict())
-    few = 8  # batches that were left may be in flight still
+    few = 50  # batches that were left may be in flight still; one of anything for each turn would be 150
     assert all(now <= then + few for now, then in zip(held(), before, strict=True))
 
 
