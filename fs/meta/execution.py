@@ -89,7 +89,9 @@ class Execution:
         """Raises: InvalidArgument for a request that its client has given up; PermissionDenied for another's client."""
         if caller.client:
             self._requests.require_owner(caller.client, identity.principal, self._clock)
-        return self._requests.admit(caller, self._clock) if caller.sequence else None
+        elif caller.sequence:
+            raise InvalidArgument("a request with a number says which client it is of: an id that is not 0")
+        return self._requests.admit(caller) if caller.sequence else None
 
     def run(self, verb: Verb[Body, Reply], message: Body, identity: Identity) -> Answer[Reply]:
         """Carry out a request. Raises: what the operation raises, Conflict or Busy after `TRIES_MAX` attempts."""

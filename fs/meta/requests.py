@@ -20,17 +20,19 @@ had settled it before this process started, it was sent before, over a connectio
 """
 
 from bisect import insort
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Final
 
 from ..clock import Clock
 from ..errors import Busy, InvalidArgument, PermissionDenied
 from ..kv import Engine
+from ..shares import may_take
 from ..wire.credentials import Principal
 from ..wire.pb.common_pb2 import Caller
 from . import schema
 
-CLIENTS_MAX: Final = 1 << 18  # of which something is remembered: 100 MiB of memory
+CLIENTS_MAX: Final = 1 << 18  # of which something is remembered: 100 MiB of memory; each user has a share
 FREE_MAX: Final = 64  # slots that a client may have in the store beside those in use
 DROPPED_MAX: Final = 64  # answers deleted along with one request: a tenth of a millisecond
 PAGE: Final = 10_000
@@ -128,6 +130,9 @@ class Requests:
 
     def __init__(self) -> None:
         self._clients: dict[int, ClientRequests] = {}
+        self._counts: Counter[Principal] = (
+            Counter()
+        )  # of each user's clients, as far as owners are known (Q5)
         self._gone: dict[int, None] = {}  # clients whose answers are to be deleted
 
     def load(self, engine: Engine, *, now_s: float) -> None:
@@ -143,6 +148,7 @@ class Requests:
                 break
             begin = pairs[-1][0] + b"\x00"
         self._gone.clear()
+        self._counts.clear()
         self._clients = {client: ClientRequests(now_s) for client in slots}
         for client, known in self._clients.items():
             known.load(slots[client])
@@ -151,24 +157,25 @@ class Requests:
         """The client's id is used by `principal` (Q5). Raises: PermissionDenied if it is another's."""
         known = self._clients.get(number)
         if known is None:
-            if len(self._clients) >= CLIENTS_MAX:
+            if not may_take(self._counts[principal], used=len(self._clients), limit=CLIENTS_MAX):
                 return  # it reads; what is numbered is refused
             known = self._clients[number] = ClientRequests(clock.monotonic())
         known.has_sent = True
         if known.owner is None:
             known.owner = principal
+            self._counts[principal] += 1
         elif known.owner != principal:
             raise PermissionDenied(f"client {number:#x} belongs to another token")
 
-    def admit(self, caller: Caller, clock: Clock) -> ClientRequests:
+    def admit(self, caller: Caller) -> ClientRequests:
         """Take note of a numbered request. Raises: InvalidArgument if it is void or makes no sense; Busy."""
         client, sequence, settled_below = caller.client, caller.sequence, caller.settled_below
         known = self._clients.get(client)
         if known is None:
-            if len(self._clients) >= CLIENTS_MAX:
-                raise Busy(f"requests of {CLIENTS_MAX} clients are remembered; try again later")
-            known = self._clients[client] = ClientRequests(clock.monotonic())
-        known.has_sent = True
+            raise Busy(
+                f"requests of at most {CLIENTS_MAX} clients are remembered, and this user has its share of them; "
+                "try again when some clients have ended"
+            )
         if self._gone:
             self._gone.pop(client, None)
         if settled_below > sequence:
@@ -204,9 +211,17 @@ class Requests:
             slots = () if client is None else client.give(limit)
             if slots:
                 return number, slots
-            self._clients.pop(number, None)
+            if client is not None:
+                self._forget(number, client)
             del self._gone[number]
         return None
+
+    def _forget(self, number: int, client: ClientRequests) -> None:
+        del self._clients[number]
+        if client.owner is not None:
+            self._counts[client.owner] -= 1
+            if not self._counts[client.owner]:
+                del self._counts[client.owner]
 
     def still_there(self, client: int, slots: Sequence[int]) -> None:
         """These slots, of `left_behind`, could not be deleted."""

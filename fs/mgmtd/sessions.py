@@ -1,14 +1,17 @@
 """Clients that are alive. Meta asks who they are before it ends the write sessions of those that are not."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
 from ..errors import Busy, InvalidArgument, PermissionDenied
 from ..ids import ClientId
+from ..shares import may_take
 from ..wire import Identity
+from ..wire.credentials import Principal
 from ..wire.pb import mgmtd_pb2 as pb
 
-CLIENTS_MAX: Final = 100_000
+CLIENTS_MAX: Final = 100_000  # of which each user has a share
 TEXT_BYTES_MAX: Final = 256  # of a host name or description
 
 
@@ -35,6 +38,7 @@ class Sessions:
         self._timeout_s = timeout_s
         self._started_s = now_s
         self._sessions: dict[ClientId, Session] = {}
+        self._counts: Counter[Principal] = Counter()  # of each user's clients
 
     def extend(
         self, request: pb.ExtendClientRequest, identity: Identity, *, now_s: float, unix_ms: int
@@ -56,12 +60,17 @@ class Sessions:
         if known is not None and (known.pid, known.started_unix_ms) != (request.pid, request.started_unix_ms):
             raise InvalidArgument(f"client {client:#x} is another process: ids are random, take a new one")
         if request.leaving:
-            self._sessions.pop(client, None)
+            self._forget(client)
             return
-        if known is None and len(self._sessions) >= CLIENTS_MAX:
+        if known is None and not self._has_room(identity.principal):
             self.expire(now_s=now_s)
-        if known is None and len(self._sessions) >= CLIENTS_MAX:
-            raise Busy(f"at most {CLIENTS_MAX} clients")
+            if not self._has_room(identity.principal):
+                raise Busy(
+                    f"{self._counts[identity.principal]} of at most {CLIENTS_MAX} clients are this user's; "
+                    "try again when some have ended"
+                )
+        if known is None:
+            self._counts[identity.principal] += 1
         assert known is None or now_s >= known.seen_s, "the clock never goes back"
         self._sessions[client] = Session(
             host=request.host,
@@ -81,7 +90,17 @@ class Sessions:
             client for client, known in self._sessions.items() if now_s - known.seen_s >= self._timeout_s
         ]
         for client in silent:
-            del self._sessions[client]
+            self._forget(client)
+
+    def _has_room(self, principal: Principal) -> bool:
+        return may_take(self._counts[principal], used=len(self._sessions), limit=CLIENTS_MAX)
+
+    def _forget(self, client: ClientId) -> None:
+        session = self._sessions.pop(client, None)
+        if session is not None:
+            self._counts[session.identity.principal] -= 1
+            if not self._counts[session.identity.principal]:
+                del self._counts[session.identity.principal]
 
     def count(self, *, now_s: float) -> int:
         """Return how many clients are alive."""

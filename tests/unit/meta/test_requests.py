@@ -1,6 +1,8 @@
 """Requests that their clients have settled: void when they come late, and their answers gone."""
 
+import contextlib
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -253,6 +255,28 @@ def test_clients_beyond_the_limit_are_refused(world, monkeypatch):
     world.mkdir(b"5", client=3)
     with pytest.raises(NotFound):
         world.lookup(b"4", sequence=0)
+
+
+def test_one_user_with_many_clients_leaves_room_for_others(world, monkeypatch):
+    monkeypatch.setattr(requests, "CLIENTS_MAX", 80)
+    hostile, honest = world.identity, [replace(world.identity, uid=uid) for uid in range(1, 5)]
+    before = len(world.dependencies.requests._counts)
+    for client in range(1000, 1200):
+        with contextlib.suppress(Busy):
+            world.mkdir(b"%d" % client, client=client)
+    for number, each in enumerate(honest):
+        world.identity = each
+        world.mkdir(b"honest %d" % number, client=number + 1)
+    world.identity = hostile
+    with refused(Busy):
+        world.mkdir(b"one more", client=1500)
+    world.mkdir(b"again", client=1000)
+    assert len(world.dependencies.requests._counts) <= before + 5
+
+
+def test_numbered_request_names_its_client(world):
+    with refused(InvalidArgument):
+        world.mkdir(b"d", client=0)
 
 
 def record_of(world: World, sequence: int) -> bytes:

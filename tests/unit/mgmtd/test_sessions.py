@@ -74,6 +74,29 @@ def test_number_of_clients_is_bounded(monkeypatch):
     sessions.extend(request(2), WHO, now_s=2, unix_ms=2)
 
 
+def test_one_user_with_many_clients_leaves_room_for_others(monkeypatch):
+    monkeypatch.setattr(module, "CLIENTS_MAX", 800)
+    sessions = Sessions(timeout_s=60, now_s=0)
+    numbers = iter(range(1, 10_000))
+
+    def fill(who: Identity, count: int = 800) -> int:
+        for taken in range(count):
+            try:
+                sessions.extend(request(next(numbers)), who, now_s=1, unix_ms=1)
+            except Busy as busy:
+                assert str(taken) in str(busy)
+                return taken
+        return count
+
+    honest = [replace(WHO, uid=uid) for uid in range(100, 104)]
+    assert fill(WHO) == 700
+    assert [fill(each, 5) for each in honest] == [5] * 4
+    assert fill(WHO) == 0
+    sessions.extend(request(1), WHO, now_s=50, unix_ms=2)
+    sessions.expire(now_s=70)
+    assert fill(WHO, 500) == 500, "places of clients that are gone are free"
+
+
 def test_client_is_listed_with_its_release_and_the_token_that_it_showed():
     sessions = Sessions(timeout_s=60, now_s=0)
     sessions.extend(request(release="1.2"), WHO, now_s=1, unix_ms=1)
