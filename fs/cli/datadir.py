@@ -43,6 +43,8 @@ from . import private_etcd
 from .metadata_options import PROCESSES, MetadataWanted
 
 CONNECT_S: Final = 1.0  # to a port of this machine
+KINDS: Final = ("mgmtd", "meta", "storage")  # of services, in the order of their ports
+PORTS_EACH: Final = 2
 PORTS: Final = range(20_000, 32_768)  # up to the default of net.ipv4.ip_local_port_range
 
 
@@ -52,6 +54,7 @@ class Host:
 
     `first_storage`: on the machine where the cluster was made, how many storage nodes it is laid out over once they
     are there; 0 afterwards, and elsewhere.
+    `base_port`: the first of the ports of its services; 0: theirs are free ones, as mgmtd passes them on.
     """
 
     address: str
@@ -61,6 +64,11 @@ class Host:
     labels: tuple[tuple[str, str], ...] = ()
     insecure: bool = False
     first_storage: int = 0
+    base_port: int = 0
+
+    def port(self, kind: str) -> int:
+        """Return the first port of a service here; 0 of one that takes free ones. Two belong to each kind."""
+        return self.base_port and self.base_port + PORTS_EACH * KINDS.index(kind)
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,7 @@ class DataDir:
                 labels=tuple((str(level), str(name)) for level, name in said["labels"]),
                 insecure=bool(said["insecure"]),
                 first_storage=int(said["first_storage"]),
+                base_port=int(said.get("base_port", 0)),
             )
         except FileNotFoundError as error:
             raise NotFound(

@@ -21,27 +21,26 @@ from typing import Final, Unpack
 
 import click
 
-from ..config import LABEL_RULE, LABELS, is_label, load
+from ..config import LABEL_RULE, LABELS, PORT_MAX, is_label, load
 from ..errors import AlreadyExists, ConfigError, InvalidArgument, NotFound
 from ..ids import MANAGER_NODE, META_NODE, STORAGE_NODE
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire import Cluster, Tls, create_secret, encode_cluster, parse_addresses, parse_cluster, write_private
-from ..wire.addresses import ADDRESSES_MAX, format_address, parse_address, require_loopback
+from ..wire.addresses import ADDRESSES_MAX, format_address, parse_address, require_loopback, second_port
 from ..wire.certificates import INVITATION_S, Issuer, Subject
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.private_file import read_private_file
 from ..wire.tls import encode_holding, parse_holding, save_material
 from .audit import note
 from .certificate import renew
-from .datadir import DataDir, Host, Shape, metadata_at
+from .datadir import KINDS, PORTS_EACH, DataDir, Host, Shape, metadata_at
 from .metadata_options import Given, access_options, wanted_metadata
 from .mgmtd_client import MgmtdClient
 from .options import Decorator, config_option, data_option
 from .supervisor import Supervisor, end_leftovers
 
-MANAGER_LANE_PORT: Final = 7410
-MANAGER_GRPC_PORT: Final = 7411
-ROLES: Final = ("mgmtd", "meta", "storage")
+BASE_PORT: Final = 7410
+ROLES: Final = KINDS
 
 
 def parse_roles(_: click.Context, __: click.Parameter, text: str) -> tuple[str, ...]:
@@ -163,6 +162,13 @@ class Invitation:
     show_default=True,
     help="Copies of every chunk.",
 )
+@click.option(
+    "--base-port",
+    type=click.IntRange(1, PORT_MAX + 1 - PORTS_EACH * len(KINDS)),
+    default=BASE_PORT,
+    show_default=True,
+    help="The first port of services, on each machine of the cluster: mgmtd has two, then meta, then storage.",
+)
 @label_option
 @access_options
 @insecure_option
@@ -174,6 +180,7 @@ def init(
     roles: tuple[str, ...],
     storage_nodes: int,
     replicas: int,
+    base_port: int,
     labels: tuple[tuple[str, str], ...],
     insecure: bool,
     **metadata_given: Unpack[Given],
@@ -212,8 +219,8 @@ def init(
         create_secret(data.secret)
     cluster = Cluster(
         cluster_id=secrets.token_hex(8),
-        mgmtd_lane=",".join(format_address(each, MANAGER_LANE_PORT) for each in managers),
-        mgmtd_grpc=",".join(format_address(each, MANAGER_GRPC_PORT) for each in managers),
+        mgmtd_lane=",".join(format_address(each, base_port) for each in managers),
+        mgmtd_grpc=",".join(format_address(each, second_port(base_port)) for each in managers),
         secret_file=str(data.secret),
         metadata=metadata_at(wanted, wanted.addresses) if wanted.where else None,
         tls_directory=str(data.tls),
@@ -229,6 +236,7 @@ def init(
         labels=labels,
         insecure=insecure,
         first_storage=storage_nodes,
+        base_port=base_port,
     )
     data.write_shape(Shape(cluster, len(host.storage), replicas, host=host))
     click.echo(f"cluster {cluster.cluster_id}: luciola serve --data {data.root} runs what is on this machine")
@@ -307,13 +315,15 @@ def join(
     _check_unused(data)
     cluster = replace(invitation.cluster, secret_file=str(data.secret), tls_directory=str(data.tls))
     managers = _managers_at(cluster, address) if "mgmtd" in roles else ()
+    _, base_port = parse_address(parse_addresses(cluster.mgmtd_lane)[0])
     if "meta" in roles and cluster.metadata is None:
         raise InvalidArgument("this cluster has its metadata in one store, which runs on one machine")
     data.create()
     write_private(data.secret, invitation.secret + "\n")
-    known = [each for each in parse_addresses(cluster.mgmtd_grpc) if each != _with_port(manager)]
-    asked = replace(cluster, mgmtd_grpc=",".join([_with_port(manager), *known][:ADDRESSES_MAX]))
-    host = Host(address, managers=managers, labels=labels, insecure=insecure)
+    asked_first = _with_port(manager, second_port(base_port))
+    known = [each for each in parse_addresses(cluster.mgmtd_grpc) if each != asked_first]
+    asked = replace(cluster, mgmtd_grpc=",".join([asked_first, *known][:ADDRESSES_MAX]))
+    host = Host(address, managers=managers, labels=labels, insecure=insecure, base_port=base_port)
     host = asyncio.run(_admitted(host, asked, roles, invitation.tls()))
     data.write_shape(Shape(cluster, len(host.storage), invitation.replicas, has_stores=True, host=host))
     click.echo(
@@ -411,10 +421,10 @@ def _managers_at(cluster: Cluster, address: str) -> tuple[int, ...]:
     )
 
 
-def _with_port(manager: str) -> str:
-    """Return the gRPC address of a manager that is named with its port or without."""
+def _with_port(manager: str, port: int) -> str:
+    """Return the gRPC address of a manager that is named with its port or without: at `port`."""
     with contextlib.suppress(ValueError):
-        return format_address(str(ipaddress.ip_address(manager)), MANAGER_GRPC_PORT)
+        return format_address(str(ipaddress.ip_address(manager)), port)
     parse_address(manager)
     return manager
 

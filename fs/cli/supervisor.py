@@ -351,7 +351,7 @@ class Supervisor:
             return []
         arguments = ["--insecure"] if host.insecure else []
         if kind != "mgmtd":  # the cluster file says where managers listen
-            arguments += ["--listen", host.address]
+            arguments += ["--listen", host.address, "--port", str(host.port(kind))]
         if kind == "storage":
             arguments += [f"--label={level}={name}" for level, name in host.labels]
         return arguments

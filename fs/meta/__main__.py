@@ -45,6 +45,7 @@ from ..wire import (
     require_loopback,
 )
 from ..wire import Cluster as ClusterFile
+from ..wire.addresses import port_argument, second_port
 from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import NODE_META
 from . import moments, schema
@@ -279,7 +280,10 @@ async def listening(  # noqa: PLR0913, it puts these together
     lane = LaneServer(bound, secret=authority, audit=audit)
     rpc = RpcServer((*bound, *audit.watched(more)), secret=authority, tls=tls, audit=audit)
     try:
-        addresses = Addresses(lane=await lane.start(arguments.listen), rpc=await rpc.start(arguments.listen))
+        addresses = Addresses(
+            lane=await lane.start(arguments.listen, arguments.port),
+            rpc=await rpc.start(arguments.listen, second_port(arguments.port)),
+        )
         log.info("meta %d listens: lane %s, gRPC %s", arguments.node_id, addresses.lane, addresses.rpc)
         yield addresses
     finally:
@@ -309,6 +313,12 @@ def main() -> int:
     )
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
     parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")
+    parser.add_argument(
+        "--port",
+        type=port_argument,
+        default=0,
+        help="the lane's; the next one is gRPC's (%(default)s: free ones)",
+    )
     parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     parser.add_argument("--audit", type=Path, metavar="DIR", help="write down there who changed the cluster")

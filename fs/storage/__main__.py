@@ -14,6 +14,7 @@ from ..errors import ConfigError, Error
 from ..ids import NodeId
 from ..logfile import rotate_output
 from ..wire import AuditLog, load_cluster, require_loopback
+from ..wire.addresses import port_argument
 from .node import Settings, serve
 
 log = logging.getLogger("luciola.storage")
@@ -31,6 +32,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cluster", type=Path, required=True, help="the cluster file")
     parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
     parser.add_argument("--listen", default="127.0.0.1", metavar="HOST", help="where to listen (%(default)s)")
+    parser.add_argument(
+        "--port",
+        type=port_argument,
+        default=0,
+        help="data plane; the next one is gRPC's (%(default)s: free ones)",
+    )
     parser.add_argument(
         "--label",
         type=_label,
@@ -59,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             cluster=load_cluster(options.cluster),
             config=configuration.load(options.config) if options.config else configuration.ClusterConfig(),
             host=options.listen,
+            port=options.port,
             labels=dict(options.label),
             audit=AuditLog(options.audit, f"storage-{options.node_id}"),
         )

@@ -31,6 +31,7 @@ from ..wire import (
     format_address,
     methods,
 )
+from ..wire.addresses import second_port
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Labels, Node, Routing
 from . import slow_ops
 from .directory import Directory, boot_id
@@ -59,6 +60,7 @@ class Settings:
     cluster: Cluster
     config: ClusterConfig
     host: str = "127.0.0.1"
+    port: int = 0  # of the data plane; gRPC has the next one
     labels: Mapping[str, str] = field(default_factory=dict)  # instead of those of `config`
     audit: AuditLog = NO_AUDIT
 
@@ -86,7 +88,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             settings.node,
             directory.chunks,
             secret=secret,
-            tcp=format_address(settings.host, 0),
+            tcp=format_address(settings.host, settings.port),
             socket=directory.socket,
             threads_max=config.threads_max,
             reserve_bytes=config.reserve_bytes,
@@ -120,7 +122,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     shown.add("engine", metrics.engine_families)
     shown.add("work", metrics.work_families)
     shown.add("requests", meter.families)
-    about.grpc_address = await server.start(settings.host)
+    about.grpc_address = await server.start(settings.host, second_port(settings.port))
     membership.on_routing(recovery.routing_changed)
     membership.on_routing(leftovers.routing_changed)
     log.info("node %d serves: control %s, data %s", settings.node, about.grpc_address, about.data_address)

@@ -1,8 +1,10 @@
 """Where a service listens: "host:port", and several of these with commas between them."""
 
+import argparse
 import ipaddress
 from typing import Final
 
+from ..config import PORT_MAX
 from ..errors import ConfigError, InvalidArgument
 
 ADDRESSES_MAX: Final = 16  # of one service: each has a few processes
@@ -11,7 +13,7 @@ ADDRESSES_MAX: Final = 16  # of one service: each has a few processes
 def parse_address(address: str) -> tuple[str, int]:
     """(host, port) of "host:port" or "[v6]:port". Raises: InvalidArgument."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > PORT_MAX:
         raise InvalidArgument(f"not an address (host:port is expected): {address!r}")
     return host.strip("[]"), int(port)
 
@@ -29,6 +31,18 @@ def parse_addresses(addresses: str) -> tuple[str, ...]:
 def format_address(host: str, port: int) -> str:
     """Return the inverse of `parse_address`."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def port_argument(text: str) -> int:
+    """Return the first of a service's two ports on a command line; 0: free ones. Raises: argparse.ArgumentTypeError."""
+    if not (text.isascii() and text.isdecimal()) or int(text) >= PORT_MAX:
+        raise argparse.ArgumentTypeError(f"a port from 1 to {PORT_MAX - 1}, or 0, is expected, not {text!r}")
+    return int(text)
+
+
+def second_port(first: int) -> int:
+    """Return the port beside `first`; a free one (0) beside a free one."""
+    return first + 1 if first else 0
 
 
 def ip_address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -61,5 +75,7 @@ __all__ = [
     "is_loopback",
     "parse_address",
     "parse_addresses",
+    "port_argument",
     "require_loopback",
+    "second_port",
 ]

@@ -200,11 +200,11 @@ def test_machine_joins_the_cluster_of_its_invitation_alone(
 
 
 @contextmanager
-def first_machine(root: Path, *options: str) -> Iterator[Path]:
+def first_machine(root: Path, *options: str, address: str = "127.0.0.1") -> Iterator[Path]:
     """A cluster of one machine that could be of several, with one storage node."""
     data = root / "first"
     alone = ["--storage-nodes", "1", "--replicas", "1"]
-    luciola("init", "--data", str(data), "--address", "127.0.0.1", *alone, *options)
+    luciola("init", "--data", str(data), "--address", address, *alone, *options)
     log = root / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen([*LUCIOLA, "serve", "--data", str(data)], stdout=output, stderr=output)
@@ -214,6 +214,25 @@ def first_machine(root: Path, *options: str) -> Iterator[Path]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+def test_services_listen_on_ports_that_a_firewall_can_name_over_ipv6(tmp_path: Path) -> None:
+    with first_machine(tmp_path, "--base-port", "17410", address="::1") as data:
+        expected = [f"[::1]:{port}" for port in range(17410, 17416)]
+        cluster = load_cluster(data / "cluster.json")
+        assert [cluster.mgmtd_lane, cluster.mgmtd_grpc] == expected[:2]
+        nodes = json.loads(luciola("node", "list", "--data", str(data), "--json").stdout)
+        assert [node["address"] for node in nodes] == expected[1::2]
+        listening = subprocess.run(["ss", "-Htln"], capture_output=True, text=True, check=True).stdout.split()
+        assert set(expected) <= set(listening)
+        # The next machine takes its ports from the invitation.
+        invitation, other = str(tmp_path / "invitation"), tmp_path / "other"
+        luciola("invite", "--data", str(data), "--out", invitation)
+        luciola("join", "::1", "--data", str(other), "--address", "::1", "--token-file", invitation)
+        assert json.loads((other / "cluster.json").read_text())["host"]["base_port"] == 17410
+    assert "65530" in refused(
+        "init", "--data", str(tmp_path / "high"), "--address", "::1", "--base-port", "65531"
+    )
 
 
 def test_certificates_open_what_they_are_for_and_nothing_else(tmp_path: Path) -> None:

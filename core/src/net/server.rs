@@ -109,7 +109,7 @@ impl Server {
     /// Bind and begin to serve. Errors: `AddrInUse` if a live server holds the socket file or the port.
     pub fn start(options: ServerOptions, service: Arc<dyn Service>) -> io::Result<Server> {
         assert!(options.threads_max > 0 && options.payload_bytes_max > 0, "a server can serve something");
-        let tcp = options.tcp.map(TcpListener::bind).transpose()?;
+        let tcp = options.tcp.map(listen).transpose()?;
         let tcp_address = tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let (unix, socket_file) = match &options.unix {
             Some(path) => {
@@ -345,6 +345,12 @@ impl Drop for Admission {
         connections.check(self.inner.threads_max);
         self.inner.ended.notify_all();
     }
+}
+
+/// Errors: those of bind(2), which say where this was to listen.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    TcpListener::bind(address)
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
 }
 
 /// One line for each connection that ended badly. Peers that merely went away are no warning.

@@ -1,5 +1,6 @@
 """Services listen for this machine alone, unless they are allowed to send clear text to others."""
 
+import argparse
 import logging
 import os
 
@@ -10,7 +11,7 @@ from luciola.meta import __main__ as meta
 from luciola.mgmtd import __main__ as mgmtd
 from luciola.storage import __main__ as storage
 from luciola.wire import Cluster, create_secret, save_cluster
-from luciola.wire.addresses import is_loopback, require_loopback
+from luciola.wire.addresses import is_loopback, port_argument, require_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "localhost"])
@@ -27,6 +28,12 @@ def test_other_machines_need_permission(host):
     with pytest.raises(ConfigError, match="--insecure"):
         require_loopback(host, insecure=False)
     require_loopback(host, insecure=True)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "65535", "65536", "7410x", "٣"])
+def test_port_without_room_for_the_next_one_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="a port from 1 to 65534"):
+        port_argument(text)
 
 
 @pytest.fixture
