@@ -3,6 +3,7 @@
 # make check    formatting, lint, types, import rules, clippy, API reference
 # make docs     the API reference, from docstrings, in build/site; warnings are errors
 # make dev      set up for development: environment, native module, editable install; PYTHON=… chooses the interpreter
+# make wheels   the packages that other machines install, in build/wheels
 # make bench    measure this machine, beside other file systems where they are installed
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
 # make test-rdma  everything that speaks RDMA, in a virtual machine with Soft-RoCE (Debian, root)
@@ -15,7 +16,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python test-clusters test-units test-rdma test-rdma-quick check check-python check-rust docs bench gpu nemesis sim planted proto fmt clean
+.PHONY: help dev demo test test-rust test-python test-clusters test-units test-rdma test-rdma-quick check check-python check-rust docs wheels bench gpu nemesis sim planted proto fmt clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -92,6 +93,10 @@ check: check-python check-rust docs
 
 docs: $(STAMPS)/dev
 	$(PY) docs/build.py build/site
+
+wheels: $(STAMPS)/venv
+	rm -rf build/wheels
+	$(PY) -m pip wheel -q --no-deps --wheel-dir build/wheels ./core .
 
 check-python: $(STAMPS)/dev
 	$(PY) -m ruff format --check .
