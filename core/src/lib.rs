@@ -14,6 +14,8 @@ pub mod cluster;
 pub mod craq;
 pub mod error;
 pub mod fuse;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod lock;
 mod log_rate_limit;
 #[cfg(test)]

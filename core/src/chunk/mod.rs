@@ -30,6 +30,8 @@ mod deferred_free;
 mod engine;
 #[cfg(test)]
 mod faults;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod group_commit;
 mod index;
 mod journal;

@@ -24,6 +24,8 @@ mod busy_poll;
 mod cleanup;
 mod connect_error;
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod handshake;
 mod pool;
 mod server;
