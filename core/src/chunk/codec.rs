@@ -183,9 +183,10 @@ fn op_fields(op: Op) -> (u32, u32, u32) {
 }
 
 fn op_from_fields(kind: u32, first: u32, second: u32) -> Result<Op, Malformed> {
+    let fits = first.checked_add(second).is_some_and(|end| end <= CHUNK_BYTES_MAX);
     match kind {
-        1 => Ok(Op::Write { offset: first, length: second }),
-        2 => Ok(Op::Truncate { length: first }),
+        1 if fits => Ok(Op::Write { offset: first, length: second }),
+        2 if fits => Ok(Op::Truncate { length: first }),
         3 => Ok(Op::Remove),
         _ => Err(Malformed::Field),
     }
@@ -242,7 +243,7 @@ fn decode_state(input: &mut Input<'_>, base: Option<&ContentState>) -> Result<Co
     let length = input.u32()?;
     let tail_used = input.u32()?;
     let removed = input.u16()? & REMOVED != 0;
-    if length > CHUNK_BYTES_MAX {
+    if length > CHUNK_BYTES_MAX || tail_used > PAGE_BYTES {
         return Err(Malformed::Field);
     }
     let (extents, crcs) = decode_pages(input, base, page_count(length))?;
@@ -450,6 +451,29 @@ mod tests {
             assert_eq!(decode_key(&encode_key(key)), Ok(key));
         }
         assert_eq!(decode_key(b"short"), Err(Malformed::Key(5)));
+    }
+
+    /// What an engine never writes is refused here, not by an assertion of a later update.
+    #[test]
+    fn a_state_or_an_operation_beyond_its_limits_is_refused() {
+        let grown = |record: &mut Record, tail_used| {
+            let pending = record.pending.as_mut().unwrap();
+            pending.state = Arc::new(ContentState { tail_used, ..(*pending.state).clone() });
+        };
+        let mut record = sample();
+        grown(&mut record, PAGE_BYTES);
+        assert_eq!(decode_record(&encode_record(&record)), Ok(record.clone()));
+        grown(&mut record, PAGE_BYTES + 1);
+        assert_eq!(decode_record(&encode_record(&record)), Err(Malformed::Field));
+        for op in [
+            Op::Write { offset: 1, length: CHUNK_BYTES_MAX },
+            Op::Write { offset: u32::MAX, length: 1 },
+            Op::Truncate { length: CHUNK_BYTES_MAX + 1 },
+        ] {
+            let mut record = sample();
+            record.pending.as_mut().unwrap().op = op;
+            assert_eq!(decode_record(&encode_record(&record)), Err(Malformed::Field), "{op:?}");
+        }
     }
 
     proptest! {
