@@ -120,6 +120,11 @@ class Invitation:
             text = read_private_file(path, what="an invitation")
         except FileNotFoundError as error:
             raise NotFound("no invitation here; `luciola invite` writes one", path=str(path)) from error
+        return cls.parse(path, text)
+
+    @classmethod
+    def parse(cls, path: Path, text: str) -> "Invitation":
+        """Return the invitation in `text`, the content of the file at `path`. Raises: ConfigError if it is none."""
         try:
             record = json.loads(text)
             secret, replicas = str(record["secret"]), int(record["replicas"])
