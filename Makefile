@@ -10,13 +10,14 @@
 # make nemesis  faults, two at a time, on a cluster whose histories are checked, for MINUTES (root, loop devices);
 #               METADATA=etcd: several of mgmtd and meta, over logs in etcd
 # make sim      random walks of the chain protocol and power loss for MINUTES (10), its larger worlds; SEED=… replays
+# make fuzz     fuzz all parsers of bytes from outside for MINUTES (10) together; KEEP=1 copies what is new to the seeds
 # make planted  put mistakes back into a copy of the code, and report which suites find them
 # make proto    regenerate the protobuf code after a change in proto/
 # make fmt      format everything
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python test-clusters test-units test-rdma test-rdma-quick check check-python check-rust docs wheels bench gpu nemesis sim planted proto fmt clean
+.PHONY: help dev demo test test-rust test-python test-clusters test-units test-rdma test-rdma-quick check check-python check-rust docs wheels bench gpu nemesis sim fuzz planted proto fmt clean
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -86,6 +87,10 @@ sim: $(STAMPS)/dev
 	cd core && LUCIOLA_MINUTES=$(MINUTES) LUCIOLA_SEED=$(SEED) cargo test --locked --test power_loss -- --nocapture
 	@if [ -z "$(SEED)" ]; then cd core && LUCIOLA_MODEL=wide cargo test --locked --test craq_model -- --nocapture; fi
 
+fuzz: $(STAMPS)/dev
+	$(PY) -m pip install -q -e '.[fuzz]'
+	$(PY) tests/fuzz/campaign.py --minutes $(MINUTES) $(if $(KEEP),--keep)
+
 planted: $(STAMPS)/dev
 	$(PY) tests/planted/run.py
 
@@ -133,4 +138,4 @@ proto: $(STAMPS)/dev
 	cd core && rustfmt --edition 2024 target/verbs.rs && mv target/verbs.rs src/wire/verbs.rs
 
 clean:
-	rm -rf $(VENV) build *.egg-info src/*.egg-info core/target core/protogen/target
+	rm -rf $(VENV) build *.egg-info src/*.egg-info core/target core/protogen/target core/fuzz/target

@@ -302,9 +302,10 @@ def load(path: Path) -> ClusterConfig:
 
     Raises: ConfigError naming the file, and the key by its full path.
     """
+    text = read_text(path)
     try:
-        table = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        table = _parse(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return from_table(ClusterConfig, table, where="")
 
@@ -324,10 +325,18 @@ def read_text(path: Path) -> str:
 def loads(text: str) -> ClusterConfig:
     """Return the configuration in TOML `text`. Raises: ConfigError."""
     try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        table = _parse(text)
+    except ValueError as error:
         raise ConfigError(f"not valid TOML: {error}") from error
     return from_table(ClusterConfig, table, where="")
+
+
+def _parse(text: str) -> dict[str, object]:
+    """Raises: ValueError: TOMLDecodeError is one, and so is the refusal of a number of thousands of digits."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("arrays or tables are too deep in one another") from error
 
 
 def from_table(cls: type[T], table: Mapping[str, object], *, where: str) -> T:

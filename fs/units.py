@@ -1,5 +1,6 @@
 """Sizes and durations as people write them."""
 
+import math
 import re
 from typing import Final
 
@@ -18,9 +19,10 @@ def parse_bytes(text: str) -> int:
     Raises: ValueError, with what is accepted, for anything else.
     """
     match = _SIZE.fullmatch(text)
-    if match is None:
-        raise ValueError(f"not a size: {text!r} (write a number and K, M, G or T, as in 64K or 1.5GiB)")
-    return int(float(match[1]) * 1024 ** _POWER[match[2].lower()])
+    count = math.inf if match is None else float(match[1]) * 1024 ** _POWER[match[2].lower()]
+    if count == math.inf:
+        raise ValueError(f"not a size: {text!r:.80} (write a number and K, M, G or T, as in 64K or 1.5GiB)")
+    return int(count)
 
 
 def format_bytes(count: float) -> str:

@@ -129,7 +129,7 @@ class Invitation:
             record = json.loads(text)
             secret, replicas = str(record["secret"]), int(record["replicas"])
             cluster, holding = parse_cluster(path, record["cluster"]), str(record["holding"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise ConfigError(
                 f"{path}: not an invitation, as `luciola invite` of this release writes it"
             ) from error

@@ -7,13 +7,15 @@ from typing import Final
 from ..config import PORT_MAX
 from ..errors import ConfigError, InvalidArgument
 
+PORT_DIGITS_MAX: Final = 5
 ADDRESSES_MAX: Final = 16  # of one service: each has a few processes
 
 
 def parse_address(address: str) -> tuple[str, int]:
     """(host, port) of "host:port" or "[v6]:port". Raises: InvalidArgument."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not (port.isascii() and port.isdecimal()) or int(port) > PORT_MAX:
+    is_number = port.isascii() and port.isdecimal() and len(port) <= PORT_DIGITS_MAX
+    if not colon or not host or not is_number or int(port) > PORT_MAX:
         raise InvalidArgument(f"not an address (host:port is expected): {address!r}")
     return host.strip("[]"), int(port)
 

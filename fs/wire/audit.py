@@ -232,7 +232,7 @@ def read_entries(directory: Path, kinds: Iterable[str]) -> Iterator[Mapping[str,
         )
         for path in (*older, *directory.glob(f"*.{kind}")):
             for line in path.read_bytes().splitlines():
-                with suppress(ValueError):  # a line that a full disk cut
+                with suppress(ValueError, RecursionError):  # a line that a full disk cut, or another's
                     entry = json.loads(line)
                     if isinstance(entry, dict) and isinstance(entry.get("time"), str):
                         found.append(entry)

@@ -105,7 +105,7 @@ def load_cluster(path: Path) -> Cluster:
         raise
     except PermissionError as error:
         raise PermissionDenied("the cluster file may be read by its owner only", path=str(path)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a cluster file: {error}") from error
     cluster = parse_cluster(path, table)
     secret_file = str(path.parent / cluster.secret_file)  # an absolute one stays as it is

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from google.protobuf.message import DecodeError
 
 from luciola import config
 from luciola.cli.dump_text import TextReader
@@ -57,7 +58,9 @@ def handshake_bytes(data: bytes) -> None:
     for version in (0, credentials.VERSION):
         key = credentials.derive_key(SECRET, data, version=version)
         with suppress(Unauthenticated):
-            identity, _ = Authority.of(SECRET).prove(data, lambda seen, key=key: hmac.compare_digest(seen, key))
+            identity, _ = Authority.of(SECRET).prove(
+                data, lambda seen, key=key: hmac.compare_digest(seen, key)
+            )
             identity.may_call_from("10.1.2.3")
             identity.has_expired(0)
     assert isinstance(errors.decode_bytes(data), Error)
@@ -126,7 +129,7 @@ class Namespace:
         identity = Identity((CLIENT, TRUSTED, ADMIN)[data[1] % 3], data[1] % 2 * 1000, 1000, ())
         try:
             request = method.request.FromString(data[2:])
-        except ValueError:  # DecodeError, which the carriers answer
+        except DecodeError:  # which the carriers answer
             return
         with suppress(Error):
             self.world.run(self._call(method, request, identity))
@@ -179,10 +182,10 @@ def stored_bytes(data: bytes) -> None:
         path.write_bytes(data)
         with suppress(CorruptData):
             read_segment(path)
-        list(read_entries(Path(directory), [CHANGES, "changes"]))
+        list(read_entries(Path(directory), [CHANGES]))
 
 
-MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 (a directory of its own in it)
+MEMORY: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 def document_bytes(data: bytes) -> None:

@@ -59,6 +59,8 @@ def test_values_replace_defaults_and_leave_the_rest() -> None:
         ),
         ("[metrics]\nlisten = '[::]:9470'", "metrics.listen: .* can be reached"),
         ("[meta", "not valid TOML"),
+        (f"x = {'9' * 5000}", "not valid TOML: .* digits"),
+        (f"x = {'[' * 3000}", "not valid TOML: .* too deep"),
     ],
 )
 def test_mistakes_are_named_by_their_full_path(text: str, message: str) -> None:

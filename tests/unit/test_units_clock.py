@@ -28,7 +28,7 @@ def test_sizes_are_read(text: str, count: int) -> None:
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["", "K", "-1", "1X", "1 2", "0x10"])
+@pytest.mark.parametrize("text", ["", "K", "-1", "1X", "1 2", "0x10", "9" * 400, f"{'9' * 308}P"])
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="write a number and"):
         parse_bytes(text)

@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-from luciola.errors import ConfigError
+from luciola.errors import ConfigError, InvalidArgument
 from luciola.meta import __main__ as meta
 from luciola.mgmtd import __main__ as mgmtd
 from luciola.storage import __main__ as storage
 from luciola.wire import Cluster, create_secret, save_cluster
-from luciola.wire.addresses import is_loopback, port_argument, require_loopback
+from luciola.wire.addresses import is_loopback, parse_address, port_argument, require_loopback
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "localhost"])
@@ -34,6 +34,14 @@ def test_other_machines_need_permission(host):
 def test_port_without_room_for_the_next_one_is_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match="a port from 1 to 65534"):
         port_argument(text)
+
+
+@pytest.mark.parametrize(
+    "address", ["h", ":1", "h:", "h:65536", "h:-1", "h:٣", pytest.param(f"h:{'9' * 5000}", id="long")]
+)
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(InvalidArgument, match="host:port is expected"):
+        parse_address(address)
 
 
 @pytest.fixture

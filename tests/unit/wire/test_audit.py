@@ -228,3 +228,11 @@ def test_long_requests_are_named_by_their_length_and_ids_are_hex_digits(tmp_path
     assert short["request"] == {"tokens": [{"id": bytes(range(16)).hex()}]}
     assert long["request"] == {"bytes": revocations.ByteSize()}
     assert json.dumps(short)
+
+
+def test_lines_that_are_none_of_the_log_are_left_out(tmp_path):
+    line = b'{"time": "2026-12-07T00:00:00Z", "what": "x"}'
+    (tmp_path / f"meta-1.{CHANGES}").write_bytes(
+        b"\n".join((b"[" * 100_000, b"{", b"\xff", line, b'{"time": 1}'))
+    )
+    assert [entry["what"] for entry in entries(tmp_path, CHANGES)] == ["x"]

@@ -34,6 +34,7 @@ def test_missing_cluster_file_says_so(tmp_path):
         "",
         "[]",
         "{",
+        pytest.param("[" * 100_000, id="deep"),
         json.dumps({"cluster_id": "x"}),
         json.dumps({"cluster_id": 1, "mgmtd_lane": "a:1", "mgmtd_grpc": "a:1", "secret_file": "s"}),
         json.dumps({"cluster_id": "x", "mgmtd_lane": "a:1,b:1", "mgmtd_grpc": "a:1", "secret_file": "s"}),
