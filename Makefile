@@ -1,6 +1,6 @@
 # make demo     set up, start a cluster, use it with real data through a node's loss, clean up
 # make test     set up, pass all tests
-# make check    formatting, lint, types, import rules, clippy, API reference
+# make check    formatting, lint, types, import rules, dependencies, clippy, API reference
 # make docs     the API reference, from docstrings, in build/site; warnings are errors
 # make dev      set up for development: environment, native module, editable install; PYTHON=… chooses the interpreter
 # make wheels   the packages that other machines install, in build/wheels
@@ -108,6 +108,7 @@ check-python: $(STAMPS)/dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+	$(PY) tests/tidy/dependencies.py
 
 check-rust:
 	cd core && cargo fmt --check

@@ -1,7 +1,7 @@
 """Fuzz all parsers, those of Rust and of Python, one after the other (`make fuzz MINUTES=…`), and report.
 
 Inputs that reach something new are collected in `core/fuzz/corpus` and `build/fuzz`; the next run begins with them.
-With `--keep` those that add to the seeds are copied to them: look at what changed before it is committed. Exit code 1 if an
+With `--keep` those that add to the seeds are copied to them: look at them before a commit. Exit code 1 if an
 input broke something; the report says where it is and what runs it again.
 """
 
