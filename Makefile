@@ -112,6 +112,7 @@ check-python: $(STAMPS)/dev
 
 check-rust:
 	cd core && cargo fmt --check
+	cd core/fuzz && cargo fmt --check
 	cd core && cargo clippy --locked --all-targets --features python -- -D warnings
 	cd core && cargo clippy --locked --all-targets --no-default-features --features python -- -D warnings
 

@@ -205,8 +205,10 @@ mod tests {
 
     use super::*;
 
-    /// Each target with how many changed copies of each seed are tried: most for those that cost least.
-    const TARGETS: [(&str, fn(&[u8]), usize); 6] = [
+    /// Its name, and how many changed copies of each seed it is tried with: most for those that cost least.
+    type Target = (&'static str, fn(&[u8]), usize);
+
+    const TARGETS: [Target; 6] = [
         ("frame", frame, 200),
         ("handshake", handshake, 20),
         ("journal", journal, 20),

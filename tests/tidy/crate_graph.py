@@ -1,7 +1,7 @@
 """Read which file of the crate uses which, from `use` declarations and paths, without compiling.
 
 A name that a file re-exports (`pub use placement::Placement`) counts as used from the file that defines it, and a
-re-export is no use. What is compiled only for tests does not count.
+re-export is no use. What is compiled only for tests and fuzzers does not count.
 """
 
 import re
@@ -16,7 +16,7 @@ _USE: Final = re.compile(r"\b(pub(?:\([^)]*\))? )?use ([^;]+);")
 _PATH: Final = re.compile(r"\b(?:crate|super|self)(?:::\w+)+")
 _LOCAL_PATH: Final = re.compile(r"(?<![\w:])(?!crate|super|self)[a-z]\w*::\w+")
 _TEST_ITEM: Final = re.compile(
-    r"#\[cfg\(test\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\([^)]*\))? )?mod (\w+)(;| \{)"
+    r"#\[cfg\((?:test|any\(test, fuzzing\))\)\]\s*(?:#\[[^\]]*\]\s*)*(?:pub(?:\([^)]*\))? )?mod (\w+)(;| \{)"
 )
 
 

@@ -22,6 +22,7 @@ FLOORS: Final = (
     {"client", "fuse", "storage"},
     {"mount", "ring"},
     {"python"},
+    {"fuzz"},
 )
 # The chain protocol is pure: it knows ids and results, and no lock, clock, byte or socket.
 PURE: Final = {"craq": {"types"}}

@@ -20,7 +20,7 @@ use crate::wire::credential::Secret;
 use crate::wire::frame::{FrameKind, HEADER_BYTES};
 use crate::wire::pb::{Claims, claims::Role};
 
-/// What is sent at once; it and the replies to it fit the buffers of a socket, which nobody empties meanwhile.
+/// What is sent at once; it and the replies to it fit the buffers of a socket, which are not emptied meanwhile.
 const INPUT_BYTES_MAX: usize = 4096;
 const READ_BYTES_MAX: u32 = 512;
 
