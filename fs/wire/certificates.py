@@ -41,6 +41,16 @@ KEY_FILE: Final = "ca.key"
 
 _CURVE: Final = ec.SECP256R1()
 _DIGEST: Final = hashes.SHA256()
+# What cryptography raises for bytes that are no certificate, request or key; not all of them are a ValueError.
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Issuer:
         try:
             self._certificate = x509.load_pem_x509_certificate(certificate_pem)
             self._key = _load_key(key_pem)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except _UNREADABLE as error:
             raise ConfigError(f"the cluster's certificate authority cannot be read: {error}") from error
         if self._certificate.public_key() != self._key.public_key():
             raise ConfigError("the key of the certificate authority is another one than its certificate says")
@@ -131,7 +141,7 @@ class Issuer:
             request = x509.load_pem_x509_csr(request_pem)
             is_signed = request.is_signature_valid
             key = request.public_key()
-        except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        except _UNREADABLE as error:
             raise InvalidArgument(f"not a request for a certificate: {error}") from error
         if not is_signed or not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != _CURVE.name:
             raise InvalidArgument(
@@ -209,7 +219,7 @@ def describe(certificate_pem: bytes) -> About:
         certificate = x509.load_pem_x509_certificate(certificate_pem)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         common = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except (*_UNREADABLE, x509.ExtensionNotFound) as error:
         raise ConfigError(f"a certificate cannot be read: {error}") from error
     return About(
         str(common[0].value) if common else "",

@@ -1,5 +1,6 @@
 """What certificates say, judged by openssl too, and whom the authority gives which."""
 
+import base64
 import datetime as dt
 import subprocess
 import time
@@ -102,6 +103,22 @@ def test_names_of_the_request_are_not_looked_at(tmp_path: Path):
     assert describe(certificate).names == (service_name("storage", "10.0.0.9", CLUSTER),)
     (tmp_path / "certificate").write_bytes(certificate)
     assert "CA:FALSE" in openssl("x509", "-in", tmp_path / "certificate", "-noout", "-text")
+
+
+def test_request_or_certificate_of_another_version_is_refused():
+    issuer, (_, request) = World().issuer, create_request()
+    certificate = issuer.issue(request, Subject("a machine"))
+
+    def as_version(pem: bytes, number: int) -> bytes:
+        first, *lines, last = pem.splitlines(keepends=True)
+        encoded = base64.b64decode(b"".join(lines))
+        at = encoded.index(b"\x02\x01", 4) + 2
+        return first + base64.encodebytes(encoded[:at] + bytes([number]) + encoded[at + 1 :]) + last
+
+    with pytest.raises(InvalidArgument, match="2 is not a valid CSR version"):
+        issuer.issue(as_version(request, 2), Subject("a machine"))
+    with pytest.raises(ConfigError, match="9 is not a valid X509 version"):
+        describe(as_version(certificate, 9))
 
 
 def test_request_that_is_none_is_refused(tmp_path: Path):
