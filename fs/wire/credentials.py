@@ -345,9 +345,7 @@ class Identity:
         if not self.limits.networks:
             return True
         address = ip_address_of(host)
-        return address is not None and any(
-            address in ipaddress.ip_network(each) for each in self.limits.networks
-        )
+        return address is not None and any(_contains(each, address) for each in self.limits.networks)
 
     def user(self, caller: Caller) -> tuple[int, int, tuple[int, ...]]:
         """(uid, gid, groups) that a request of `caller` runs as.
@@ -363,6 +361,14 @@ class Identity:
         if self.uid == 0:
             return NOBODY, NOBODY, ()
         return self.uid, self.gid, self.groups
+
+
+def _contains(network: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    """Return whether `address` is in `network`. What is no network holds nothing, as on storage nodes."""
+    try:
+        return address in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 NOBODY: Final = 65534  # root without trust is squashed to it, as NFS does

@@ -9,7 +9,7 @@ import lane_client
 from luciola.errors import InvalidArgument, Unauthenticated, Unavailable
 from luciola.wire import RpcClients, RpcServer, credentials, methods
 from luciola.wire.authority import Authority
-from luciola.wire.credentials import ADMIN, SERVICE, TRUSTED, Identity, Limits, Token, mint, verify
+from luciola.wire.credentials import ADMIN, CLIENT, SERVICE, TRUSTED, Identity, Limits, Token, mint, verify
 from luciola.wire.lane import LaneServer
 from luciola.wire.pb.common_pb2 import Claims
 from luciola.wire.pb.meta_pb2 import LookupRequest, ScanRequest
@@ -97,6 +97,16 @@ def test_token_is_good_in_its_networks_alone():
         ("name", False),
     ]:
         assert identity.may_call_from(host) == expected, host
+
+
+@pytest.mark.parametrize(
+    ("network", "is_inside"),
+    [("10.1.2.3/8", True), ("10.0.0.0/99", False), ("c", False), ("", False), ("::/0", False)],
+)
+def test_network_that_is_none_holds_nothing(network, is_inside):
+    """As on storage nodes (core/src/wire/authority.rs). The holder of the secret can sign any text."""
+    identity = Identity(CLIENT, 1, 1, (), limits=Limits(networks=(network,)))
+    assert identity.may_call_from("10.0.0.1") == is_inside
 
 
 def test_revoked_token_is_refused_and_others_are_not():
