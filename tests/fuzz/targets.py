@@ -6,6 +6,7 @@ elsewhere, `stored`, `documents` and `texts`. `core/src/fuzz.rs` has those of Ru
 """
 
 import asyncio
+import hashlib
 import hmac
 import io
 import json
@@ -27,8 +28,8 @@ from luciola.cli.token import parse_lifetime
 from luciola.client.location import parse_location
 from luciola.errors import ConfigError, CorruptData, Error, InvalidArgument, Unauthenticated
 from luciola.kv import record
+from luciola.kv.checkpoint import segment
 from luciola.kv.checkpoint.seal import Seal
-from luciola.kv.checkpoint.segment import read_segment
 from luciola.kv.log.ordered_log import Position, Record
 from luciola.meta import schema
 from luciola.metrics.reader import parse_samples
@@ -177,11 +178,16 @@ def stored_bytes(data: bytes) -> None:
         schema.decode_superblock(data)
     with suppress(CorruptData):
         record.decode_record(record._CHECKSUM.pack(record.crc32(data)) + data)
+    line = data.partition(b"\n")[0]
+    signed = line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n"
+    with suppress(CorruptData):
+        Seal.decode(signed)
     with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         path = Path(directory, "log.changes")
-        path.write_bytes(data)
-        with suppress(CorruptData):
-            read_segment(path)
+        for content in (signed + segment._TAIL.pack(len(signed), segment.MAGIC), data):
+            path.write_bytes(content)
+            with suppress(CorruptData):
+                segment.read_segment(path)
         list(read_entries(Path(directory), [CHANGES]))
 
 

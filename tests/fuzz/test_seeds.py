@@ -29,4 +29,4 @@ def test_no_seed_breaks_a_parser(name):
             try:
                 TARGETS[name](data)
             except Exception as error:
-                raise AssertionError(f"{path.name}, as {data!r}") from error
+                raise AssertionError(f"{path.name}, as {data!r:.300}") from error

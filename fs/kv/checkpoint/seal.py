@@ -76,7 +76,7 @@ class Seal:
         try:
             fields = cast("Mapping[str, object]", json.loads(lines[0]))
             return _from_fields(fields)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise CorruptData(f"the seal of a checkpoint cannot be read: {error}") from error
 
 
@@ -129,9 +129,11 @@ def _from_fields(fields: Mapping[str, object]) -> Seal:
     listed = cast("Sequence[tuple[str, int, str]]", fields["files"])
     if len(listed) > FILES_MAX:
         raise ValueError(f"{len(listed)} files, and at most {FILES_MAX} are read")
+    if any(int(size) < 0 for _, size, _ in listed):
+        raise ValueError("a file with a negative length")
     files = tuple(SealedFile(str(name), int(size), str(sha256)) for name, size, sha256 in listed)
     for file in files:
-        if not FILE_NAME.fullmatch(file.name) or file.name == SEAL_NAME or file.size_bytes < 0:
+        if not FILE_NAME.fullmatch(file.name) or file.name == SEAL_NAME:
             raise ValueError(f"the file {file.name!r}")
     if len({file.name for file in files}) != len(files):
         raise ValueError("a file twice")

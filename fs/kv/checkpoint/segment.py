@@ -92,7 +92,7 @@ def read_segment(path: Path) -> Segment:
     """Return what the end of a file says. Raises: CorruptData."""
     try:
         return _from_fields(path, _read_end(path))
-    except (OSError, KeyError, TypeError, ValueError, struct.error) as error:
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError, struct.error) as error:
         raise CorruptData(f"not a whole file of records: {error}", path=str(path)) from error
 
 
