@@ -16,6 +16,8 @@ def main() -> None:
     name = sys.argv.pop(1) if len(sys.argv) > 1 else ""
     if name not in TARGETS:
         sys.exit(f"which target? One of {', '.join(TARGETS)}")
+    # What libFuzzer has a shell run where it works with several processes (-merge=1).
+    sys.argv[0] = f"{sys.executable} -m fuzz.run {name}"
     atheris.Setup(sys.argv, TARGETS[name])
     atheris.Fuzz()
 
