@@ -80,6 +80,7 @@ class Client:
         key: bytes,
         *,
         token_source: str | None = None,
+        certificates: Certificates | None = None,
         description: str = ...,
         mount: bool = False,
         deadline_ms: int = 60_000,
@@ -309,6 +310,8 @@ class StorageNode:
         transport: Literal["auto", "shm", "tcp", "rdma"] | str = "auto",
         rdma_devices: Sequence[str] = ...,
         rdma_gid_index: int | None = None,
+        certificates: Certificates | None = None,
+        wire: Literal["encrypt", "mac", "none"] | str = "encrypt",
     ) -> StorageNode:
         """Open the directory and begin to listen; without routing and lease it refuses every request.
 

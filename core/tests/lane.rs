@@ -105,7 +105,12 @@ impl Server {
 fn greet(socket: &mut (impl Read + Write)) -> Option<()> {
     let kind = credential::ChannelKind::Lane;
     let server = [8; 32];
-    socket.write_all(&handshake::encode_server_hello(kind, handshake::ServerHello::Nonce(server))).ok()?;
+    socket
+        .write_all(&handshake::encode_server_hello(
+            kind,
+            handshake::ServerHello::Nonce { nonce: server, wire: 0 },
+        ))
+        .ok()?;
     let mut hello = [0; handshake::CLIENT_HELLO_BYTES];
     socket.read_exact(&mut hello).ok()?;
     let (client, claims_len) = handshake::decode_client_hello(kind, &hello).unwrap();

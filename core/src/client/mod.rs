@@ -43,6 +43,7 @@ use crate::cluster::routing::RoutingTable;
 use crate::cluster::rpc::{Lane, LaneOptions};
 use crate::cluster::{Endpoints, Transport};
 use crate::error::{Error, Result};
+use crate::net::{Certificates, Role};
 use crate::rdma;
 use crate::types::ClientId;
 use crate::wire::credential::{Credential, Token};
@@ -97,6 +98,7 @@ impl Client {
         let identity = Arc::new(Identity::of_claims(&options.claims)?);
         let token = Token::new(options.claims.clone(), options.key).map_err(|_| senseless())?;
         let credential = Credential::new(token, options.token_source.clone());
+        let credential = credential.with_certificates(options.certificates.clone());
         let lane_options = LaneOptions {
             retry_first: options.retry_first,
             retry_max: options.retry_max,
@@ -105,6 +107,7 @@ impl Client {
         };
         let mgmtd = Lane::new(options.mgmtd.clone(), credential.clone(), lane_options.clone());
         let routing = RoutingTable::start(mgmtd.clone(), deadline)?;
+        let lane_options = LaneOptions { role: Role::Meta, ..lane_options };
         let meta_lane = Lane::new(routing.current().meta_addresses(), credential.clone(), lane_options);
         let data_options = DataOptions {
             client: id,
@@ -168,6 +171,11 @@ impl Client {
     /// Who the token says its bearer is.
     pub fn identity(&self) -> &Arc<Identity> {
         &self.identity
+    }
+
+    /// What protects connections to other machines.
+    pub fn certificates(&self) -> Option<&Certificates> {
+        self.credential.certificates()
     }
 
     /// From now on connections are opened with this token, and those that stand are used for no other request.

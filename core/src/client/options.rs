@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::cluster::Transport;
+use crate::net::Certificates;
 use crate::rdma;
 use crate::wire::pb::NodeKind;
 
@@ -16,6 +17,8 @@ pub struct Options {
     pub key: [u8; 32],
     /// What the token is, for people, where a newer one replaces it (`Client::set_token`). `None`: no newer one comes.
     pub token_source: Option<String>,
+    /// Of a cluster of several machines; `None`: in clear text.
+    pub certificates: Option<Certificates>,
     /// For people: shown in the list of clients.
     pub description: String,
     pub kind: NodeKind,
@@ -38,6 +41,7 @@ impl Options {
             claims,
             key,
             token_source: None,
+            certificates: None,
             description: String::new(),
             kind: NodeKind::NodeClient,
             deadline: Duration::from_secs(60),

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use super::backoff::Backoff;
 use crate::cancel::is_cancelled;
 use crate::error::{Error, Kind, Result};
 use crate::net::stream::Stream;
-use crate::net::{ConnectError, handshake, with_current_token};
+use crate::net::{ConnectError, Role, handshake, with_current_token};
 use crate::wire::credential::{ChannelKind, Credential, Token};
 use crate::wire::frame::Malformed;
 use crate::wire::lane::{HEADER_BYTES, LaneHeader, PAYLOAD_BYTES_MAX, socket_name};
@@ -41,6 +41,8 @@ const _: () = assert!(PAYLOAD_BYTES_MAX <= u32::MAX as usize, "a header says how
 /// How a lane retries.
 #[derive(Clone, Debug)]
 pub struct LaneOptions {
+    /// What the servers have to be, by their certificates.
+    pub role: Role,
     pub retry_first: Duration,
     pub retry_max: Duration,
     pub connections_max: usize,
@@ -51,6 +53,7 @@ pub struct LaneOptions {
 impl Default for LaneOptions {
     fn default() -> LaneOptions {
         LaneOptions {
+            role: Role::Mgmtd,
             retry_first: Duration::from_millis(10),
             retry_max: Duration::from_secs(1),
             connections_max: 16,
@@ -399,18 +402,20 @@ impl Lane {
         let resolved = resolved.ok_or_else(|| io::Error::other("the name has no address"))?;
         // A server on this host is reached at half the price. Whatever stands in the way, TCP is still there.
         if let Ok(stream) = Stream::connect_abstract(socket_name(resolved).as_bytes()) {
-            match self.introduce(address, stream, token, deadline) {
+            match self.introduce(address, None, stream, token, deadline) {
                 Err(ConnectError::NotOurs | ConnectError::Io(_))
                     if Instant::now() < deadline && self.knows(address) => {}
                 result => return result,
             }
         }
-        self.introduce(address, Stream::begin_tcp(resolved)?, token, deadline)
+        self.introduce(address, Some(resolved.ip()), Stream::begin_tcp(resolved)?, token, deadline)
     }
 
+    /// `host`: where the server is that TLS protects the way to, if there are certificates.
     fn introduce(
         &self,
         address: &str,
+        host: Option<IpAddr>,
         mut stream: Stream,
         token: &Token,
         deadline: Instant,
@@ -419,12 +424,23 @@ impl Lane {
         if !self.begin_use(address, &socket) {
             return Err(io::Error::other("the server was replaced").into());
         }
-        let connected = stream
-            .finish_connecting(deadline)
-            .map_err(ConnectError::from)
-            .and_then(|()| handshake::as_client(&mut stream, ChannelKind::Lane, token, deadline));
+        let connected = self.shake_hands(&mut stream, host, token, deadline);
         self.end_use(&socket);
         connected.map(|()| stream)
+    }
+
+    fn shake_hands(
+        &self,
+        stream: &mut Stream,
+        host: Option<IpAddr>,
+        token: &Token,
+        deadline: Instant,
+    ) -> Result<(), ConnectError> {
+        stream.finish_connecting(deadline)?;
+        if let (Some(certificates), Some(host)) = (self.credential.certificates(), host) {
+            stream.begin_tls(certificates.client(self.options.role, host)?.into(), deadline)?;
+        }
+        handshake::as_client(stream, ChannelKind::Lane, token, deadline).map(|_| ())
     }
 
     fn connect_failure(&self, address: &str, error: ConnectError) -> Failure {
@@ -436,9 +452,10 @@ impl Lane {
             ConnectError::Refused => Failure::Final(Error::new(Kind::Unauthenticated, message)),
             ConnectError::Busy => Failure::Lost(Error::new(Kind::Busy, message)),
             // Another process may have got a dead server's port: not ours to talk to, but the server may come back.
-            ConnectError::NotOurs | ConnectError::NoRdma(_) | ConnectError::Io(_) => {
-                Failure::Lost(Error::unavailable(message))
-            }
+            ConnectError::NotOurs
+            | ConnectError::Untrusted(_)
+            | ConnectError::NoRdma(_)
+            | ConnectError::Io(_) => Failure::Lost(Error::unavailable(message)),
         }
     }
 

@@ -15,6 +15,9 @@ pub enum ConnectError {
     Busy,
     #[error("the peer is not a server of this cluster")]
     NotOurs,
+    /// It is not the service that was dialled, by its certificate, or is none with TLS.
+    #[error("{0}")]
+    Untrusted(String),
     #[error("no RDMA: {0}")]
     NoRdma(String),
     #[error(transparent)]
@@ -28,7 +31,10 @@ impl ConnectError {
             ConnectError::Refused => Status::Denied,
             ConnectError::Busy => Status::Busy,
             // Another process may have got a dead server's port; the server may come back elsewhere.
-            ConnectError::NotOurs | ConnectError::NoRdma(_) | ConnectError::Io(_) => Status::Disconnected,
+            ConnectError::NotOurs
+            | ConnectError::Untrusted(_)
+            | ConnectError::NoRdma(_)
+            | ConnectError::Io(_) => Status::Disconnected,
         }
     }
 }

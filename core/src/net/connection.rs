@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::connect_error::ConnectError;
 use super::stream::Stream;
-use super::{Endpoint, Token, cleanup, handshake, upgrade};
+use super::{Certificates, Endpoint, Role, Token, cleanup, handshake, upgrade};
 use crate::buffer::Placement;
 use crate::cancel;
 use crate::rdma::{Fabric, Grant};
@@ -70,16 +70,33 @@ struct InFlightBatch {
 }
 
 impl Connection {
-    /// Connect and shakes hands, all within `timeout`. Errors: `NoRdma` if that was to be and cannot.
+    /// As `connect_with`, to a server of this machine.
     pub fn connect(
         endpoint: &Endpoint,
         token: &Token,
         timeout: Duration,
     ) -> Result<Connection, ConnectError> {
+        Connection::connect_with(endpoint, token, None, timeout)
+    }
+
+    /// Connect and shake hands, all within `timeout`; over TCP by TLS if there are certificates, and then a server without
+    /// it gets no token. Errors: `NoRdma` if that was to be and cannot.
+    pub fn connect_with(
+        endpoint: &Endpoint,
+        token: &Token,
+        certificates: Option<&Certificates>,
+        timeout: Duration,
+    ) -> Result<Connection, ConnectError> {
         let timeout = timeout.min(HANDSHAKE_TIMEOUT);
         let deadline = Instant::now() + timeout;
         let mut stream = Stream::connect(endpoint, timeout)?;
-        handshake::as_client(&mut stream, credential::ChannelKind::Data, token, deadline)?;
+        if let (Some(certificates), Endpoint::Tcp(address) | Endpoint::Rdma { address, .. }) =
+            (certificates, endpoint)
+        {
+            stream.begin_tls(certificates.client(Role::Storage, address.ip())?.into(), deadline)?;
+        }
+        let wire = handshake::as_client(&mut stream, credential::ChannelKind::Data, token, deadline)?;
+        stream.begin_records(wire, true)?;
         let fabric = match endpoint {
             Endpoint::Rdma { address, fabric, .. } => {
                 upgrade::as_client(&mut stream, fabric, deadline)?;

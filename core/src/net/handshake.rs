@@ -1,10 +1,10 @@
 //! The handshake over a socket (docs/protocol.md).
 
 use std::io;
-use std::net::IpAddr;
 use std::time::Instant;
 
 use super::connect_error::ConnectError;
+use super::records::Wire;
 use super::stream::Stream;
 use crate::wire::authority::Authority;
 use crate::wire::credential::{self, ChannelKind, Nonces, Token};
@@ -16,19 +16,23 @@ use crate::wire::handshake::{
 };
 use crate::wire::pb::Claims;
 
-/// Show the server who we are, and make sure that it holds the cluster secret.
+/// Show the server who we are, and make sure that it holds the cluster secret; return what protects the frames that
+/// follow, which without TLS is nothing.
 pub(crate) fn as_client(
     stream: &mut Stream,
     kind: ChannelKind,
     token: &Token,
     deadline: Instant,
-) -> Result<(), ConnectError> {
+) -> Result<Wire, ConnectError> {
     let mut hello = [0; SERVER_HELLO_BYTES];
-    stream.receive(&mut hello, deadline)?;
-    let server = match decode_server_hello(kind, &hello).map_err(|_| ConnectError::NotOurs)? {
+    stream.receive(&mut hello, deadline).map_err(|error| without_greeting(stream, error))?;
+    let (server, wire) = match decode_server_hello(kind, &hello).map_err(|_| ConnectError::NotOurs)? {
         ServerHello::Busy => return Err(ConnectError::Busy),
-        ServerHello::Nonce(nonce) => nonce,
+        ServerHello::Nonce { nonce, wire } => (nonce, Wire::of(wire).ok_or(ConnectError::NotOurs)?),
     };
+    if wire != Wire::None && !stream.is_protected() {
+        return Err(ConnectError::NotOurs);
+    }
     let nonces = Nonces { server, client: credential::nonce()? };
     let proof = token.client_proof(kind, &nonces);
     stream.send(&encode_client_hello(kind, nonces.client, token.claims(), &proof), &[], None, deadline)?;
@@ -39,21 +43,35 @@ pub(crate) fn as_client(
         Verdict::Refused => return Err(ConnectError::Refused),
         Verdict::Busy => return Err(ConnectError::Busy),
     };
-    token.check_server(kind, &nonces, &proof).map_err(|_| ConnectError::NotOurs)
+    token.check_server(kind, &nonces, &proof).map_err(|_| ConnectError::NotOurs)?;
+    Ok(wire)
 }
 
-/// Authenticate a peer by its token of this cluster, and ask `admit` for a place; return the claims. A peer that is
+/// A server that wants TLS waits for it without a word.
+fn without_greeting(stream: &Stream, error: io::Error) -> io::Error {
+    use io::ErrorKind::{TimedOut, UnexpectedEof};
+    if stream.is_protected() || stream.shares_memory() || !matches!(error.kind(), TimedOut | UnexpectedEof) {
+        return error;
+    }
+    let advice = "no greeting: it hangs, or wants TLS, for which the token's file has a certificate \
+        (`luciola token create` on a machine of the cluster writes one)";
+    io::Error::new(error.kind(), advice)
+}
+
+/// Authenticate a peer by its token of this cluster, say what protects the frames that follow, and ask `admit` for a place; return the claims. A peer that is
 /// refused receives the reason.
 pub(crate) fn as_server(
     stream: &mut Stream,
     kind: ChannelKind,
     authority: &Authority,
-    peer: Option<IpAddr>,
+    wire: Wire,
     admit: impl FnOnce(&Claims) -> bool,
     deadline: Instant,
 ) -> io::Result<Claims> {
-    let server = credential::nonce()?;
-    stream.send(&encode_server_hello(kind, ServerHello::Nonce(server)), &[], None, deadline)?;
+    assert!(wire == Wire::None || stream.is_protected(), "keys of frames come from TLS");
+    let (server, peer) = (credential::nonce()?, stream.peer());
+    let hello = ServerHello::Nonce { nonce: server, wire: wire as u8 };
+    stream.send(&encode_server_hello(kind, hello), &[], None, deadline)?;
     let mut hello = [0; CLIENT_HELLO_BYTES];
     stream.receive(&mut hello, deadline)?;
     let (client, claims_len) = decode_client_hello(kind, &hello).map_err(invalid)?;

@@ -28,9 +28,12 @@ mod connection;
 pub(crate) mod fuzz;
 pub(crate) mod handshake;
 mod pool;
+mod protection;
+mod records;
 mod server;
 mod session;
 pub(crate) mod stream;
+mod tls;
 mod upgrade;
 
 use std::fmt;
@@ -42,7 +45,9 @@ use std::time::Instant;
 pub use connect_error::{ConnectError, with_current_token};
 pub use connection::Connection;
 pub use pool::{Pool, Pooled};
+pub use records::Wire;
 pub use server::{Server, ServerOptions};
+pub use tls::{Certificates, Role};
 
 pub use crate::wire::credential::{Credential, Secret, Token};
 

@@ -104,7 +104,8 @@ impl Pool {
     fn open_with(&self, token: &Token, deadline: Instant) -> Result<Connection, ConnectError> {
         let connect = |endpoint: &Endpoint| {
             let left = deadline.saturating_duration_since(Instant::now());
-            let connection = Connection::connect(endpoint, token, left)?;
+            let certificates = self.credential.certificates();
+            let connection = Connection::connect_with(endpoint, token, certificates, left)?;
             Ok(if self.polls { connection } else { connection.without_polling() })
         };
         let Endpoint::Rdma { address, fabric, may_fall_back } = &self.endpoint else {

@@ -22,7 +22,7 @@ use super::budget::Budget;
 use super::connection::HANDSHAKE_TIMEOUT;
 use super::session::{Common, RegionCache, ServerSession};
 use super::stream::{Stream, with_short_path};
-use super::{Secret, Service, handshake};
+use super::{Certificates, Secret, Service, Wire, handshake};
 use crate::rdma::Fabric;
 use crate::wire::authority::Authority;
 use crate::wire::credential::ChannelKind;
@@ -50,6 +50,10 @@ pub struct ServerOptions {
     pub payload_bytes_max: usize,
     /// Upgrades connections over TCP to RDMA; `None`: none is upgraded.
     pub fabric: Option<Arc<Fabric>>,
+    /// Whoever comes over TCP shakes hands by TLS; `None`: in clear text.
+    pub certificates: Option<Certificates>,
+    /// What protects the frames after that. Without certificates: nothing.
+    pub wire: Wire,
 }
 
 impl ServerOptions {
@@ -62,6 +66,8 @@ impl ServerOptions {
             threads_max: 512,
             payload_bytes_max: 256 << 20,
             fabric: None,
+            certificates: None,
+            wire: Wire::default(),
         }
     }
 }
@@ -126,6 +132,8 @@ impl Server {
                 regions: RegionCache::default(),
                 authority: Authority::new(options.secret),
                 fabric: options.fabric,
+                certificates: options.certificates,
+                wire: options.wire,
             }),
             stopping: AtomicBool::new(false),
             wake: rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?,
@@ -297,8 +305,7 @@ impl Admission {
         let deadline = Instant::now() + HANDSHAKE_TIMEOUT;
         let inner = self.inner.clone();
         let admit = |claims: &Claims| self.admit(claims);
-        let (kind, authority, peer) = (ChannelKind::Data, &inner.common.authority, stream.peer());
-        let claims = match handshake::as_server(&mut stream, kind, authority, peer, admit, deadline) {
+        let claims = match welcome(&mut stream, &inner.common, admit, deadline) {
             Ok(claims) => claims,
             Err(error) => {
                 note("refused", &error);
@@ -313,6 +320,23 @@ impl Admission {
             note("closed", &error);
         }
     }
+}
+
+/// Shake hands, and protect what follows.
+fn welcome(
+    stream: &mut Stream,
+    common: &Common,
+    admit: impl FnOnce(&Claims) -> bool,
+    deadline: Instant,
+) -> io::Result<Claims> {
+    let certificates = common.certificates.as_ref().filter(|_| !stream.shares_memory());
+    if let Some(certificates) = certificates {
+        stream.begin_tls(certificates.server()?.into(), deadline)?;
+    }
+    let wire = if certificates.is_some() { common.wire } else { Wire::None };
+    let claims = handshake::as_server(stream, ChannelKind::Data, &common.authority, wire, admit, deadline)?;
+    stream.begin_records(wire, false)?;
+    Ok(claims)
 }
 
 impl Admission {

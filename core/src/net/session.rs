@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::budget::Budget;
 use super::handshake::invalid;
 use super::stream::Stream;
-use super::{Sender, Service, upgrade};
+use super::{Certificates, Sender, Service, Wire, upgrade};
 use crate::buffer::Placement;
 use crate::clock;
 use crate::rdma::{Fabric, Half};
@@ -49,6 +49,8 @@ pub(super) struct Common {
     pub(super) regions: RegionCache,
     pub(super) authority: Authority,
     pub(super) fabric: Option<Arc<Fabric>>,
+    pub(super) certificates: Option<Certificates>,
+    pub(super) wire: Wire,
 }
 
 /// Progress of the upgrade to RDMA.
@@ -202,7 +204,8 @@ impl ServerSession {
         if self.stream.shares_memory() || !matches!(self.direct, Direct::No) {
             return Err(invalid(Malformed("an offer where none belongs")));
         }
-        let answer = match upgrade::answer_offer(self.common.fabric.as_ref(), &offers) {
+        let is_protected = self.stream.is_protected();
+        let answer = match upgrade::answer_offer(is_protected, self.common.fabric.as_ref(), &offers) {
             Ok((half, end)) => {
                 self.direct = Direct::Offered(Box::new(half));
                 Ok(end)

@@ -25,6 +25,8 @@ use rustix::net::{
 
 use super::Endpoint;
 use super::busy_poll::{BusyPoll, Waiters};
+use super::protection::{Protection, ProtectionError};
+use super::records::Wire;
 use crate::buffer::{self, Placement, total_length};
 use crate::cancel;
 use crate::rdma::{Link, Remains};
@@ -45,6 +47,8 @@ pub(crate) struct Stream {
     link: Option<Box<Link>>,
     /// After an error of the link, which nothing can be sent over any more.
     remains: Option<Remains>,
+    /// What is between the frames and the socket.
+    protection: Protection,
     fd: Arc<OwnedFd>,
     shares_memory: bool,
     /// `None`: replies are waited for without polling.
@@ -141,6 +145,7 @@ impl Stream {
         Ok(Stream {
             link: None,
             remains: None,
+            protection: Protection::None,
             fd: Arc::new(fd),
             shares_memory,
             busy_poll: shares_memory.then(BusyPoll::default),
@@ -166,6 +171,38 @@ impl Stream {
     /// Whether frames travel by RDMA.
     pub(super) fn is_remote_direct(&self) -> bool {
         self.link.is_some() || self.remains.is_some()
+    }
+
+    /// Shake hands by TLS, which protects everything from here on. Errors: why the peer is not trusted; as `receive`.
+    pub(crate) fn begin_tls(
+        &mut self,
+        connection: rustls::Connection,
+        deadline: Instant,
+    ) -> Result<(), ProtectionError> {
+        assert!(!self.is_protected() && !self.shares_memory, "a TCP connection is protected once");
+        self.protection = Protection::tls(connection);
+        loop {
+            // An alert says to the peer why it is not trusted.
+            let is_ready = self.protection.handshake();
+            let due = self.protection.take_due();
+            let sent = self.send_clear(&due, &[], None, deadline);
+            if is_ready? {
+                return Ok(sent?);
+            }
+            sent?;
+            self.receive_protected(deadline)?;
+        }
+    }
+
+    /// End TLS, as both ends do at this byte, and protect what follows by its keys as `wire` says.
+    pub(super) fn begin_records(&mut self, wire: Wire, is_client: bool) -> io::Result<()> {
+        self.protection = std::mem::take(&mut self.protection).into_records(wire, is_client)?;
+        Ok(())
+    }
+
+    /// Whether who is between the ends could change what is sent.
+    pub(crate) fn is_protected(&self) -> bool {
+        !matches!(self.protection, Protection::None)
     }
 
     /// Do something with the link. After an error its device works on no memory any more, before this returns.
@@ -211,6 +248,26 @@ impl Stream {
             assert!(total == head.len() && passed.is_none(), "nothing follows a frame over RDMA");
             return self.over_link(|link, socket| link.send(head, socket, deadline));
         }
+        if !self.is_protected() {
+            return self.send_clear(head, parts, passed, deadline);
+        }
+        assert!(passed.is_none(), "descriptors are passed on one host");
+        // Taken, since sending needs the rest of the stream.
+        let mut protection = std::mem::take(&mut self.protection);
+        let sent = protection.send(head, parts, |bytes| self.send_clear(bytes, &[], None, deadline));
+        self.protection = protection;
+        sent
+    }
+
+    /// Send as it is.
+    fn send_clear(
+        &mut self,
+        head: &[u8],
+        parts: &[Placement],
+        passed: Option<BorrowedFd<'_>>,
+        deadline: Instant,
+    ) -> io::Result<()> {
+        let total = head.len() + total_length(parts);
         let mut sent = 0;
         while sent < total {
             let mut pieces: Vec<IoSlice<'_>> = Vec::with_capacity(parts.len() + 1);
@@ -256,6 +313,12 @@ impl Stream {
                 Err(error) => return Err(error),
             }
         }
+        while self.is_protected() && filled < target.len() {
+            match self.protection.take_text(&mut target[filled..])? {
+                0 => self.receive_protected(deadline)?,
+                count => filled += count,
+            }
+        }
         while filled < target.len() {
             if !self.has_answer_by(deadline)? {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -272,8 +335,36 @@ impl Stream {
         Ok(())
     }
 
+    /// Receive once for what is protected. Errors: as `receive`.
+    fn receive_protected(&mut self, deadline: Instant) -> io::Result<()> {
+        loop {
+            self.fit_timeout(Timeout::Recv, deadline)?;
+            match self.protection.receive_from(&self.fd) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => not_cancelled()?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait_longer(Timeout::Recv, deadline)?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Fill the placements in order.
     pub(crate) fn receive_into(&mut self, parts: &[Placement], deadline: Instant) -> io::Result<()> {
+        if self.is_protected() {
+            for part in parts {
+                let mut filled = 0;
+                while filled < part.len() {
+                    match self.protection.take_text_into(part, filled)? {
+                        0 => self.receive_protected(deadline)?,
+                        count => filled += count,
+                    }
+                }
+            }
+            return Ok(());
+        }
         let total = total_length(parts);
         let mut filled = 0;
         while filled < total {
@@ -296,6 +387,15 @@ impl Stream {
     pub(crate) fn receive_some(&mut self, target: &mut [u8], passed: &mut Vec<OwnedFd>) -> io::Result<usize> {
         if self.is_remote_direct() {
             return self.over_link(|link, socket| link.receive_some(target, socket, Instant::now() + TICK));
+        }
+        if self.is_protected() {
+            loop {
+                match self.protection.take_text(target)? {
+                    0 if self.protection.receive_from(&self.fd)? == 0 => return Ok(0),
+                    0 => {}
+                    count => return Ok(count),
+                }
+            }
         }
         if !self.shares_memory {
             return Ok(rustix::net::recv(&self.fd, target, RecvFlags::empty())?.0);
@@ -345,7 +445,10 @@ impl Stream {
 
     /// Whether the peer has neither closed nor sent anything unasked.
     pub(crate) fn is_quiet(&mut self) -> bool {
-        if self.remains.is_some() || self.link.as_mut().is_some_and(|link| !link.is_quiet()) {
+        if self.remains.is_some()
+            || !self.protection.is_quiet()
+            || self.link.as_mut().is_some_and(|link| !link.is_quiet())
+        {
             return false;
         }
         let mut byte = [0u8; 1];

@@ -72,7 +72,14 @@ fn exchange(
 }
 
 /// The server's answer to an offer: its own end, with a queue pair that waits for the client's.
-pub(super) fn answer_offer(fabric: Option<&Arc<Fabric>>, offers: &[Offer]) -> Result<(Half, End), Unable> {
+pub(super) fn answer_offer(
+    is_protected: bool,
+    fabric: Option<&Arc<Fabric>>,
+    offers: &[Offer],
+) -> Result<(Half, End), Unable> {
+    if is_protected {
+        return Err(Unable::Protected);
+    }
     let fabric = fabric.ok_or(Unable::NoDevice)?;
     if let Err(reason) = fabric.check() {
         log::debug!("RDMA offer refused: {reason}");

@@ -17,6 +17,7 @@ use super::stat::{Stat, stat};
 use crate::client::{Client, CreateOptions, OpenOptions, Options, inode_path, set_attributes};
 use crate::cluster::Transport;
 use crate::error::{Error, Kind};
+use crate::net::Certificates;
 use crate::rdma;
 use crate::types::{ChainId, ChunkId, ContentId};
 use crate::wire::pb::{self, NodeKind};
@@ -67,6 +68,20 @@ fn key_of(key: Vec<u8>) -> Result<[u8; 32], Error> {
     key.try_into().map_err(|_| Error::invalid("a key has 32 bytes"))
 }
 
+/// (id of the cluster; PEM of its authority, of the key and of the certificate)
+pub type Pem = (String, PyBackedBytes, PyBackedBytes, PyBackedBytes);
+
+pub fn certificates_of((cluster, authority, key, certificate): &Pem) -> Result<Certificates, Error> {
+    Certificates::new(cluster, authority, key, certificate)
+}
+
+/// Errors: `InvalidArgument` if there were none from the start.
+pub fn replace(before: Option<&Certificates>, newer: &Pem) -> PyResult<()> {
+    let before = before.ok_or_else(|| Error::invalid("connections without certificates stay without"))?;
+    before.replace(&certificates_of(newer)?);
+    Ok(())
+}
+
 /// A path from the root.
 fn path(path: &[u8]) -> pb::Path {
     pb::Path { at: 1, path: path.to_vec() }
@@ -82,7 +97,7 @@ impl PyClient {
 #[pymethods]
 impl PyClient {
     #[new]
-    #[pyo3(signature = (mgmtd, claims, key, *, token_source = None, description = String::new(), mount = false, deadline_ms = 60_000,
+    #[pyo3(signature = (mgmtd, claims, key, *, token_source = None, certificates = None, description = String::new(), mount = false, deadline_ms = 60_000,
         retry_first_ms = 10, retry_max_ms = 1000, connections_per_node = 16, write_buffer_bytes = 64 << 20,
         read_ahead_bytes = 8 << 20, attribute_timeout_ms = 1000, transport = "auto",
         rdma_devices = Vec::new(), rdma_gid_index = None, rdma_transmissions = None))]
@@ -93,6 +108,7 @@ impl PyClient {
         claims: Vec<u8>,
         key: Vec<u8>,
         token_source: Option<String>,
+        certificates: Option<Pem>,
         description: String,
         mount: bool,
         deadline_ms: u64,
@@ -109,6 +125,7 @@ impl PyClient {
     ) -> PyResult<PyClient> {
         let mut options = Options::new(mgmtd, claims, key_of(key)?);
         options.token_source = token_source;
+        options.certificates = certificates.map(|pem| certificates_of(&pem)).transpose()?;
         options.description = description;
         options.kind = if mount { NodeKind::NodeMount } else { NodeKind::NodeClient };
         options.deadline = Duration::from_millis(deadline_ms);
@@ -142,6 +159,11 @@ impl PyClient {
     /// Open connections with this token from now on.
     fn set_token(&self, claims: Vec<u8>, key: Vec<u8>) -> PyResult<()> {
         Ok(self.client()?.set_token(claims, key_of(key)?)?)
+    }
+
+    /// Open connections with these certificates from now on.
+    fn set_certificates(&self, certificates: Pem) -> PyResult<()> {
+        replace(self.client()?.certificates(), &certificates)
     }
 
     /// Whether a server has refused the token.

@@ -8,9 +8,10 @@ use crate::lock::RwLock;
 use prost::Message;
 use pyo3::prelude::*;
 
+use super::client::{Pem, certificates_of, replace};
 use crate::clock::now_ns;
 use crate::error::{Error, Kind};
-use crate::net::Secret;
+use crate::net::{Certificates, Secret};
 use crate::storage::{NodeOptions, StorageServer};
 use crate::types::{
     ChainId, ChainVersion, ChunkId, ClientId, ContentId, NodeId, RequestTag, Stamp, TargetState, Version,
@@ -29,6 +30,7 @@ pub struct PyStorageNode {
     /// `None` after `stop`.
     server: RwLock<Option<Arc<StorageServer>>>,
     tcp_address: String,
+    certificates: Option<Certificates>,
 }
 
 impl PyStorageNode {
@@ -54,7 +56,8 @@ impl PyStorageNode {
     #[pyo3(signature = (node_id, directory, *, secret, tcp = "127.0.0.1:0", socket = None, threads_max = 512,
         reserve_bytes = 256 << 20, durability = "write", index_cache_bytes = 128 << 20,
         identity = 0, create = true,
-        transport = "auto", rdma_devices = Vec::new(), rdma_gid_index = None))]
+        transport = "auto", rdma_devices = Vec::new(), rdma_gid_index = None,
+        certificates = None, wire = "encrypt"))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
@@ -72,6 +75,8 @@ impl PyStorageNode {
         transport: &str,
         rdma_devices: Vec<String>,
         rdma_gid_index: Option<u8>,
+        certificates: Option<Pem>,
+        wire: &str,
     ) -> PyResult<PyStorageNode> {
         let secret = secret.try_into().map_err(|_| Error::invalid("a cluster secret has 32 bytes"))?;
         let mut options = NodeOptions::new(NodeId(node_id), directory, Secret::new(secret));
@@ -86,6 +91,9 @@ impl PyStorageNode {
         options.transport = transport.parse()?;
         options.rdma.devices = rdma_devices;
         options.rdma.gid_index = rdma_gid_index;
+        let certificates = certificates.map(|pem| certificates_of(&pem)).transpose()?;
+        options.certificates = certificates.clone();
+        options.wire = wire.parse()?;
         options.engine.reserve_bytes = reserve_bytes;
         options.engine.cache_bytes = index_cache_bytes;
         options.engine.identity = identity;
@@ -97,11 +105,15 @@ impl PyStorageNode {
         };
         let server = py.detach(|| StorageServer::start(options))?;
         let tcp_address = server.tcp_address().map_or_else(String::new, |address| address.to_string());
-        Ok(PyStorageNode { server: RwLock::new(Some(Arc::new(server))), tcp_address })
+        Ok(PyStorageNode { server: RwLock::new(Some(Arc::new(server))), tcp_address, certificates })
     }
 
     fn tcp_address(&self) -> &str {
         &self.tcp_address
+    }
+
+    fn set_certificates(&self, certificates: Pem) -> PyResult<()> {
+        replace(self.certificates.as_ref(), &certificates)
     }
 
     fn set_routing(&self, py: Python<'_>, routing: &[u8]) -> PyResult<u64> {

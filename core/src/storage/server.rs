@@ -23,7 +23,7 @@ use crate::buffer::BufferPool;
 use crate::chunk::{self, Engine};
 use crate::cluster::{Endpoints, Transport};
 use crate::error::{Error, Kind, Result};
-use crate::net::{Credential, Secret, Server, ServerOptions};
+use crate::net::{Certificates, Credential, Secret, Server, ServerOptions, Wire};
 use crate::rdma;
 use crate::types::{CHUNK_BYTES_MAX, NodeId};
 use crate::wire::pb;
@@ -54,6 +54,10 @@ pub struct NodeOptions {
     pub transport: Transport,
     pub rdma: rdma::RdmaOptions,
     pub connections_per_peer: usize,
+    /// Of a cluster of several machines; `None`: in clear text.
+    pub certificates: Option<Certificates>,
+    /// What protects frames over TCP where there are certificates.
+    pub wire: Wire,
 }
 
 impl NodeOptions {
@@ -70,6 +74,8 @@ impl NodeOptions {
             transport: Transport::Auto,
             rdma: rdma::RdmaOptions::default(),
             connections_per_peer: 32,
+            certificates: None,
+            wire: Wire::default(),
         }
     }
 }
@@ -90,6 +96,7 @@ impl StorageServer {
         let pending = engine.open_report().pending.clone();
         let claims = pb::Claims { role: Role::Service as i32, ..pb::Claims::default() };
         let credential = Credential::from(options.secret.mint(&claims));
+        let credential = credential.with_certificates(options.certificates.clone());
         let node = Arc::new(Node {
             id: options.node,
             engine,
@@ -113,6 +120,7 @@ impl StorageServer {
         server.tcp = options.tcp;
         server.unix = options.unix;
         server.threads_max = options.threads_max;
+        (server.certificates, server.wire) = (options.certificates, options.wire);
         server.fabric = node.peers.fabric().cloned();
         let server = Server::start(server, node.clone())?;
         let mut threads = Vec::new();

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::credential::Token;
 use crate::lock::{Condvar, Mutex};
+use crate::net::Certificates;
 
 /// After a token was refused first, so long a connection waits for the one that replaces it. The file of a token is looked
 /// at each second.
@@ -14,7 +15,7 @@ const RENEWAL_MAX: Duration = Duration::from_secs(3);
 
 /// A token, and where the next one comes from. Clones share it.
 #[derive(Clone)]
-pub struct Credential(Arc<Shared>);
+pub struct Credential(Arc<Shared>, Option<Certificates>);
 
 struct Shared {
     /// For people: what the token is, with the file that it comes from. `None`: it is not replaced.
@@ -50,7 +51,16 @@ impl Credential {
             generation: AtomicU64::new(0),
             waits: AtomicBool::new(false),
         };
-        Credential(Arc::new(shared))
+        Credential(Arc::new(shared), None)
+    }
+
+    /// The same, shown through TLS to servers of other machines.
+    pub fn with_certificates(self, certificates: Option<Certificates>) -> Credential {
+        Credential(self.0, certificates)
+    }
+
+    pub fn certificates(&self) -> Option<&Certificates> {
+        self.1.as_ref()
     }
 
     /// The token of now, and its generation.

@@ -30,7 +30,7 @@ macro_rules! drawn {
 
 fn structs() -> Vec<Drawn> {
     vec![
-        drawn!("server hello", RawServerHello { magic, kind, version, busy, nonce_s }),
+        drawn!("server hello", RawServerHello { magic, kind, version, busy, wire, nonce_s }),
         drawn!("client hello", RawClientHello { magic, kind, version, claims_len, nonce_c }),
         drawn!("verdict", RawVerdict { status, reserved, proof_s }),
         drawn!("lane header", RawLaneHeader { length, method, flags, id }),

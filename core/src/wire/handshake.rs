@@ -8,6 +8,8 @@ use super::frame::Malformed;
 
 pub const MAGIC: [u8; 4] = *b"LUC1";
 pub const VERSION: u8 = 1;
+/// Where a greeting says that the server is busy.
+pub(crate) const BUSY_PREFIX: usize = std::mem::offset_of!(RawServerHello, busy);
 pub const SERVER_HELLO_BYTES: usize = size_of::<RawServerHello>();
 pub const CLIENT_HELLO_BYTES: usize = size_of::<RawClientHello>();
 pub const VERDICT_BYTES: usize = size_of::<RawVerdict>();
@@ -20,7 +22,8 @@ pub(super) struct RawServerHello {
     pub(super) magic: [u8; 4],
     pub(super) kind: u8,
     pub(super) version: u8,
-    pub(super) busy: U16,
+    pub(super) busy: u8,
+    pub(super) wire: u8,
     pub(super) nonce_s: [u8; 32],
 }
 
@@ -46,17 +49,18 @@ pub(super) struct RawVerdict {
 /// What a server says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServerHello {
-    Nonce([u8; 32]),
+    /// `wire`: what protects the frames that follow the handshake (`net::Wire`).
+    Nonce { nonce: [u8; 32], wire: u8 },
     /// It has no thread for one more connection, and closes.
     Busy,
 }
 
 pub fn encode_server_hello(kind: ChannelKind, hello: ServerHello) -> [u8; SERVER_HELLO_BYTES] {
-    let (busy, nonce_s): (u16, _) = match hello {
-        ServerHello::Nonce(nonce) => (0, nonce),
-        ServerHello::Busy => (1, [0; 32]),
+    let (busy, wire, nonce_s) = match hello {
+        ServerHello::Nonce { nonce, wire } => (0, wire, nonce),
+        ServerHello::Busy => (1, 0, [0; 32]),
     };
-    let raw = RawServerHello { magic: MAGIC, kind: kind as u8, version: VERSION, busy: busy.into(), nonce_s };
+    let raw = RawServerHello { magic: MAGIC, kind: kind as u8, version: VERSION, busy, wire, nonce_s };
     raw.as_bytes().try_into().expect("the sizes are equal")
 }
 
@@ -66,8 +70,8 @@ pub fn decode_server_hello(
 ) -> Result<ServerHello, Malformed> {
     let raw = RawServerHello::ref_from_bytes(bytes).expect("the sizes are equal and alignment is one");
     check(kind, raw.magic, raw.kind, raw.version)?;
-    match raw.busy.get() {
-        0 => Ok(ServerHello::Nonce(raw.nonce_s)),
+    match raw.busy {
+        0 => Ok(ServerHello::Nonce { nonce: raw.nonce_s, wire: raw.wire }),
         1 => Ok(ServerHello::Busy),
         _ => Err(Malformed("unknown greeting")),
     }

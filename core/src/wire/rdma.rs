@@ -60,6 +60,8 @@ pub enum Unable {
     NoFabric = 2,
     #[error("the server's device has no room for one more queue pair")]
     NotNow = 3,
+    #[error("the server protects its connections, which RDMA cannot (its setting `wire`)")]
+    Protected = 4,
 }
 
 impl Header {
@@ -97,6 +99,7 @@ fn unable(status: U16) -> Result<Option<Unable>, Malformed> {
         1 => Ok(Some(Unable::NoDevice)),
         2 => Ok(Some(Unable::NoFabric)),
         3 => Ok(Some(Unable::NotNow)),
+        4 => Ok(Some(Unable::Protected)),
         _ => Err(Malformed("unknown status")),
     }
 }
