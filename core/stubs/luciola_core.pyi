@@ -32,6 +32,9 @@ _Tuple = TypeVar("_Tuple", bound=tuple[object, ...])
 _Layout: TypeAlias = tuple[int | None, int | None, int | None, int | None]
 """(table, chunk bytes, stripe, inline bytes); None: not said."""
 
+_Certificates: TypeAlias = tuple[str, bytes, bytes, bytes]
+"""(id of the cluster; PEM of its authority, of the key and of the certificate)"""
+
 @final
 class Buffer:
     """Page-aligned shared memory, which storage nodes on this host place bytes into directly.
@@ -80,7 +83,7 @@ class Client:
         key: bytes,
         *,
         token_source: str | None = None,
-        certificates: Certificates | None = None,
+        certificates: _Certificates | None = None,
         description: str = ...,
         mount: bool = False,
         deadline_ms: int = 60_000,
@@ -95,6 +98,8 @@ class Client:
         rdma_gid_index: int | None = None,
         rdma_transmissions: int | None = None,
     ) -> Client: ...
+    def set_certificates(self, certificates: _Certificates) -> None:
+        """Open connections with these from now on. Raises: InvalidArgument if it was made without; ConfigError."""
     def set_token(self, claims: bytes, key: bytes) -> None:
         """Open connections with this token from now on; use those that stand for no other request.
 
@@ -310,7 +315,7 @@ class StorageNode:
         transport: Literal["auto", "shm", "tcp", "rdma"] | str = "auto",
         rdma_devices: Sequence[str] = ...,
         rdma_gid_index: int | None = None,
-        certificates: Certificates | None = None,
+        certificates: _Certificates | None = None,
         wire: Literal["encrypt", "mac", "none"] | str = "encrypt",
     ) -> StorageNode:
         """Open the directory and begin to listen; without routing and lease it refuses every request.
@@ -320,6 +325,8 @@ class StorageNode:
         Raises: Busy if another process has it, ConfigError if it is not what it must be, CorruptData.
         """
     def tcp_address(self) -> str: ...
+    def set_certificates(self, certificates: _Certificates) -> None:
+        """Open and accept connections with these from now on. Raises: as for `Client`."""
     def set_routing(self, routing: bytes) -> int:
         """Apply a serialized `Routing`, snapshot or delta; the routing version then known.
 

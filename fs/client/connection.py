@@ -121,13 +121,19 @@ class Connection:
 
     def _open(self) -> luciola_core.Client:
         address, source = self.parameters.resolve()
-        token = source()
+        token, tls = source(), self.parameters.tls()
         with explained(self.parameters.address, address):
-            client = _native(address, token, source, self.parameters.config)
+            client = _native(address, token, source, self.parameters.config, tls)
         if not isinstance(source, Given):
             # The thread must not keep a connection that is not used any more.
             myself = weakref.ref(self)
-            self._renewal = Renewal(source, token, lambda: getattr(myself(), "_client", None))
+            self._renewal = Renewal(
+                source,
+                token,
+                lambda: getattr(myself(), "_client", None),
+                tls=tls,
+                read_tls=self.parameters.tls,
+            )
             self._renewal.start()
         return client
 
@@ -186,12 +192,15 @@ def explained(cluster: str, address: str) -> Iterator[None]:
         raise type(error)(f"no answer at {address}: {advice} ({error})") from error
 
 
-def _native(address: str, token: Token, source: Source, config: ClientConfig) -> luciola_core.Client:
+def _native(
+    address: str, token: Token, source: Source, config: ClientConfig, tls: Tls | None
+) -> luciola_core.Client:
     return luciola_core.Client(
         address.split(","),
         token.claims,
         token.key,
         token_source=None if isinstance(source, Given) else source.name,
+        certificates=None if tls is None else tls.current().native(),
         description=f"python {os.getpid()}",
         deadline_ms=config.deadline_ms,
         retry_first_ms=config.retry_first_ms,

@@ -1,4 +1,4 @@
-"""A thread that gives a native client each new token of its source, so that it outlives its first one."""
+"""A thread that gives a native client each new token and certificate, so that it outlives its first ones."""
 
 import logging
 import threading
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import Error, InvalidArgument
 from ..wire.credentials import format_unix_s
+from ..wire.tls import Tls
 from ..wire.token_source import Source
 
 if TYPE_CHECKING:
@@ -22,11 +23,23 @@ WARN_S: Final = 600.0  # before a token ends that nothing replaces, or a tenth o
 
 
 class Renewal:
-    """Follows `source`, whose token `shown` `client` has. `client` returns None when there is none any more."""
+    """Follows `source`, whose token `shown` `client` has. `client` returns None when there is none any more.
+
+    `tls`: whence certificates, those that `client` has; `read_tls`: the same of a new token.
+    """
 
     def __init__(
-        self, source: Source, shown: "Token", client: "Callable[[], luciola_core.Client | None]"
+        self,
+        source: Source,
+        shown: "Token",
+        client: "Callable[[], luciola_core.Client | None]",
+        *,
+        tls: Tls | None = None,
+        read_tls: "Callable[[], Tls | None]" = lambda: None,
     ) -> None:
+        self._tls = tls
+        self._read_tls = read_tls
+        self._material = None if tls is None else tls.current()
         self._source = source
         self._shown = shown
         self._client = client
@@ -56,12 +69,21 @@ class Renewal:
                 _require_same_limits(self._shown, token)
                 client.set_token(token.claims, token.key)
                 self._shown = token
+                self._tls = self._read_tls() or self._tls
                 log.info("a new token is used: %s (%s)", self._source.name, token.id)
+            self._renew_certificate(client)
         except (Error, OSError) as error:
             self._say(f"{self._source.name} is not renewed: {error}")
         else:
             self._warn(token)
         return True
+
+    def _renew_certificate(self, client: "luciola_core.Client") -> None:
+        material = None if self._tls is None else self._tls.current()
+        if material is not None and material != self._material:
+            client.set_certificates(material.native())
+            self._material = material
+            log.info("a new certificate is used")
 
     def _warn(self, token: "Token") -> None:
         claims = token.described()

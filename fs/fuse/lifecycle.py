@@ -32,7 +32,8 @@ from ..errors import (
 )
 from ..metrics import Exposition, exposed_from_thread
 from ..wire import Token, load_cluster
-from ..wire.credentials import TRUSTED
+from ..wire.credentials import TRUSTED, load_tls
+from ..wire.tls import Tls
 from ..wire.token_source import SecretFile, Source, TokenFile
 from . import records, table
 from .metrics import mount_families
@@ -160,21 +161,24 @@ def _connect(settings: Settings) -> "tuple[luciola_core.Client, Renewal]":
     from ..client.renewal import Renewal
 
     address, source = _door(settings)
-    token = source()
+    token, tls = source(), _tls(settings)
     with explained(settings.cluster, address):
-        client = _native(settings, address, token, source.name)
-    renewal = Renewal(source, token, lambda: client)
+        client = _native(settings, address, token, source.name, tls)
+    renewal = Renewal(source, token, lambda: client, tls=tls, read_tls=lambda: _tls(settings))
     renewal.start()
     return client, renewal
 
 
-def _native(settings: Settings, address: str, token: Token, source: str) -> luciola_core.Client:
+def _native(
+    settings: Settings, address: str, token: Token, source: str, tls: Tls | None
+) -> luciola_core.Client:
     client = settings.client
     return luciola_core.Client(
         address.split(","),
         token.claims,
         token.key,
         token_source=source,
+        certificates=None if tls is None else tls.current().native(),
         description=f"mount on {settings.mountpoint}",
         mount=True,
         deadline_ms=client.deadline_ms,
@@ -206,6 +210,14 @@ def _door(settings: Settings) -> tuple[str, Source]:
     if secret_file is None:
         raise InvalidArgument("a cluster at an address needs --token-file or --secret-file")
     return address, SecretFile(secret_file, role=TRUSTED)
+
+
+def _tls(settings: Settings) -> Tls | None:
+    """Return what protects connections to other machines. Raises: as `_door`, and what the token is read with."""
+    data = Path(settings.cluster)
+    if data.is_dir():
+        return load_cluster(data / "cluster.json").tls()
+    return None if settings.token_file is None else load_tls(settings.token_file)
 
 
 @contextlib.contextmanager

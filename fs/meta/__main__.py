@@ -277,7 +277,7 @@ async def listening(  # noqa: PLR0913, it puts these together
     shown.add("requests", meter.families)
     audit = AuditLog(arguments.audit, f"meta-{arguments.node_id}")
     bound = audit.watched(meter.measured(methods.bind(methods.Meta, service)))
-    lane = LaneServer(bound, secret=authority, audit=audit)
+    lane = LaneServer(bound, secret=authority, tls=tls, audit=audit)
     rpc = RpcServer((*bound, *audit.watched(more)), secret=authority, tls=tls, audit=audit)
     try:
         addresses = Addresses(

@@ -244,7 +244,7 @@ async def listening(
     shown.add("requests", meter.families)
     node, authority, audit = settings.node, settings.authority, settings.audit
     bound = audit.watched(meter.measured(methods.bind(methods.Mgmtd, service)))
-    lane = LaneServer(bound, secret=authority, audit=audit)
+    lane = LaneServer(bound, secret=authority, tls=settings.tls, audit=audit)
     rpc = RpcServer((*bound, *audit.watched(more)), secret=authority, tls=settings.tls, audit=audit)
     try:
         await lane.start(*parse_address(node.lane_address))

@@ -33,6 +33,7 @@ from ..wire import (
 )
 from ..wire.addresses import second_port
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Labels, Node, Routing
+from ..wire.tls import Tls
 from . import slow_ops
 from .directory import Directory, boot_id
 from .disk_watch import DiskWatch
@@ -47,6 +48,7 @@ from .service import StorageService
 
 log = logging.getLogger(__name__)
 
+CERTIFICATE_LOOK_S: Final = 1.0  # as often as clients look
 LAST_SYNC_S: Final = 5.0  # half of what a supervisor waits for the end
 FIRST_ROUTING_S: Final = 1.0  # heartbeats begin after routing is known, or after this long
 
@@ -82,7 +84,8 @@ async def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) -> None:
     secret = settings.cluster.secret()
-    config = settings.config.storage
+    config, tls = settings.config.storage, settings.cluster.tls()
+    material = None if tls is None else tls.current()
     engine = Engine(
         StorageNode(
             settings.node,
@@ -97,6 +100,8 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             identity=directory.engine_identity,
             create=directory.may_create_engine,
             **rdma_options(config),
+            certificates=None if material is None else material.native(),
+            wire=config.wire,
         )
     )
     clients = settings.cluster.clients()
@@ -114,7 +119,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     server = RpcServer(
         settings.audit.watched(meter.measured(methods.bind(methods.Storage, service))),
         secret=authority,
-        tls=settings.cluster.tls(),
+        tls=tls,
         audit=settings.audit,
     )
     metrics = StorageMetrics(engine.node, membership, recovery, scrub, quarantine)
@@ -137,6 +142,8 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             limit_s=config.disk_timeout_ms / 1000,
         )
         background = [scrub.run(), leftovers.run(), quarantine.run(), reports, watch.run()]
+        if tls is not None:
+            background.append(_renew_certificates(engine.node, tls))
         labels = {"kind": "storage", "id": str(settings.node)}
         async with exposed(settings.config.metrics, settings.data, shown, labels=labels):
             await _work(membership, clients, background, settings.cluster.mgmtd_grpc, _synced(stop, engine))
@@ -155,6 +162,19 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
         else:
             directory.set_clean()
         log.info("node %d has stopped", settings.node)
+
+
+async def _renew_certificates(node: StorageNode, tls: Tls) -> None:
+    """Give the data plane what gRPC reads for each connection."""
+    used = tls.current()
+    while True:
+        await asyncio.sleep(CERTIFICATE_LOOK_S)
+        try:
+            if (material := tls.current()) != used:
+                node.set_certificates(material.native())
+                used = material
+        except (Error, OSError) as error:
+            log.warning("renewed certificate: cannot be used, %s; the last one stays", error)
 
 
 async def _synced(stop: asyncio.Event, engine: Engine) -> None:

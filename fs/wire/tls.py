@@ -12,6 +12,7 @@ it listens on loopback and on sockets of its user alone.
 import ipaddress
 import os
 import re
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,10 @@ class Material:
     key: bytes = field(repr=False)
     certificate: bytes
 
+    def native(self) -> tuple[str, bytes, bytes, bytes]:
+        """Return it as the native module takes it."""
+        return self.cluster_id, self.authority, self.key, self.certificate
+
 
 def service_name(role: str, host: str, cluster_id: str) -> str:
     """Return the name by which a certificate entitles to be `role` at the address `host`."""
@@ -58,6 +63,7 @@ class Tls:
     def __init__(self, cluster_id: str, read: Callable[[], Material]) -> None:
         self.cluster_id: Final = cluster_id
         self._read = read
+        self._lane: tuple[Material, ssl.SSLContext] | None = None
 
     def current(self) -> Material:
         """Return the certificates as they are now. Raises: as `read`."""
@@ -71,6 +77,16 @@ class Tls:
         return material, grpc.ssl_channel_credentials(
             material.authority, private_key=material.key, certificate_chain=material.certificate
         )
+
+    def lane(self) -> ssl.SSLContext:
+        """Return what a lane server shows; a client without a certificate of this cluster gets no greeting.
+
+        It is the same one until the certificates are renewed. Raises: as `current`; ConfigError.
+        """
+        material = self.current()
+        if self._lane is None or self._lane[0] != material:
+            self._lane = material, _lane_context(material)
+        return self._lane[1]
 
     def expected_name(self, service: str, host: str) -> str:
         """Return the name that a gRPC service at the address `host` has to have. Raises: ConfigError for a name."""
@@ -105,6 +121,25 @@ class Tls:
         return grpc.dynamic_ssl_server_credentials(
             configuration(used), fetch, require_client_authentication=True
         )
+
+
+def _lane_context(material: Material) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = 0  # each would be a message that no client waits for
+    # It takes the key from a file alone: from one that has no name, and no longer exists than it is read.
+    file = os.memfd_create("certificate", os.MFD_CLOEXEC)
+    try:
+        with open(file, "wb", closefd=False) as memory:
+            memory.write(material.key + material.certificate)
+        context.load_cert_chain(f"/proc/self/fd/{file}")
+        context.load_verify_locations(cadata=material.authority.decode("ascii"))
+    except (ssl.SSLError, UnicodeError) as error:
+        raise ConfigError(f"the certificates of this machine cannot be used: {error}") from error
+    finally:
+        os.close(file)
+    return context
 
 
 class _Files:

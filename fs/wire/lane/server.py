@@ -33,6 +33,7 @@ from ..credentials import Identity
 from ..methods import AnyMethod, Bound, by_lane
 from ..preserialized import Preserialized, is_reply
 from ..slow_requests import PendingRequests
+from ..tls import Tls
 from .frames import FAILED, FRAME_BYTES_MAX, HEADER, REPLY, keep_alive, socket_name
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ assert max(HANDSHAKES_MAX, IDLE_CLOSED) < CONNECTIONS_MAX, (
 class LaneServer:
     """Serves `bound` methods to clients that prove a token made with `secret`, and valid for `Authority`.
 
+    With `tls` also a certificate, before anything else; who comes over the Unix socket is on this host and needs none.
     `audit`: where it is written down who was refused.
     """
 
@@ -63,12 +65,14 @@ class LaneServer:
         bound: Iterable[Bound],
         *,
         secret: bytes | Authority,
+        tls: Tls | None = None,
         audit: AuditLog = NO_AUDIT,
         handshake_s: float = handshake.TIMEOUT_S,
     ) -> None:
         self.methods: Final = by_lane(bound)
         self.authority: Final = Authority.of(secret)
         self.authority.on_change(self._close_void)
+        self.tls: Final = tls
         self.audit: Final = audit
         self.handshake_s: Final = handshake_s
         self.pending: Final = PendingRequests()
@@ -81,6 +85,8 @@ class LaneServer:
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listens, and returns the address. Raises: Unavailable if it cannot."""
         assert self._server is None, "a server starts once"
+        if self.tls is not None:
+            self.tls.lane()  # what is wrong with it is an error of the start
         loop = asyncio.get_running_loop()
         try:
             self._server = await loop.create_server(
@@ -179,6 +185,7 @@ class _ServerConnection(asyncio.Protocol):
         self.identity: Identity | None = None
         self._buffer = bytearray()
         self._timer: asyncio.TimerHandle | None = None
+        self._tls: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._loop = asyncio.get_running_loop()
         self.tasks: set[asyncio.Future[object]] = set()
@@ -203,6 +210,28 @@ class _ServerConnection(asyncio.Protocol):
             return
         keep_alive(transport.get_extra_info("socket"))
         self._timer = self._loop.call_later(self._server.handshake_s, self._transport.abort)
+        if self._server.tls is None or transport.get_extra_info("socket").family == socket.AF_UNIX:
+            self._transport.write(self._shake.hello)
+        else:
+            self._transport.pause_reading()  # until what comes is for TLS
+            self._tls = self._loop.create_task(self._begin_tls(self._server.tls))
+
+    async def _begin_tls(self, tls: Tls) -> None:
+        raw = self._transport
+        try:
+            started = await self._loop.start_tls(
+                raw, self, tls.lane(), server_side=True, ssl_handshake_timeout=self._server.handshake_s
+            )
+        except (OSError, Error) as error:
+            # asyncio has closed it, but for certificates that cannot be read.
+            log.info("lane: refused %s: TLS: %s", self._peer(), error)
+            self._server.audit.refused("TLS", str(error), host=self._host())
+            raw.abort()
+            return
+        if started is None:  # it ended meanwhile
+            raw.abort()
+            return
+        self._transport = started
         self._transport.write(self._shake.hello)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's interface)
