@@ -107,8 +107,8 @@ class StorageConfig:
     transport: str = "auto"
     rdma_devices: str = ""  # "mlx5_0, mlx5_1:1": only these devices or ports; empty: all that are up
     rdma_gid_index: int = -1  # of every port; -1: RoCE version 2, IPv4 before IPv6
-    # What protects the bytes that other machines read and write here over TCP: encrypt | mac | none. "mac" shows them to
-    # who reads the network, and lets nobody change them; so does neither "none", nor RDMA, which the others exclude.
+    # What protects the bytes that other machines read and write here over TCP: encrypt | mac | none. "mac" shows them
+    # to who reads the network, and lets no one change them; "none" does neither, and RDMA needs it.
     wire: str = "encrypt"
     # Where the node stands: what fails together (docs/operations.md, "Failure domains"). Empty: not said; of the host,
     # its own name.

@@ -257,7 +257,7 @@ fn a_squatter_learns_nothing_and_is_noticed() {
         let (mut socket, _) = listener.accept().unwrap();
         let hello = handshake::encode_server_hello(
             credential::ChannelKind::Data,
-            handshake::ServerHello::Nonce([5; 32]),
+            handshake::ServerHello::Nonce { nonce: [5; 32], wire: 0 },
         );
         socket.write_all(&hello).unwrap();
         let mut answer = [0; 4096];
@@ -399,7 +399,9 @@ fn raw_connection(socket: &mut (impl Read + Write)) {
     let mut hello = [0; handshake::SERVER_HELLO_BYTES];
     socket.read_exact(&mut hello).unwrap();
     let kind = credential::ChannelKind::Data;
-    let Ok(handshake::ServerHello::Nonce(server)) = handshake::decode_server_hello(kind, &hello) else {
+    let Ok(handshake::ServerHello::Nonce { nonce: server, .. }) =
+        handshake::decode_server_hello(kind, &hello)
+    else {
         panic!("a greeting");
     };
     let token = credential(Role::Client);

@@ -26,7 +26,7 @@ from ..errors import AlreadyExists, ConfigError, InvalidArgument, NotFound
 from ..ids import MANAGER_NODE, META_NODE, STORAGE_NODE
 from ..mgmtd.placement import REPLICAS_MAX
 from ..wire import Cluster, Tls, create_secret, encode_cluster, parse_addresses, parse_cluster, write_private
-from ..wire.addresses import ADDRESSES_MAX, format_address, parse_address, require_loopback, second_port
+from ..wire.addresses import ADDRESSES_MAX, format_address, parse_address, second_port
 from ..wire.certificates import INVITATION_S, Issuer, Subject
 from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.private_file import read_private_file
@@ -78,7 +78,7 @@ label_option: Final = click.option(
 insecure_option: Final = click.option(
     "--insecure",
     is_flag=True,
-    help="Listen for other machines, in clear text: for a network of trusted machines.",
+    help='Listen for other machines though bytes are not protected ([storage] wire = "none"): for a trusted network.',
 )
 
 
@@ -197,14 +197,14 @@ def init(
 
     \b
     Example:
-      luciola init --data /var/lib/luciola --address 10.0.0.1 --insecure
+      luciola init --data /var/lib/luciola --address 10.0.0.1
       luciola init --data /var/lib/luciola --address 10.0.0.1 --managers 10.0.0.1,10.0.0.2,10.0.0.3 \\
-        --metadata etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379 --insecure
+        --metadata etcd://10.0.0.1:2379,10.0.0.2:2379,10.0.0.3:2379
     """
     data = DataDir(data_path.absolute())
     managers = (manager_hosts or address).split(",")
     for each in (address, *managers):
-        _check_address(each, insecure=insecure)
+        _check_address(each)
     wanted = wanted_metadata({**metadata_given, "metas": None, "managers": None})
     if wanted.is_private:
         raise InvalidArgument("several machines share an etcd of their own: --metadata etcd://HOST:PORT,…")
@@ -312,10 +312,10 @@ def join(
 
     \b
     Example:
-      luciola join 10.0.0.1 --token-file invitation --data /var/lib/luciola --address 10.0.0.2 --insecure
+      luciola join 10.0.0.1 --token-file invitation --data /var/lib/luciola --address 10.0.0.2
     """
     invitation = Invitation.read(invitation_file)
-    _check_address(address, insecure=insecure)
+    _check_address(address)
     data = DataDir(data_path.absolute())
     _check_unused(data)
     cluster = replace(invitation.cluster, secret_file=str(data.secret), tls_directory=str(data.tls))
@@ -403,8 +403,8 @@ def _check_unused(data: DataDir) -> None:
         raise AlreadyExists("this directory belongs to a cluster; name another one", path=str(data.root))
 
 
-def _check_address(address: str, *, insecure: bool) -> None:
-    """Raises: InvalidArgument if it is no address of a machine; ConfigError if it needs `insecure`."""
+def _check_address(address: str) -> None:
+    """Raises: InvalidArgument if it is no address of a machine."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError as error:
@@ -413,7 +413,6 @@ def _check_address(address: str, *, insecure: bool) -> None:
         ) from error
     if found.is_unspecified or found.is_multicast:
         raise InvalidArgument(f"other machines cannot reach a machine as {address}")
-    require_loopback(address, insecure=insecure)
 
 
 def _managers_at(cluster: Cluster, address: str) -> tuple[int, ...]:

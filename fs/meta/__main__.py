@@ -78,9 +78,10 @@ async def guard_store(engine: RocksEngine, clock: Clock) -> None:
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Run the service until SIGTERM or SIGINT."""
-    require_loopback(arguments.listen, insecure=arguments.insecure)
     config = ClusterConfig() if arguments.config is None else load(arguments.config)
     cluster_file = load_cluster(arguments.cluster)
+    protected = bool(cluster_file.tls_directory)
+    require_loopback(arguments.listen, protected=protected, insecure=arguments.insecure)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -319,7 +320,9 @@ def main() -> int:
         default=0,
         help="the lane's; the next one is gRPC's (%(default)s: free ones)",
     )
-    parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
+    parser.add_argument(
+        "--insecure", action="store_true", help="listen for other machines, though in clear text"
+    )
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     parser.add_argument("--audit", type=Path, metavar="DIR", help="write down there who changed the cluster")
     parser.add_argument(

@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="TOML with what differs from the defaults")
     parser.add_argument("--node-id", type=int, default=1, help="number of this node (%(default)s)")
     parser.add_argument("--create", action="store_true", help="create the store of a new cluster")
-    parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
+    parser.add_argument(
+        "--insecure", action="store_true", help="listen for other machines, though in clear text"
+    )
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     parser.add_argument("--audit", type=Path, metavar="DIR", help="write down there who changed the cluster")
     options = parser.parse_args(arguments)
@@ -86,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
         several = cluster.metadata is not None
         config = ClusterConfig() if options.config is None else load(options.config)
         for address in cluster.manager_addresses(options.node_id if several else 1):
-            require_loopback(parse_address(address)[0], insecure=options.insecure)
+            host, protected = parse_address(address)[0], bool(cluster.tls_directory)
+            require_loopback(host, protected=protected, insecure=options.insecure)
         audit = AuditLog(options.audit, f"mgmtd-{options.node_id}")
         uvloop.run(
             serve(options.data, cluster, config, NodeId(options.node_id), audit, create=options.create)

@@ -46,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="LEVEL=NAME",
         help="room, rack or host that the node stands in, instead of that of --config (repeat)",
     )
-    parser.add_argument("--insecure", action="store_true", help="listen for other machines, in clear text")
+    parser.add_argument(
+        "--insecure", action="store_true", help="listen for other machines, though in clear text"
+    )
     parser.add_argument("--rotate-log", action="store_true", help="keep the file on standard error short")
     parser.add_argument("--audit", type=Path, metavar="DIR", help="write down there who changed the cluster")
     options = parser.parse_args(arguments)
@@ -59,12 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     raise_limit()  # every connection, block file and client's region is a descriptor
     try:
-        require_loopback(options.listen, insecure=options.insecure)
+        cluster = load_cluster(options.cluster)
+        config = configuration.load(options.config) if options.config else configuration.ClusterConfig()
+        protected = bool(cluster.tls_directory) and config.storage.wire != "none"
+        require_loopback(options.listen, protected=protected, insecure=options.insecure)
         settings = Settings(
             node=options.node_id,
             data=options.data,
-            cluster=load_cluster(options.cluster),
-            config=configuration.load(options.config) if options.config else configuration.ClusterConfig(),
+            cluster=cluster,
+            config=config,
             host=options.listen,
             port=options.port,
             labels=dict(options.label),

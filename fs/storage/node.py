@@ -85,7 +85,6 @@ async def serve(settings: Settings) -> None:
 async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) -> None:
     secret = settings.cluster.secret()
     config, tls = settings.config.storage, settings.cluster.tls()
-    material = None if tls is None else tls.current()
     engine = Engine(
         StorageNode(
             settings.node,
@@ -100,7 +99,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             identity=directory.engine_identity,
             create=directory.may_create_engine,
             **rdma_options(config),
-            certificates=None if material is None else material.native(),
+            certificates=None if tls is None else tls.current().native(),
             wire=config.wire,
         )
     )
@@ -142,8 +141,7 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             limit_s=config.disk_timeout_ms / 1000,
         )
         background = [scrub.run(), leftovers.run(), quarantine.run(), reports, watch.run()]
-        if tls is not None:
-            background.append(_renew_certificates(engine.node, tls))
+        background += [] if tls is None else [_renew_certificates(engine.node, tls)]
         labels = {"kind": "storage", "id": str(settings.node)}
         async with exposed(settings.config.metrics, settings.data, shown, labels=labels):
             await _work(membership, clients, background, settings.cluster.mgmtd_grpc, _synced(stop, engine))

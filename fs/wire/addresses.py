@@ -62,12 +62,13 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" if address is None else address.is_loopback
 
 
-def require_loopback(host: str, *, insecure: bool) -> None:
-    """Raises: ConfigError if a service would listen at `host` for other machines, and was not allowed to."""
-    if not insecure and not is_loopback(host):
+def require_loopback(host: str, *, protected: bool, insecure: bool) -> None:
+    """Raises: ConfigError if a service would listen for other machines in clear text, and was not allowed to."""
+    if not protected and not insecure and not is_loopback(host):
         raise ConfigError(
-            f"listening on {host} would send files and names in clear text to other machines: listen on 127.0.0.1, or "
-            "say --insecure on a network of trusted machines"
+            f"listening on {host} would send files and names in clear text to other machines: listen on 127.0.0.1, "
+            "use a cluster that `luciola init` made, with [storage] wire = encrypt, or say --insecure on a network of "
+            "trusted machines"
         )
 
 

@@ -140,6 +140,8 @@ struct Patience {
 enum Failure {
     /// Another attempt may succeed, at another address.
     Lost(Error),
+    /// As `Lost`, of what explains more than that the deadline has passed.
+    Untrusted(Error),
     /// The service answered; another attempt may succeed.
     Retryable(Error),
     Final(Error),
@@ -242,7 +244,14 @@ impl Lane {
                     return Err(given_up(error, attempts));
                 }
                 Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Lost(error)) => {
+                Err(failure @ (Failure::Lost(_) | Failure::Untrusted(_))) => {
+                    let (Failure::Lost(error) | Failure::Untrusted(error)) = &failure else {
+                        unreachable!("it is one of them")
+                    };
+                    let error = error.clone();
+                    if matches!(failure, Failure::Untrusted(_)) {
+                        said = Some(error.clone());
+                    }
                     // Each address gets a chance before the first pause.
                     untried = untried.saturating_sub(1);
                     if untried > 0 && Instant::now() < deadline {
@@ -452,10 +461,10 @@ impl Lane {
             ConnectError::Refused => Failure::Final(Error::new(Kind::Unauthenticated, message)),
             ConnectError::Busy => Failure::Lost(Error::new(Kind::Busy, message)),
             // Another process may have got a dead server's port: not ours to talk to, but the server may come back.
-            ConnectError::NotOurs
-            | ConnectError::Untrusted(_)
-            | ConnectError::NoRdma(_)
-            | ConnectError::Io(_) => Failure::Lost(Error::unavailable(message)),
+            ConnectError::Untrusted(_) => Failure::Untrusted(Error::unavailable(message)),
+            ConnectError::NotOurs | ConnectError::NoRdma(_) | ConnectError::Io(_) => {
+                Failure::Lost(Error::unavailable(message))
+            }
         }
     }
 

@@ -47,15 +47,23 @@ pub(crate) fn as_client(
     Ok(wire)
 }
 
-/// A server that wants TLS waits for it without a word.
-fn without_greeting(stream: &Stream, error: io::Error) -> io::Error {
-    use io::ErrorKind::{TimedOut, UnexpectedEof};
-    if stream.is_protected() || stream.shares_memory() || !matches!(error.kind(), TimedOut | UnexpectedEof) {
-        return error;
+/// A server that wants TLS waits for it without a word; one that got a certificate which it does not want closes.
+fn without_greeting(stream: &Stream, error: io::Error) -> ConnectError {
+    use io::ErrorKind::{ConnectionReset, InvalidData, TimedOut, UnexpectedEof};
+    match error.kind() {
+        UnexpectedEof | ConnectionReset | InvalidData if stream.is_protected() => {
+            ConnectError::Untrusted(format!(
+                "the server closed after the handshake of TLS ({error}): it does not accept this machine's or token's \
+                 certificate (`luciola certificate show`), or has ended"
+            ))
+        }
+        TimedOut | UnexpectedEof if !stream.is_protected() && !stream.shares_memory() => {
+            let advice = "no greeting: it hangs, or wants TLS, for which the token's file has a certificate \
+                (`luciola token create` on a machine of the cluster writes one)";
+            io::Error::new(error.kind(), advice).into()
+        }
+        _ => error.into(),
     }
-    let advice = "no greeting: it hangs, or wants TLS, for which the token's file has a certificate \
-        (`luciola token create` on a machine of the cluster writes one)";
-    io::Error::new(error.kind(), advice)
 }
 
 /// Authenticate a peer by its token of this cluster, say what protects the frames that follow, and ask `admit` for a place; return the claims. A peer that is

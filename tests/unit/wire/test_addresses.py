@@ -17,7 +17,7 @@ from luciola.wire.addresses import is_loopback, parse_address, port_argument, re
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "localhost"])
 def test_loopback_needs_no_permission(host):
     assert is_loopback(host)
-    require_loopback(host, insecure=False)
+    require_loopback(host, protected=False, insecure=False)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,9 @@ def test_loopback_needs_no_permission(host):
 def test_other_machines_need_permission(host):
     assert not is_loopback(host)
     with pytest.raises(ConfigError, match="--insecure"):
-        require_loopback(host, insecure=False)
-    require_loopback(host, insecure=True)
+        require_loopback(host, protected=False, insecure=False)
+    require_loopback(host, protected=True, insecure=False)
+    require_loopback(host, protected=False, insecure=True)
 
 
 @pytest.mark.parametrize("text", ["", "-1", "65535", "65536", "7410x", "٣"])
