@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import luciola_core
@@ -11,7 +12,7 @@ import pytest
 
 import luciola
 from integration.test_late_requests import SECRET, Manager
-from luciola.clock import SystemClock
+from luciola.clock import SystemClock, boot_s
 from luciola.config import ClientConfig, MetaConfig
 from luciola.errors import Unavailable
 from luciola.kv import MemoryEngine
@@ -24,6 +25,7 @@ from luciola.wire.pb import mgmtd_pb2 as pb
 from luciola.wire.tls import Material, Tls, encode_holding
 from unit.wire.tls_world import HERE, World, tls
 
+DEADLINE_MS = 3000
 TOKEN = mint(SECRET, role=TRUSTED)
 
 
@@ -32,6 +34,7 @@ class Sniffer:
 
     def __init__(self, server: str) -> None:
         self._server = parse_address(server)
+        self.flips = False  # a bit of each piece from now on
         self._listener: asyncio.Server | None = None
         self._writers: list[asyncio.StreamWriter] = []
         self.seen = bytearray()
@@ -56,7 +59,7 @@ class Sniffer:
         try:
             while data := await reader.read(1 << 16):
                 self.seen += data
-                writer.write(data)
+                writer.write(data[:-1] + bytes([data[-1] ^ self.flips]))
         except ConnectionError:
             pass
         writer.close()
@@ -68,6 +71,7 @@ class Services:
     def __init__(self, mgmtd: Tls | None, meta: Tls | None) -> None:
         self._servers: list[LaneServer] = []
         self._sniffers: list[Sniffer] = []
+        self.nodes: list[luciola_core.StorageNode] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -88,7 +92,8 @@ class Services:
             placer=placer,
         )
         self.meta = await self._served(methods.bind(methods.Meta, service), meta)
-        self.mgmtd = await self._served(methods.bind(methods.Mgmtd, Manager(self.meta.address)), mgmtd)
+        self.manager = Manager(self.meta.address)
+        self.mgmtd = await self._served(methods.bind(methods.Mgmtd, self.manager), mgmtd)
 
     async def _served(self, bound: Any, protection: Tls | None) -> Sniffer:
         server = LaneServer(bound, secret=SECRET, tls=protection)
@@ -96,6 +101,28 @@ class Services:
         await sniffer.start()
         self._servers.append(server)
         self._sniffers.append(sniffer)
+        return sniffer
+
+    def add_storage(self, directory: Path, material: Material, wire: str) -> Sniffer:
+        """Start a storage node that protects its bytes so, and serves the one chain; return what is before it."""
+        node = luciola_core.StorageNode(
+            1,
+            directory,
+            secret=SECRET,
+            reserve_bytes=0,
+            transport="tcp",
+            certificates=material.native(),
+            wire=wire,
+        )
+        self.nodes.append(node)
+        sniffer = Sniffer(node.tcp_address())
+        self._run(sniffer.start())
+        self._sniffers.append(sniffer)
+        routing = self.manager.routing
+        routing.nodes.add(id=1, kind=pb.NODE_STORAGE, status=pb.CONNECTED, data_address=sniffer.address)
+        routing.chains.add(id=1, version=1, targets=[pb.Target(id=10, node=1, state=pb.SERVING)])
+        node.set_routing(routing.SerializeToString())
+        node.set_lease(boot_s() + 600, 1)
         return sniffer
 
     def _run(self, work: Awaitable[Any]) -> Any:
@@ -113,6 +140,8 @@ class Services:
 
     def close(self) -> None:
         self._run(self._end())
+        for node in self.nodes:
+            node.stop()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -154,7 +183,11 @@ def refused(services: Services, material: Material | None) -> str:
 
 def connect(services: Services, holder: Material) -> "luciola.FileSystem":
     text = f"{TOKEN.encode()}\n{encode_holding(holder)}"
-    return luciola.connect(services.mgmtd.address, token=text, config=ClientConfig(attribute_timeout_ms=0))
+    return luciola.connect(
+        services.mgmtd.address,
+        token=text,
+        config=ClientConfig(attribute_timeout_ms=0, transport="tcp", deadline_ms=DEADLINE_MS),
+    )
 
 
 def test_a_sniffer_sees_neither_names_nor_bytes_nor_tokens(world: World, start: Start):
@@ -209,3 +242,34 @@ def test_renewed_certificates_are_used_by_the_next_connection(world: World, star
         with connect(services, world.holder()) as other:
             assert other.read("/f") == b"before"
         assert fs.read("/f") == b"before"
+
+
+@pytest.mark.parametrize("wire", ["encrypt", "mac", "none"])
+def test_bytes_are_protected_as_their_storage_node_says(
+    wire: str, world: World, start: Start, tmp_path: Path
+):
+    services = start(tls(world.machine("mgmtd")), tls(world.machine("meta")))
+    sniffer = services.add_storage(tmp_path / "chunks", world.machine("storage"), wire)
+    content = b"bytes of a large file" * 20_000
+    with connect(services, world.holder()) as fs:
+        fs.write("/large", content)
+        assert fs.read("/large") == content
+        seen = bytes(sniffer.seen)
+        assert TOKEN.claims not in seen
+        assert (content[:1000] in seen) == (wire != "encrypt")
+        sniffer.flips = True
+        if wire != "none":
+            with pytest.raises(OSError, match="/large"):
+                fs.read("/large")
+
+
+def test_a_storage_node_that_is_another_machine_gets_neither_token_nor_bytes(
+    world: World, start: Start, tmp_path: Path
+):
+    services = start(tls(world.machine("mgmtd")), tls(world.machine("meta")))
+    sniffer = services.add_storage(tmp_path / "chunks", world.machine("storage", address="10.0.0.1"), "none")
+    with connect(services, world.holder()) as fs, pytest.raises(OSError, match="/large"):
+        fs.write("/large", b"bytes" * 20_000)
+    assert sniffer.seen
+    assert TOKEN.claims not in sniffer.seen
+    assert b"bytes" not in sniffer.seen
