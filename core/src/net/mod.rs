@@ -33,7 +33,6 @@ mod records;
 mod server;
 mod session;
 pub(crate) mod stream;
-mod tls;
 mod upgrade;
 
 use std::fmt;
@@ -42,12 +41,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use crate::wire::tls::{Certificates, Role, UnusableCertificates};
 pub use connect_error::{ConnectError, with_current_token};
 pub use connection::Connection;
 pub use pool::{Pool, Pooled};
 pub use records::Wire;
 pub use server::{Server, ServerOptions};
-pub use tls::{Certificates, Role};
 
 pub use crate::wire::credential::{Credential, Secret, Token};
 

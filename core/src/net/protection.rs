@@ -74,7 +74,7 @@ impl Protection {
         Protection::Tls(Box::new(TlsLayer { connection, received: vec![0; TLS_BYTES], clear: None }))
     }
 
-    /// Go on with what was received; return whether both ends have shaken hands.
+    /// Continue with what was received; return whether both ends have shaken hands.
     pub(super) fn handshake(&mut self) -> Result<bool, ProtectionError> {
         let Protection::Tls(tls) = self else { panic!("only TLS shakes hands") };
         match tls.clear {
@@ -134,7 +134,7 @@ impl Protection {
             }
             Protection::Records(records) => {
                 let total = head.len() + total_length(parts);
-                let mut source = Source { head, parts, offset: 0 };
+                let mut source = OutgoingText { head, parts, offset: 0 };
                 let mut left = total;
                 while left > 0 {
                     let length = left.min(TEXT_BYTES_MAX);
@@ -201,7 +201,7 @@ impl Protection {
         Ok(count)
     }
 
-    /// Whether nothing was received that nobody has taken.
+    /// Whether all that was received has been taken.
     pub(super) fn is_quiet(&self) -> bool {
         match self {
             Protection::None | Protection::Tls(_) => true,
@@ -232,14 +232,14 @@ impl TlsLayer {
 }
 
 /// What is sent, in pieces.
-struct Source<'a> {
+struct OutgoingText<'a> {
     head: &'a [u8],
     parts: &'a [Placement],
     /// Of `head` while there is some, then of the first part.
     offset: usize,
 }
 
-impl Source<'_> {
+impl OutgoingText<'_> {
     fn fill(&mut self, mut target: &mut [u8]) {
         while !target.is_empty() {
             let is_head = !self.head.is_empty();

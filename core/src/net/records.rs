@@ -148,7 +148,7 @@ impl Opener {
         Opener { direction: Direction::new(wire, exported), received, filled: 0..0, text: 0..0 }
     }
 
-    /// Text that was opened. Whoever takes some says how much.
+    /// Text that was opened and not taken.
     pub(super) fn text(&self) -> &[u8] {
         &self.received[self.text.clone()]
     }

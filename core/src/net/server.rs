@@ -50,7 +50,7 @@ pub struct ServerOptions {
     pub payload_bytes_max: usize,
     /// Upgrades connections over TCP to RDMA; `None`: none is upgraded.
     pub fabric: Option<Arc<Fabric>>,
-    /// Whoever comes over TCP shakes hands by TLS; `None`: in clear text.
+    /// For TLS, which is then asked of every connection over TCP; `None`: in clear text.
     pub certificates: Option<Certificates>,
     /// What protects the frames after that. Without certificates: nothing.
     pub wire: Wire,

@@ -73,6 +73,7 @@ pub type Pem = (String, PyBackedBytes, PyBackedBytes, PyBackedBytes);
 
 pub fn certificates_of((cluster, authority, key, certificate): &Pem) -> Result<Certificates, Error> {
     Certificates::new(cluster, authority, key, certificate)
+        .map_err(|error| Error::new(Kind::ConfigError, error.to_string()))
 }
 
 /// Errors: `InvalidArgument` if there were none from the start.

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::credential::Token;
+use super::tls::Certificates;
 use crate::lock::{Condvar, Mutex};
-use crate::net::Certificates;
 
 /// After a token was refused first, so long a connection waits for the one that replaces it. The file of a token is looked
 /// at each second.

@@ -14,6 +14,7 @@ pub mod lane;
 pub mod pb;
 mod raw;
 pub mod rdma;
+pub mod tls;
 pub mod verb;
 pub mod verbs;
 

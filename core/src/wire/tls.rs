@@ -2,7 +2,7 @@
 //!
 //! - A client expects a server's certificate to name its role, address and cluster at once; a server expects one of the
 //!   cluster's authority, of any name: the token inside says who calls.
-//! - No tickets and no resumption: nothing is on a connection that nobody asked for, and each has keys of its own.
+//! - No tickets and no resumption: nothing is on a connection unasked, and each has keys of its own.
 
 use std::fmt;
 use std::io;
@@ -16,7 +16,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 
-use crate::error::{Error, Kind, Result};
 use crate::lock::Mutex;
 
 /// What a server has to be, by its certificate.
@@ -37,6 +36,13 @@ impl Role {
     }
 }
 
+/// Why there are no certificates.
+#[derive(Debug, thiserror::Error)]
+#[error("the certificates of this machine cannot be used: {0}")]
+pub struct UnusableCertificates(String);
+
+type Result<T> = std::result::Result<T, UnusableCertificates>;
+
 /// A key, its certificate, and the authority that is trusted.
 struct Material {
     cluster_id: String,
@@ -49,7 +55,7 @@ struct Material {
 pub struct Certificates(Arc<Mutex<Arc<Material>>>);
 
 impl Certificates {
-    /// `authority`, `key` and `certificate` are PEM. Errors: `ConfigError` if they are not, or do not belong together.
+    /// `authority`, `key` and `certificate` are PEM. Errors: they are not, or do not belong together.
     pub fn new(cluster_id: &str, authority: &[u8], key: &[u8], certificate: &[u8]) -> Result<Certificates> {
         let material = Material::new(cluster_id, authority, key, certificate)?;
         Ok(Certificates(Arc::new(Mutex::new(Arc::new(material)))))
@@ -126,8 +132,8 @@ fn chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     }
 }
 
-fn unusable(error: impl fmt::Display) -> Error {
-    Error::new(Kind::ConfigError, format!("the certificates of this machine cannot be used: {error}"))
+fn unusable(error: impl fmt::Display) -> UnusableCertificates {
+    UnusableCertificates(error.to_string())
 }
 
 /// The name by which a certificate entitles to serve as `role` at `address`.
@@ -153,6 +159,6 @@ mod tests {
     #[test]
     fn what_is_no_certificate_is_refused() {
         let error = Certificates::new("c1", b"nothing", b"", b"").unwrap_err();
-        assert!(error.kind() == Kind::ConfigError && error.to_string().contains("certificate"), "{error}");
+        assert!(error.to_string().contains("certificate"), "{error}");
     }
 }
