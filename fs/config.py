@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from math import ceil
 from pathlib import Path
 from typing import Final, TypedDict, TypeVar
 
@@ -226,12 +227,14 @@ CHOICES: dict[tuple[type, str], tuple[str, ...]] = {
 
 MINUTE_MS: Final = 60_000
 DAY_MS: Final = 1440 * MINUTE_MS
+DRIFT_PERCENT_MAX: Final = 50  # clocks that differ by more are broken
+assert DRIFT_PERCENT_MAX < 100, "clocks run"
 
 # Numbers outside these bounds are mistakes, not choices. Every number has its own.
 BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
     (MgmtdConfig, "heartbeat_interval_ms"): (1, 10 * MINUTE_MS),
     (MgmtdConfig, "lease_ms"): (2, 60 * MINUTE_MS),
-    (MgmtdConfig, "lease_drift_percent"): (0, 50),  # clocks that differ by more are broken
+    (MgmtdConfig, "lease_drift_percent"): (0, DRIFT_PERCENT_MAX),
     (MgmtdConfig, "chain_check_interval_ms"): (1, MINUTE_MS),
     (MgmtdConfig, "down_out_s"): (0, 30 * 86_400),
     (MgmtdConfig, "bootstrap_ms"): (0, 120 * MINUTE_MS),
@@ -289,6 +292,29 @@ BOUNDS: dict[tuple[type, str], tuple[int, int]] = {
 def is_label(text: str) -> bool:
     """Return whether `text` may name a room, a rack or a host."""
     return re.fullmatch(rf"[A-Za-z0-9._-]{{1,{LABEL_CHARS_MAX}}}", text) is not None
+
+
+def longest_lease_ms(config: MgmtdConfig) -> float:
+    """Return a lease as the slowest clock that is allowed measures it."""
+    return config.lease_ms * 100 / (100 - config.lease_drift_percent)
+
+
+def check_times(config: MgmtdConfig) -> None:
+    """Raises: ConfigError for times that would break the lease rules."""
+    if config.lease_drift_percent > DRIFT_PERCENT_MAX:
+        raise ConfigError(f"mgmtd.lease_drift_percent: must be at most {DRIFT_PERCENT_MAX}")
+    longest_ms = ceil(longest_lease_ms(config))
+    if config.bootstrap_ms < longest_ms:
+        raise ConfigError(
+            f"mgmtd.bootstrap_ms: must be at least {longest_ms}, the longest lease that an earlier manager granted"
+        )
+    if config.lease_ms < 2 * config.heartbeat_interval_ms:
+        raise ConfigError("mgmtd.lease_ms: must be at least two heartbeat intervals")
+    if config.client_session_timeout_ms < 2 * config.client_extend_interval_ms:
+        raise ConfigError("mgmtd.client_session_timeout_ms: must be at least two intervals of extension")
+    for name in ("heartbeat_interval_ms", "chain_check_interval_ms", "client_extend_interval_ms"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"mgmtd.{name}: must be at least 1")
 
 
 def rdma_options(config: StorageConfig | ClientConfig) -> RdmaOptions:
@@ -404,11 +430,13 @@ __all__ = [
     "MountConfig",
     "RdmaOptions",
     "StorageConfig",
+    "check_times",
     "checked",
     "from_table",
     "is_label",
     "load",
     "loads",
+    "longest_lease_ms",
     "rdma_options",
     "read_text",
 ]

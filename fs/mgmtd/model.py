@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from ..config import MgmtdConfig
+from ..config import MgmtdConfig, longest_lease_ms
 from ..errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
 from ..ids import EMBEDDED_EPOCH, META_NODE, STORAGE_NODE, ChainId, ChainVersion, NodeId, TableId, TargetId
 from ..states import Data, Local, Public
@@ -850,11 +850,6 @@ def _check_description(text: str) -> None:
         raise InvalidArgument(f"a description has at most {DESCRIPTION_BYTES_MAX} bytes")
 
 
-def longest_lease_ms(config: MgmtdConfig) -> float:
-    """Return a lease as the slowest clock that is allowed measures it."""
-    return config.lease_ms * 100 / (100 - config.lease_drift_percent)
-
-
 def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, Report]:
     """Return the reports by target. Raises: InvalidArgument."""
     if len(request.targets) > TARGETS_MAX:
@@ -873,4 +868,4 @@ def _reports(request: pb.HeartbeatRequest) -> dict[TargetId, Report]:
     return reports
 
 
-__all__ = ["HeartbeatResult", "Model", "NodeLife", "Report", "TargetLife", "longest_lease_ms"]
+__all__ = ["HeartbeatResult", "Model", "NodeLife", "Report", "TargetLife"]

@@ -256,11 +256,13 @@ class Change:
     ended_moves: tuple[ChainId, ...] = ()  # chains
     rebalance: Rebalance | None = None  # None: as it was
     minted_before: tuple[tuple[int, int], ...] = ()  # of a key: every token made earlier is void
+    configs: tuple[pb.ConfigVersion, ...] = ()
+    forgotten_configs: tuple[int, ...] = ()  # versions
 
     def __bool__(self) -> bool:
         records = (self.nodes, self.chains, self.tables, self.removed_nodes, self.meta_store, self.engines)
         moves = (self.moves, self.ended_moves, self.rebalance is not None)
-        return any(records) or any(moves) or self.revokes
+        return any(records) or any(moves) or self.revokes or any((self.configs, self.forgotten_configs))
 
     @property
     def revokes(self) -> bool:
@@ -280,6 +282,7 @@ class Records:
     rebalance: Rebalance = Rebalance()
     revoked: dict[bytes, int] = field(default_factory=dict)  # ids of tokens, and when they expire
     minted_before: dict[int, int] = field(default_factory=dict)  # by key: tokens made earlier are void
+    configs: dict[int, pb.ConfigVersion] = field(default_factory=dict)  # by version
     _by_node: dict[int, set[ChainId]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -309,6 +312,9 @@ class Records:
         for token in change.forgotten_tokens:
             self.revoked.pop(token, None)
         self.minted_before.update(change.minted_before)
+        for forgotten in change.forgotten_configs:
+            self.configs.pop(forgotten, None)
+        self.configs.update({config.version: config for config in change.configs})
 
     def add_chain(self, chain: ChainRecord) -> None:
         """The chain as it is now."""

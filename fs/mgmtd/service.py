@@ -16,9 +16,10 @@ from math import ceil
 from typing import Final, TypeVar
 
 from ..clock import Clock, SystemClock
-from ..config import MgmtdConfig
+from ..config import ClusterConfig, MgmtdConfig, check_times, longest_lease_ms
 from ..errors import ConfigError, CorruptData, Error, Unavailable, Unsupported
 from ..ids import ChainId, NodeId, TableId
+from ..wire.adoption import AdoptedConfig
 from ..wire.audit import NO_AUDIT, AuditLog
 from ..wire.authority import Authority
 from ..wire.credentials import Identity
@@ -26,9 +27,10 @@ from ..wire.pb import mgmtd_pb2 as pb
 from ..wire.pb.common_pb2 import Empty
 from ..wire.rpc import caller_names
 from ..wire.tls import Tls
+from . import configs
 from .certificates import Certificates
 from .domains import domain_of, level_name, widest_level
-from .model import Model, longest_lease_ms
+from .model import Model
 from .placement import Site, default_chains, place_aside, weights_of
 from .records import Change, NodeRecord, StoreMark
 from .revocations import all_revoked, revoke
@@ -45,14 +47,12 @@ PRIMARY_RENEW_S: Final = 1.0  # four renewals may fail
 PRIMARY_DRIFT: Final = 0.05  # of the clocks of two managers
 STORE_FAILED_S: Final = 10.0  # a store that fails for so long needs the process to be started again
 WAIT_MS_MAX: Final = 60_000  # of one long poll
-DRIFT_PERCENT_MAX: Final = 50  # clocks that differ by more are broken
 KEEP_ALIVE_S: Final = 20.0  # of a stream without updates: finds out whether a client still listens
 UNHEARD_INTERVAL_MS: Final = 100  # between heartbeats while no node has a lease
 WAITERS_MAX: Final = 100_000  # polls and streams that wait for changes
 assert 4 * PRIMARY_RENEW_S < PRIMARY_LEASE_S * (1 - PRIMARY_DRIFT), "four renewals may fail"
 assert PRIMARY_LEASE_S * (1 + PRIMARY_DRIFT) < STORE_FAILED_S, "others take over from one whose store fails"
 assert UNHEARD_INTERVAL_MS < PRIMARY_RENEW_S * 1000, "nodes without a lease report soon"
-assert DRIFT_PERCENT_MAX < 100, "clocks run"
 
 
 @dataclass
@@ -66,6 +66,7 @@ class Term:
     sessions: Sessions
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     was_bootstrapping: bool = True
+    adopted: dict[int, pb.ConfigState] = field(default_factory=dict)  # by node, as they report
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Settings:
     """Who this manager is, and what its servers ask about tokens.
 
     `sole`: no other process can write to the store, so no other holder can be alive.
+    `adopted`: where `config` comes from, if it changes while this manager runs.
     `tls`, `certificates`: of a cluster of several machines. `audit`: where calls are written down.
     """
 
@@ -84,6 +86,7 @@ class Settings:
     tls: Tls | None = None
     certificates: Certificates | None = None
     audit: AuditLog = NO_AUDIT
+    adopted: AdoptedConfig | None = None
 
 
 class Service:
@@ -100,11 +103,13 @@ class Service:
         is_leased: Callable[[], bool] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        _check_times(settings.config)
+        adopted = settings.adopted
+        config = settings.config if adopted is None else adopted.config.mgmtd
+        check_times(config)
         self._store = store
         self._settings = settings
         self._is_leased = is_leased
-        self._config = settings.config
+        self._config = config
         self._clock = clock or SystemClock()
         self._term: Term | None = None
         self._lock = asyncio.Lock()
@@ -115,6 +120,8 @@ class Service:
         self._snapshots = asyncio.Lock()
         self._writes: set[asyncio.Task[object]] = set()
         self._refusal: asyncio.Queue[ConfigError] = asyncio.Queue()
+        if adopted is not None:
+            adopted.on_change(self._configure)
 
     # Handlers.
 
@@ -289,6 +296,42 @@ class Service:
     def list_revoked(self, request: Empty, identity: Identity) -> pb.Revocations:
         return all_revoked(self._primary().model.records)
 
+    async def set_config(self, request: pb.SetConfigRequest, identity: Identity) -> pb.ConfigVersion:
+        adopted = self._settings.adopted
+        seen = (state.version for state in self._primary().adopted.values())
+
+        def decide(model: Model) -> Change:
+            return configs.changed(
+                model.records,
+                request,
+                own={} if adopted is None else adopted.own,
+                author=configs.author_of(identity),
+                unix_ms=self._clock.unix_ns() // 1_000_000,
+                seen=max(seen, default=0),
+            )
+
+        term = await self._change(decide)
+        version = configs.current(term.model.records)
+        log.info("settings of the cluster: version %d by %s", version.version, version.author)
+        if adopted is not None:
+            adopted.take(version)
+        return version
+
+    def get_config(self, request: Empty, identity: Identity) -> pb.ConfigVersion:
+        return configs.current(self._primary().model.records)
+
+    def list_config(self, request: Empty, identity: Identity) -> pb.ConfigStatus:
+        term = self._primary()
+        records = term.model.records
+        states = dict(term.adopted)
+        if self._settings.adopted is not None:
+            states[self._settings.node.id] = self._settings.adopted.state()
+        status = pb.ConfigStatus(history=[records.configs[number] for number in sorted(records.configs)])
+        for node in sorted(records.nodes):
+            published = term.publisher.node(node)
+            status.nodes.add(node=node, kind=published.kind, status=published.status, state=states.get(node))
+        return status
+
     # What handlers share.
 
     @property
@@ -305,6 +348,13 @@ class Service:
     def current_term(self) -> Term | None:
         """What this process has while it is primary."""
         return self._term if self.is_primary else None
+
+    def _configure(self, config: ClusterConfig) -> None:
+        """Use hot keys from now on."""
+        assert longest_lease_ms(config.mgmtd) == longest_lease_ms(self._config), "L3: a lease is not hot"
+        self._config = config.mgmtd
+        if self._term is not None:
+            self._term.model.config = config.mgmtd
 
     def _primary(self) -> Term:
         if self._term is None or not self.is_primary:
@@ -387,7 +437,10 @@ class Service:
             routing_version=term.publisher.version,
             lease_ms=result.lease_ms,
             interval_ms=self._config.heartbeat_interval_ms,
+            config_version=configs.current(term.model.records).version,
         )
+        if request.HasField("config"):
+            term.adopted[request.node.id] = request.config
         if term.model.silent_nodes(received_s):  # no lease before all have reported: ask again at once
             reply.interval_ms = min(reply.interval_ms, UNHEARD_INTERVAL_MS)
         if request.node.kind == pb.NODE_STORAGE and term.model.records.meta_store is not None:
@@ -566,6 +619,8 @@ class Service:
             sessions=Sessions(timeout_s=timeout_s, now_s=now_s),
         )
         self._seen = lease
+        if self._settings.adopted is not None:
+            self._settings.adopted.take(configs.current(records))
         log.info(
             "primary in term %d: %d nodes, %d chains; chains are frozen until their nodes have reported, or for %d ms",
             *(lease.term, len(records.nodes), len(records.chains), self._config.bootstrap_ms),
@@ -609,24 +664,6 @@ class Service:
                 term.was_bootstrapping = False
                 term.publisher.bump()
                 self._wake(term)
-
-
-def _check_times(config: MgmtdConfig) -> None:
-    """Raises: ConfigError for times that would break the lease rules."""
-    if config.lease_drift_percent > DRIFT_PERCENT_MAX:
-        raise ConfigError(f"mgmtd.lease_drift_percent: must be at most {DRIFT_PERCENT_MAX}")
-    longest_ms = ceil(longest_lease_ms(config))
-    if config.bootstrap_ms < longest_ms:
-        raise ConfigError(
-            f"mgmtd.bootstrap_ms: must be at least {longest_ms}, the longest lease that an earlier manager granted"
-        )
-    if config.lease_ms < 2 * config.heartbeat_interval_ms:
-        raise ConfigError("mgmtd.lease_ms: must be at least two heartbeat intervals")
-    if config.client_session_timeout_ms < 2 * config.client_extend_interval_ms:
-        raise ConfigError("mgmtd.client_session_timeout_ms: must be at least two intervals of extension")
-    for name in ("heartbeat_interval_ms", "chain_check_interval_ms", "client_extend_interval_ms"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"mgmtd.{name}: must be at least 1")
 
 
 __all__ = ["Service", "Settings"]

@@ -12,6 +12,7 @@
     mgmtd/move/<chain>                  Move: a replica that goes to another node
     mgmtd/rebalance                     Rebalance: how moves are made
     mgmtd/minted/<key>                  MintedBefore: tokens made earlier with that key are void
+    mgmtd/config/<version>              ConfigVersion: of the cluster's configuration; the last of them is in force
 
 Numbers in keys are 32-bit big-endian. Every commit is durable against power loss before it is believed.
 
@@ -56,6 +57,7 @@ REVOKED: Final = b"mgmtd/revoked/"
 MINTED: Final = b"mgmtd/minted/"
 MOVE: Final = b"mgmtd/move/"
 REBALANCE: Final = b"mgmtd/rebalance"
+CONFIG: Final = b"mgmtd/config/"
 PAGE: Final = 10_000
 
 
@@ -203,6 +205,10 @@ def _write(transaction: Transaction, change: Change) -> None:
         transaction.put(META_STORE, change.meta_store.to_pb().SerializeToString())
     _write_moves(transaction, change)
     _write_revocations(transaction, change)
+    for forgotten in change.forgotten_configs:
+        transaction.delete(CONFIG + _number(forgotten))
+    for config in change.configs:
+        transaction.put(CONFIG + _number(config.version), config.SerializeToString())
 
 
 def _write_moves(transaction: Transaction, change: Change) -> None:
@@ -247,6 +253,9 @@ def _load(transaction: Transaction) -> Records:
     for value in _values(transaction, MINTED):
         minted = pb.MintedBefore.FromString(value)
         records.minted_before[minted.key_id] = minted.minted_unix_s
+    for value in _values(transaction, CONFIG):
+        config = pb.ConfigVersion.FromString(value)
+        records.configs[config.version] = config
     mark = transaction.get(META_STORE)
     if mark is not None:
         records.meta_store = StoreMark.from_pb(pb.StoreMark.FromString(mark))

@@ -98,9 +98,18 @@ class Terms:
         while True:
             if self.current.service is None:
                 sequence += 1
-                request = pb.HeartbeatRequest(node=self._settings.node.to_pb(), sequence=sequence)
+                adopted = self._settings.adopted
+                request = pb.HeartbeatRequest(
+                    node=self._settings.node.to_pb(),
+                    sequence=sequence,
+                    config=None if adopted is None else adopted.state(),
+                )
                 try:
-                    await clients.call(managers, methods.Mgmtd.heartbeat, request, timeout_s=REPORT_TIMEOUT_S)
+                    reply = await clients.call(
+                        managers, methods.Mgmtd.heartbeat, request, timeout_s=REPORT_TIMEOUT_S
+                    )
+                    if adopted is not None:
+                        adopted.heard(reply.config_version)
                 except InvalidArgument:
                     raise
                 except Error as error:

@@ -146,6 +146,11 @@ class Mgmtd:
     process_ended: Final = _method("Mgmtd.ProcessEnded", mgmtd_pb2.ProcessEndedRequest, Empty, ADMIN)
     revoke_tokens: Final = _method("Mgmtd.RevokeTokens", mgmtd_pb2.Revocations, Empty, ADMIN, audited=True)
     list_revoked: Final = _method("Mgmtd.ListRevoked", Empty, mgmtd_pb2.Revocations, ADMIN)
+    set_config: Final = _method(
+        "Mgmtd.SetConfig", mgmtd_pb2.SetConfigRequest, mgmtd_pb2.ConfigVersion, ADMIN, audited=True
+    )
+    get_config: Final = _method("Mgmtd.GetConfig", Empty, mgmtd_pb2.ConfigVersion, ADMIN)
+    list_config: Final = _method("Mgmtd.ListConfig", Empty, mgmtd_pb2.ConfigStatus, ADMIN)
 
 
 class Meta:

@@ -416,6 +416,55 @@ pub struct DiskSpace {
     #[prost(uint64, tag = "2")]
     pub free_bytes: u64,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigVersion {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    #[prost(string, tag = "2")]
+    pub toml: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "3")]
+    pub unix_ms: u64,
+    #[prost(string, tag = "4")]
+    pub author: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetConfigRequest {
+    #[prost(string, tag = "1")]
+    pub toml: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub unset: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(uint32, optional, tag = "3")]
+    pub revert_to: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ConfigState {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    #[prost(string, repeated, tag = "2")]
+    pub waiting: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "3")]
+    pub own_toml: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub problem: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NodeConfig {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(enumeration = "NodeKind", tag = "2")]
+    pub kind: i32,
+    #[prost(enumeration = "NodeStatus", tag = "3")]
+    pub status: i32,
+    #[prost(message, optional, tag = "4")]
+    pub state: ::core::option::Option<ConfigState>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ConfigStatus {
+    #[prost(message, repeated, tag = "1")]
+    pub history: ::prost::alloc::vec::Vec<ConfigVersion>,
+    #[prost(message, repeated, tag = "2")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeConfig>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HeartbeatRequest {
     #[prost(message, optional, tag = "1")]
@@ -436,6 +485,8 @@ pub struct HeartbeatRequest {
     pub engine: ::core::option::Option<EngineMark>,
     #[prost(message, optional, tag = "9")]
     pub disk: ::core::option::Option<DiskSpace>,
+    #[prost(message, optional, tag = "10")]
+    pub config: ::core::option::Option<ConfigState>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct HeartbeatReply {
@@ -447,6 +498,8 @@ pub struct HeartbeatReply {
     pub interval_ms: u32,
     #[prost(message, optional, tag = "4")]
     pub meta_store: ::core::option::Option<StoreMark>,
+    #[prost(uint32, tag = "5")]
+    pub config_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExtendClientRequest {

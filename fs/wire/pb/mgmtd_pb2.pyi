@@ -309,8 +309,62 @@ class DiskSpace(_message.Message):
     free_bytes: int
     def __init__(self, capacity_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ...) -> None: ...
 
+class ConfigVersion(_message.Message):
+    __slots__ = ("version", "toml", "unix_ms", "author")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TOML_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
+    AUTHOR_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    toml: str
+    unix_ms: int
+    author: str
+    def __init__(self, version: _Optional[int] = ..., toml: _Optional[str] = ..., unix_ms: _Optional[int] = ..., author: _Optional[str] = ...) -> None: ...
+
+class SetConfigRequest(_message.Message):
+    __slots__ = ("toml", "unset", "revert_to")
+    TOML_FIELD_NUMBER: _ClassVar[int]
+    UNSET_FIELD_NUMBER: _ClassVar[int]
+    REVERT_TO_FIELD_NUMBER: _ClassVar[int]
+    toml: str
+    unset: _containers.RepeatedScalarFieldContainer[str]
+    revert_to: int
+    def __init__(self, toml: _Optional[str] = ..., unset: _Optional[_Iterable[str]] = ..., revert_to: _Optional[int] = ...) -> None: ...
+
+class ConfigState(_message.Message):
+    __slots__ = ("version", "waiting", "own_toml", "problem")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    OWN_TOML_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    waiting: _containers.RepeatedScalarFieldContainer[str]
+    own_toml: str
+    problem: str
+    def __init__(self, version: _Optional[int] = ..., waiting: _Optional[_Iterable[str]] = ..., own_toml: _Optional[str] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class NodeConfig(_message.Message):
+    __slots__ = ("node", "kind", "status", "state")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    node: int
+    kind: NodeKind
+    status: NodeStatus
+    state: ConfigState
+    def __init__(self, node: _Optional[int] = ..., kind: _Optional[_Union[NodeKind, str]] = ..., status: _Optional[_Union[NodeStatus, str]] = ..., state: _Optional[_Union[ConfigState, _Mapping]] = ...) -> None: ...
+
+class ConfigStatus(_message.Message):
+    __slots__ = ("history", "nodes")
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    history: _containers.RepeatedCompositeFieldContainer[ConfigVersion]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeConfig]
+    def __init__(self, history: _Optional[_Iterable[_Union[ConfigVersion, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeConfig, _Mapping]]] = ...) -> None: ...
+
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated", "directory_incarnations", "engine", "disk")
+    __slots__ = ("node", "sequence", "targets", "leaving", "meta_store", "outdated", "directory_incarnations", "engine", "disk", "config")
     NODE_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
@@ -320,6 +374,7 @@ class HeartbeatRequest(_message.Message):
     DIRECTORY_INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     DISK_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
     node: Node
     sequence: int
     targets: _containers.RepeatedCompositeFieldContainer[LocalTarget]
@@ -329,19 +384,22 @@ class HeartbeatRequest(_message.Message):
     directory_incarnations: _containers.RepeatedScalarFieldContainer[int]
     engine: EngineMark
     disk: DiskSpace
-    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ..., directory_incarnations: _Optional[_Iterable[int]] = ..., engine: _Optional[_Union[EngineMark, _Mapping]] = ..., disk: _Optional[_Union[DiskSpace, _Mapping]] = ...) -> None: ...
+    config: ConfigState
+    def __init__(self, node: _Optional[_Union[Node, _Mapping]] = ..., sequence: _Optional[int] = ..., targets: _Optional[_Iterable[_Union[LocalTarget, _Mapping]]] = ..., leaving: _Optional[bool] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., outdated: _Optional[str] = ..., directory_incarnations: _Optional[_Iterable[int]] = ..., engine: _Optional[_Union[EngineMark, _Mapping]] = ..., disk: _Optional[_Union[DiskSpace, _Mapping]] = ..., config: _Optional[_Union[ConfigState, _Mapping]] = ...) -> None: ...
 
 class HeartbeatReply(_message.Message):
-    __slots__ = ("routing_version", "lease_ms", "interval_ms", "meta_store")
+    __slots__ = ("routing_version", "lease_ms", "interval_ms", "meta_store", "config_version")
     ROUTING_VERSION_FIELD_NUMBER: _ClassVar[int]
     LEASE_MS_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_MS_FIELD_NUMBER: _ClassVar[int]
     META_STORE_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_VERSION_FIELD_NUMBER: _ClassVar[int]
     routing_version: int
     lease_ms: int
     interval_ms: int
     meta_store: StoreMark
-    def __init__(self, routing_version: _Optional[int] = ..., lease_ms: _Optional[int] = ..., interval_ms: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ...) -> None: ...
+    config_version: int
+    def __init__(self, routing_version: _Optional[int] = ..., lease_ms: _Optional[int] = ..., interval_ms: _Optional[int] = ..., meta_store: _Optional[_Union[StoreMark, _Mapping]] = ..., config_version: _Optional[int] = ...) -> None: ...
 
 class ExtendClientRequest(_message.Message):
     __slots__ = ("client", "host", "description", "kind", "started_unix_ms", "leaving", "pid", "release")

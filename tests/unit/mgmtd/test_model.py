@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from luciola.config import MgmtdConfig
+from luciola.config import MgmtdConfig, longest_lease_ms
 from luciola.errors import AlreadyExists, Busy, ConfigError, Conflict, InvalidArgument, NotFound
 from luciola.ids import EMBEDDED_EPOCH, ChainId, NodeId, TargetId
-from luciola.mgmtd.model import MARK_INTERVAL_S, Model, longest_lease_ms
+from luciola.mgmtd.model import MARK_INTERVAL_S, Model
 from luciola.mgmtd.records import Change, Labels, Move, NodeRecord, Records, StoreMark
 from luciola.states import Public
 from luciola.wire.pb import mgmtd_pb2 as pb

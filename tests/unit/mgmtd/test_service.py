@@ -117,7 +117,7 @@ def serving(routing: pb.Routing) -> set[int]:
 
 def test_every_method_of_the_table_has_a_handler():
     service = Service(Store(MemoryEngine(), cluster_id="c"), settings())
-    assert len(methods.bind(methods.Mgmtd, service)) == 18
+    assert len(methods.bind(methods.Mgmtd, service)) == 21
 
 
 async def beat_in_racks(cluster: Cluster, racks: str, free: Sequence[int]) -> None:
