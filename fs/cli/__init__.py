@@ -55,6 +55,7 @@ COMMANDS: Final = {
     "top": ("top", "top"),
     "token": ("token", "token"),
     "audit": ("audit", "audit"),
+    "config": ("config", "config"),
     "rdma": ("rdma", "rdma"),
     "plugins": ("plugins", "plugins"),
 }

@@ -150,6 +150,14 @@ class MgmtdClient:
         """Return what is revoked."""
         return await self._change(methods.Mgmtd.list_revoked, Empty())
 
+    async def set_config(self, request: pb.SetConfigRequest) -> pb.ConfigVersion:
+        """Store what all services are to run with. Raises: ConfigError naming all bad keys; NotFound."""
+        return await self._change(methods.Mgmtd.set_config, request)
+
+    async def config(self) -> pb.ConfigStatus:
+        """Return the versions of the cluster's configuration, and what each process has adopted."""
+        return await self._change(methods.Mgmtd.list_config, Empty())
+
     async def sessions(self) -> pb.ListClientsReply:
         """Return the clients that are alive."""
         return await self._change(methods.Mgmtd.list_clients, Empty())

@@ -19,7 +19,7 @@ import uvloop
 
 from .. import __version__
 from ..clock import Clock, SystemClock
-from ..config import ClusterConfig, load
+from ..config import ClusterConfig
 from ..descriptors import raise_limit
 from ..errors import ConfigError, CorruptData, Error, Unavailable
 from ..ids import EMBEDDED_EPOCH, META_NODE, STANDBY_EPOCH, new_incarnation
@@ -32,6 +32,7 @@ from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..metrics import Exposition, RequestMeter, exposed
+from ..settings import META
 from ..tasks import first_end
 from ..wire import (
     AuditLog,
@@ -46,11 +47,12 @@ from ..wire import (
 )
 from ..wire import Cluster as ClusterFile
 from ..wire.addresses import port_argument, second_port
+from ..wire.adoption import AdoptedConfig
 from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import NODE_META
 from . import moments, schema
 from .admission import admit_store, mark_of
-from .background import collect, resume_truncations
+from .background import collect, configure, resume_truncations
 from .bootstrap import build
 from .cluster import Addresses, Cluster, RoutingTable, describe
 from .committed_replies import committed
@@ -78,7 +80,7 @@ async def guard_store(engine: RocksEngine, clock: Clock) -> None:
 
 async def serve(arguments: argparse.Namespace) -> None:
     """Run the service until SIGTERM or SIGINT."""
-    config = ClusterConfig() if arguments.config is None else load(arguments.config)
+    adopted = AdoptedConfig(META, arguments.config, arguments.data)
     cluster_file = load_cluster(arguments.cluster)
     protected = bool(cluster_file.tls_directory)
     require_loopback(arguments.listen, protected=protected, insecure=arguments.insecure)
@@ -89,23 +91,23 @@ async def serve(arguments: argparse.Namespace) -> None:
     run = serve_alone if cluster_file.metadata is None else serve_in_turn
     shown = Exposition("meta")
     labels = {"kind": "meta", "id": str(arguments.node_id)}
-    async with (
-        cluster_file.clients() as clients,
-        exposed(config.metrics, arguments.data, shown, labels=labels),
-    ):
-        await run(arguments, config, cluster_file, clients, shown, stop)
+    async with cluster_file.clients() as clients:
+        await adopted.refresh(clients, cluster_file.mgmtd_grpc)
+        async with exposed(adopted.config.metrics, arguments.data, shown, labels=labels):
+            await run(arguments, adopted, cluster_file, clients, shown, stop)
     log.info("meta %d has stopped", arguments.node_id)
 
 
 async def serve_alone(  # noqa: PLR0913, it puts these together
     arguments: argparse.Namespace,
-    config: ClusterConfig,
+    adopted: AdoptedConfig,
     cluster_file: ClusterFile,
     clients: RpcClients,
     shown: Exposition,
     stop: asyncio.Event,
 ) -> None:
     """Serve a store that no other process has."""
+    config = adopted.config
     clock = SystemClock()
     engine = RocksEngine(
         arguments.data,
@@ -148,6 +150,8 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
             placer=placer,
             create=False,
         )
+        adopted.on_change(lambda now: configure(collector, dependencies, now.meta))
+        configure(collector, dependencies, adopted.config.meta)
         mark = partial(mark_of, superblock, position)
         authority = Authority.of_cluster(cluster_file, waits=True)
         shown.add("store", partial(engine_families, engine))
@@ -166,7 +170,8 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
             await first_end(
                 stop.wait(),
                 cluster.watch(partial(follow, placer), authority),
-                cluster.beat(node, mark),
+                cluster.beat(node, mark, adopted),
+                adopted.follow(clients, cluster_file.mgmtd_grpc),
                 collect(collector, dependencies, clock),
                 resume_truncations(dependencies, clock),
                 guard_store(engine, clock),
@@ -179,13 +184,14 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
 
 async def serve_in_turn(  # noqa: PLR0913, it puts these together
     arguments: argparse.Namespace,
-    config: ClusterConfig,
+    adopted: AdoptedConfig,
     cluster_file: ClusterFile,
     clients: RpcClients,
     shown: Exposition,
     stop: asyncio.Event,
 ) -> None:
     """Follow the log of the store, which other processes follow too, and serve it in the terms of this one."""
+    config = adopted.config
     clock = SystemClock()
     cluster = Cluster(clients, cluster_file.mgmtd_grpc, clock)
     placer = Placer(config.meta)
@@ -217,11 +223,13 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
             accept_loss=arguments.accept_loss,
         )
         shown.add("store", replicas.families)
+        adopted.on_change(terms.configure)
         shown.add("service", lambda: meta_families(terms.service))
         await first_end(
             stop.wait(),
             cluster.watch(partial(follow, placer), authority),
-            cluster.beat(node, terms.mark),
+            cluster.beat(node, terms.mark, adopted),
+            adopted.follow(clients, cluster_file.mgmtd_grpc),
             run_replica(
                 replica_settings(arguments, config, cluster_file, addresses, replicas, clients), terms.serve
             ),

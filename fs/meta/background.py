@@ -4,6 +4,7 @@ import logging
 from typing import Final
 
 from ..clock import Clock
+from ..config import MetaConfig
 from ..errors import Error
 from .collector import Collector
 from .dependencies import Dependencies
@@ -13,7 +14,6 @@ log: Final = logging.getLogger("luciola.meta")
 
 async def collect(collector: Collector, dependencies: Dependencies, clock: Clock) -> None:
     """Remove garbage in the background; return never."""
-    interval_s = dependencies.config.gc_interval_ms / 1000
     await dependencies.inode_counter.count_all(dependencies.engine)
     while True:
         try:
@@ -23,7 +23,7 @@ async def collect(collector: Collector, dependencies: Dependencies, clock: Clock
             log.warning("garbage collection round ended: %s; another one follows", error)
         except Exception:  # the top of a task: a defect here must not take the namespace down
             log.exception("garbage collection round failed")
-        await clock.sleep(interval_s)
+        await clock.sleep(dependencies.shared.config.gc_interval_ms / 1000)
 
 
 async def collect_once(collector: Collector, dependencies: Dependencies) -> int:
@@ -41,7 +41,12 @@ async def resume_truncations(dependencies: Dependencies, clock: Clock) -> None:
             log.warning("resuming truncations ended: %s; they are tried again", error)
         except Exception:  # the top of a task: a defect here must not take the namespace down
             log.exception("resuming truncations failed")
-        await clock.sleep(dependencies.config.gc_interval_ms / 1000)
+        await clock.sleep(dependencies.shared.config.gc_interval_ms / 1000)
 
 
-__all__ = ["collect", "collect_once", "resume_truncations"]
+def configure(collector: Collector, dependencies: Dependencies, config: MetaConfig) -> None:
+    """Use the hot keys of `config` from now on."""
+    collector.config = dependencies.shared.config = config
+
+
+__all__ = ["collect", "collect_once", "configure", "resume_truncations"]

@@ -151,7 +151,6 @@ async def build(  # noqa: PLR0913, the seams of the service
     dependencies = Dependencies(
         engine=engine,
         clock=clock,
-        config=config,
         shared=shared,
         control=control,
         lengths=lengths,

@@ -12,6 +12,7 @@ from ..clock import Clock
 from ..errors import ConfigError, Error, InvalidArgument, StaleRouting, Unavailable
 from ..ids import ChainId
 from ..wire import Authority, RpcClients, methods
+from ..wire.adoption import AdoptedConfig
 from ..wire.pb.common_pb2 import Empty
 from ..wire.pb.mgmtd_pb2 import (
     CONNECTED,
@@ -145,10 +146,12 @@ class Cluster:
         """Send the next heartbeat at once: the node has changed."""
         self._hurried.set()
 
-    async def beat(self, node: Node, mark: Callable[[], StoreMark | None]) -> None:
+    async def beat(
+        self, node: Node, mark: Callable[[], StoreMark | None], adopted: AdoptedConfig | None = None
+    ) -> None:
         """Send heartbeats indefinitely, each with `node` as it is then, and with how far its store has come.
 
-        `mark` says nothing of a store that others may have continued.
+        `mark` says nothing of a store that others may have continued. `adopted`: of the cluster's settings.
         Raises: InvalidArgument when another process has taken this one's place; ConfigError as `check_store`.
         """
         sequence = 0
@@ -157,10 +160,17 @@ class Cluster:
             interval_s = 1.0
             self._hurried.clear()
             try:
-                request = HeartbeatRequest(node=node, sequence=sequence, meta_store=mark())
+                request = HeartbeatRequest(
+                    node=node,
+                    sequence=sequence,
+                    meta_store=mark(),
+                    config=None if adopted is None else adopted.state(),
+                )
                 reply = await self._clients.call(
                     self._mgmtd, methods.Mgmtd.heartbeat, request, timeout_s=CALL_TIMEOUT_S
                 )
+                if adopted is not None:
+                    adopted.heard(reply.config_version)
                 interval_s = max(0.05, (reply.interval_ms or 1000) / 1000)
             except InvalidArgument:
                 raise

@@ -116,7 +116,7 @@ class Collector:
     ) -> None:
         self._engine = engine
         self._clock = clock
-        self._config = config
+        self.config = config
         self._chunks = chunks
         self._quarantine = quarantine
         self._writers = writers
@@ -139,11 +139,14 @@ class Collector:
         self._away: dict[
             ChainId, float
         ] = {}  # chains that could not be asked, and until when they are left alone
-        self._batch = max(2, config.gc_batch)
         self._slice_began_s = 0.0
         self._worked_s = 0.0
         self._unknown_since: dict[int, float] = {}
         self._pruned_s = float("-inf")
+
+    @property
+    def _batch(self) -> int:
+        return max(2, self.config.gc_batch)
 
     async def round(self) -> int:
         """Take one look at everything. Returns how much was done: 0 if there is nothing to do now."""
@@ -422,12 +425,12 @@ class Collector:
 
     def _is_ready(self) -> bool:
         """Return whether this process has run for long enough to know what is open (C1), and how old records are."""
-        return self._removal_clock.age_ms() >= self._config.gc_delay_ms
+        return self._removal_clock.age_ms() >= self.config.gc_delay_ms
 
     def _before_ms(self) -> int:
         """Removals dated before this moment are due."""
         assert self._is_ready(), "what earlier processes dated has no age yet"
-        return self._removal_clock.now_ms() - self._config.gc_delay_ms
+        return self._removal_clock.now_ms() - self.config.gc_delay_ms
 
     async def _pace(self) -> None:
         """End a slice: let requests go first, and rest as long as the collector has worked (C7)."""
@@ -451,7 +454,7 @@ class Collector:
             return 0
         sessions = self._writers.of_clients_outside(known)
         absent = {client for _, _, client in sessions} | {c for c in self._holds.clients if c not in known}
-        silent = self._requests.silent_outside(known, now_s=now_s, for_s=self._config.idempotence_ms / 1000)
+        silent = self._requests.silent_outside(known, now_s=now_s, for_s=self.config.idempotence_ms / 1000)
         absent |= silent
         self._unknown_since = {client: self._unknown_since.get(client, now_s) for client in absent}
         gone = {c for c, since_s in self._unknown_since.items() if now_s - since_s >= self._session_timeout_s}

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 from ..clock import Clock
-from ..config import MetaConfig
 from ..kv import Engine
 from .context import SharedState
 from .dump import Dumps
@@ -23,7 +22,6 @@ class Dependencies:
 
     engine: Engine
     clock: Clock
-    config: MetaConfig
     shared: SharedState
     control: StorageControl
     lengths: Lengths

@@ -79,7 +79,7 @@ class Execution:
         self._requests = dependencies.requests
         self._inode_counter = dependencies.inode_counter
         self._require_open = dependencies.load.require_open
-        self._durable = dependencies.config.durability == "sync"
+        self._durable = dependencies.shared.config.durability == "sync"
         self._last_ns = 0
         self._random = random.Random(random.SystemRandom().getrandbits(128))  # noqa: S311, ids, not secrets
         self._background: set[asyncio.Task[None]] = set()

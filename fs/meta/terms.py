@@ -13,7 +13,7 @@ the same sequence number, and gets the answer that the first attempt got, if tha
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -26,7 +26,7 @@ from ..tasks import first_end
 from ..wire.current_service import CurrentService
 from ..wire.pb.mgmtd_pb2 import Node, StoreMark
 from .admission import admit_store, mark_of
-from .background import collect, resume_truncations
+from .background import collect, configure, resume_truncations
 from .bootstrap import build
 from .cluster import Cluster
 from .collector import Collector
@@ -80,6 +80,14 @@ class Terms:
         self._accept_loss = accept_loss  # by the first term: what later ones find was accepted by it
         self._mark: Callable[[], StoreMark | None] | None = None
         self.service: MetaService | None = None  # of the current term
+        self._config = settings.config.meta  # as it is now
+        self._collecting: tuple[Collector, Dependencies] | None = None
+
+    def configure(self, config: ClusterConfig) -> None:
+        """Use the hot keys of `config` from now on, in later terms too."""
+        self._config = config.meta
+        if self._collecting is not None:
+            configure(*self._collecting, self._config)
 
     def mark(self) -> StoreMark | None:
         """Return how far the store has come; of a standby nothing is said: it may be behind."""
@@ -112,6 +120,8 @@ class Terms:
         )
         self._accept_loss = False
         service, collector, dependencies = await self._build(engine)
+        self._collecting = collector, dependencies
+        self.configure(replace(self._settings.config, meta=self._config))
         feed = service.feed = self._feed(engine)
         try:
             self._current.service = self._answering(service, engine)
@@ -125,7 +135,7 @@ class Terms:
                 *([Moments(engine, self._clock).run()] if self._settings.config.metadata.history_s else []),
             )
         finally:
-            self._current.service = self._mark = self.service = None
+            self._current.service = self._mark = self.service = self._collecting = None
             feed.close()
             self._publish(STANDBY_EPOCH)
 
@@ -136,7 +146,7 @@ class Terms:
             engine,
             settings.control(lambda: engine.leased_until_s),
             self._cluster,
-            config=settings.config.meta,
+            config=self._config,
             clock=self._clock,
             cluster_id=settings.cluster_id,
             session_timeout_s=settings.config.mgmtd.client_session_timeout_ms / 1000,

@@ -19,7 +19,6 @@ import uvloop
 
 from .. import __version__
 from ..clock import SystemClock
-from ..config import ClusterConfig, load
 from ..descriptors import raise_limit
 from ..errors import ConfigError, CorruptData, Error, NotFound
 from ..ids import NodeId, new_incarnation
@@ -32,6 +31,7 @@ from ..kv.replicated import ReplicaSettings, checkpoints_of, run_replica
 from ..kv.rocksdb import RocksEngine
 from ..logfile import rotate_output
 from ..metrics import Exposition, Family, RequestMeter, exposed
+from ..settings import MGMTD
 from ..tasks import first_end
 from ..wire import (
     AuditLog,
@@ -45,6 +45,7 @@ from ..wire import (
     parse_addresses,
     require_loopback,
 )
+from ..wire.adoption import AdoptedConfig
 from ..wire.pb import mgmtd_pb2 as pb
 from .certificates import Certificates
 from .metrics import manager_families
@@ -86,13 +87,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cluster = load_cluster(options.cluster)
         several = cluster.metadata is not None
-        config = ClusterConfig() if options.config is None else load(options.config)
+        adopted = AdoptedConfig(MGMTD, options.config, options.data)
         for address in cluster.manager_addresses(options.node_id if several else 1):
             host, protected = parse_address(address)[0], bool(cluster.tls_directory)
             require_loopback(host, protected=protected, insecure=options.insecure)
         audit = AuditLog(options.audit, f"mgmtd-{options.node_id}")
         uvloop.run(
-            serve(options.data, cluster, config, NodeId(options.node_id), audit, create=options.create)
+            serve(options.data, cluster, adopted, NodeId(options.node_id), audit, create=options.create)
         )
     except CorruptData as error:
         log.error("cannot run: %s; %s", error, remedy(options.data, several=several))  # noqa: TRY400 (an operating error needs no traceback)
@@ -124,7 +125,7 @@ def remedy(data: Path, *, several: bool) -> str:
 
 
 async def serve(  # noqa: PLR0913, what the command line says
-    data: Path, cluster: Cluster, config: ClusterConfig, node_id: NodeId, audit: AuditLog, *, create: bool
+    data: Path, cluster: Cluster, adopted: AdoptedConfig, node_id: NodeId, audit: AuditLog, *, create: bool
 ) -> None:
     """Manage the cluster until SIGTERM or SIGINT."""
     stopping = asyncio.Event()
@@ -134,7 +135,7 @@ async def serve(  # noqa: PLR0913, what the command line says
     settings = Settings(
         cluster_id=cluster.cluster_id,
         node=_node(cluster, node_id),
-        config=config.mgmtd,
+        adopted=adopted,
         sole=True,  # one process at a time has a RocksDB open, or leads a log
         authority=Authority.of_cluster(cluster),
         tls=cluster.tls(),
@@ -142,16 +143,17 @@ async def serve(  # noqa: PLR0913, what the command line says
         audit=audit,
     )
     shown = Exposition("mgmtd")
-    async with exposed(config.metrics, data, shown, labels={"kind": "mgmtd", "id": str(node_id)}):
+    async with exposed(adopted.config.metrics, data, shown, labels={"kind": "mgmtd", "id": str(node_id)}):
         if cluster.metadata is None:
-            await serve_alone(data, cluster, settings, shown, stopping, create=create)
+            await serve_alone(data, cluster, adopted, settings, shown, stopping, create=create)
         else:
-            await serve_in_turn(data, cluster, config, settings, shown, stopping, create=create)
+            await serve_in_turn(data, cluster, adopted, settings, shown, stopping, create=create)
 
 
 async def serve_alone(  # noqa: PLR0913, it puts these together
     data: Path,
     cluster: Cluster,
+    adopted: AdoptedConfig,
     settings: Settings,
     shown: Exposition,
     stopping: asyncio.Event,
@@ -167,7 +169,7 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
         shown.add("store", partial(engine_families, engine))
         shown.add("service", partial(_families_of, lambda: service))
         async with listening(settings, service, shown):
-            await first_end(stopping.wait(), service.run())
+            await first_end(stopping.wait(), service.run(), adopted.keep())
             log.info("stopping")
             service.release_waiting()
     finally:
@@ -179,7 +181,7 @@ async def serve_alone(  # noqa: PLR0913, it puts these together
 async def serve_in_turn(  # noqa: PLR0913, it puts these together
     data: Path,
     cluster: Cluster,
-    config: ClusterConfig,
+    adopted: AdoptedConfig,
     settings: Settings,
     shown: Exposition,
     stopping: asyncio.Event,
@@ -206,7 +208,7 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
             service=replicas,
             owner=settings.node.lane_address,
             member=Member(str(settings.node.id), settings.node.grpc_address),
-            policy=Policy.of(config.metadata),
+            policy=Policy.of(adopted.config.metadata),
             source=partial(RemoteSource, clients),
             create=create,
         )
@@ -214,6 +216,7 @@ async def serve_in_turn(  # noqa: PLR0913, it puts these together
             _stopped(stopping, terms),
             _follow(replica, terms),
             terms.report(clients, cluster.mgmtd_grpc),
+            adopted.follow(clients, cluster.mgmtd_grpc),
         )
         await terms.finish()
 

@@ -13,8 +13,10 @@ from ..descriptors import raise_limit
 from ..errors import ConfigError, Error
 from ..ids import NodeId
 from ..logfile import rotate_output
-from ..wire import AuditLog, load_cluster, require_loopback
+from ..settings import STORAGE
+from ..wire import AuditLog, load_cluster
 from ..wire.addresses import port_argument
+from ..wire.adoption import AdoptedConfig
 from .node import Settings, serve
 
 log = logging.getLogger("luciola.storage")
@@ -61,17 +63,14 @@ def main(arguments: list[str] | None = None) -> int:
     )
     raise_limit()  # every connection, block file and client's region is a descriptor
     try:
-        cluster = load_cluster(options.cluster)
-        config = configuration.load(options.config) if options.config else configuration.ClusterConfig()
-        protected = bool(cluster.tls_directory) and config.storage.wire != "none"
-        require_loopback(options.listen, protected=protected, insecure=options.insecure)
         settings = Settings(
             node=options.node_id,
             data=options.data,
-            cluster=cluster,
-            config=config,
+            cluster=load_cluster(options.cluster),
+            adopted=AdoptedConfig(STORAGE, options.config, options.data),
             host=options.listen,
             port=options.port,
+            insecure=options.insecure,
             labels=dict(options.label),
             audit=AuditLog(options.audit, f"storage-{options.node_id}"),
         )

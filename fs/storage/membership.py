@@ -26,6 +26,7 @@ from ..errors import ConfigError, Error, InvalidArgument
 from ..ids import ChainId, ChainVersion, TargetId
 from ..states import Data, Local, Public
 from ..wire import RoutingTable, RpcClients, methods
+from ..wire.adoption import AdoptedConfig
 from ..wire.pb import mgmtd_pb2
 from ..wire.pb.mgmtd_pb2 import (
     DiskSpace,
@@ -58,10 +59,11 @@ MARK_TIMEOUT_S: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Where mgmtd is, and how much faster than its clock ours may run."""
+    """Where mgmtd is, and how much faster than its clock ours may run. `adopted`: of the cluster's settings."""
 
     mgmtd: str
     drift_percent: int
+    adopted: AdoptedConfig | None = None
 
 
 class Membership:
@@ -340,6 +342,8 @@ class Membership:
             assert 0 < lease_s <= reply.lease_ms / 1000, "M1: a lease is shortened by the drift"
             assert self._is_confirmed, "M5, M6: mgmtd has stored who this is before a lease is used"
             self._engine.node.set_lease(sent_s + lease_s, reply.routing_version)
+        if self._options.adopted is not None:
+            self._options.adopted.heard(reply.config_version)
         if reply.HasField("meta_store") and sent_s - self._marked_s >= MARK_INTERVAL_S:
             self._marked_s = sent_s
             if self._directory.marks.raise_meta_store(reply.meta_store):
@@ -368,6 +372,7 @@ class Membership:
             directory_incarnations=self._directory.incarnations,
             engine=self._engine_mark(),
             disk=space,
+            config=None if self._options.adopted is None else self._options.adopted.state(),
         )
         if self._directory.marks.marks.HasField("meta_store"):
             request.meta_store.CopyFrom(self._directory.marks.marks.meta_store)

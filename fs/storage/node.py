@@ -30,8 +30,10 @@ from ..wire import (
     follow_routing,
     format_address,
     methods,
+    require_loopback,
 )
 from ..wire.addresses import second_port
+from ..wire.adoption import AdoptedConfig
 from ..wire.pb.mgmtd_pb2 import NODE_STORAGE, Labels, Node, Routing
 from ..wire.tls import Tls
 from . import slow_ops
@@ -60,11 +62,16 @@ class Settings:
     node: NodeId
     data: Path
     cluster: Cluster
-    config: ClusterConfig
+    adopted: AdoptedConfig
     host: str = "127.0.0.1"
     port: int = 0  # of the data plane; gRPC has the next one
-    labels: Mapping[str, str] = field(default_factory=dict)  # instead of those of `config`
+    insecure: bool = False  # listen for other machines, though in clear text
+    labels: Mapping[str, str] = field(default_factory=dict)  # instead of those of the configuration
     audit: AuditLog = NO_AUDIT
+
+    @property
+    def config(self) -> ClusterConfig:
+        return self.adopted.config
 
 
 async def serve(settings: Settings) -> None:
@@ -75,6 +82,10 @@ async def serve(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with settings.cluster.clients() as clients:
+        await settings.adopted.refresh(clients, settings.cluster.mgmtd_grpc)
+    protected = bool(settings.cluster.tls_directory) and settings.config.storage.wire != "none"
+    require_loopback(settings.host, protected=protected, insecure=settings.insecure)
     directory = Directory(settings.data, node=settings.node, cluster_id=settings.cluster.cluster_id)
     try:
         await _serve(settings, directory, stop)
@@ -84,7 +95,8 @@ async def serve(settings: Settings) -> None:
 
 async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) -> None:
     secret = settings.cluster.secret()
-    config, tls = settings.config.storage, settings.cluster.tls()
+    config, adopted, mgmtd = settings.config.storage, settings.adopted, settings.cluster.mgmtd_grpc
+    tls = settings.cluster.tls()
     engine = Engine(
         StorageNode(
             settings.node,
@@ -105,12 +117,13 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
     )
     clients = settings.cluster.clients()
     about = _about(settings, engine, directory)
-    options = Options(settings.cluster.mgmtd_grpc, settings.config.mgmtd.lease_drift_percent)
+    options = Options(mgmtd, settings.config.mgmtd.lease_drift_percent, adopted)
     membership = Membership(engine, directory, clients, about, options)
     recovery = Recovery(engine, clients, membership.table, node=settings.node, config=config)
     scrub = Scrub(engine, directory, membership.table, node=settings.node, config=config)
     quarantine = Quarantine(engine, directory.quarantine, config=config)
     leftovers = Leftovers(engine, membership.table, node=settings.node)
+    adopted.on_change(partial(_configure, recovery, scrub, quarantine))
     service = StorageService(engine, membership, recovery, scrub, quarantine)
     authority = Authority.of_cluster(settings.cluster, waits=True)
     membership.on_revocations(authority.set_revocations)
@@ -140,11 +153,18 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             clock=SystemClock(),
             limit_s=config.disk_timeout_ms / 1000,
         )
-        background = [scrub.run(), leftovers.run(), quarantine.run(), reports, watch.run()]
+        background = [
+            scrub.run(),
+            leftovers.run(),
+            quarantine.run(),
+            reports,
+            watch.run(),
+            adopted.follow(clients, mgmtd),
+        ]
         background += [] if tls is None else [_renew_certificates(engine.node, tls)]
         labels = {"kind": "storage", "id": str(settings.node)}
         async with exposed(settings.config.metrics, settings.data, shown, labels=labels):
-            await _work(membership, clients, background, settings.cluster.mgmtd_grpc, _synced(stop, engine))
+            await _work(membership, clients, background, mgmtd, _synced(stop, engine))
     finally:  # serve nothing, report that, finish what is in progress
         log.info("node %d stops", settings.node)
         metrics.close()
@@ -173,6 +193,11 @@ async def _renew_certificates(node: StorageNode, tls: Tls) -> None:
                 used = material
         except (Error, OSError) as error:
             log.warning("renewed certificate: cannot be used, %s; the last one stays", error)
+
+
+def _configure(recovery: Recovery, scrub: Scrub, quarantine: Quarantine, config: ClusterConfig) -> None:
+    """Use the hot keys of `config` from now on."""
+    recovery.config = scrub.config = quarantine.config = config.storage
 
 
 async def _synced(stop: asyncio.Event, engine: Engine) -> None:

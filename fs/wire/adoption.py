@@ -50,7 +50,7 @@ class AdoptedConfig:
         self._adoption = _started(kind, own, version)
         self._heard = 0
         self._news = asyncio.Event()
-        self._listeners: list[Callable[[ClusterConfig], None]] = []
+        self._listener: Callable[[ClusterConfig], None] | None = None
 
     @property
     def config(self) -> ClusterConfig:
@@ -73,8 +73,8 @@ class AdoptedConfig:
         )
 
     def on_change(self, listener: Callable[[ClusterConfig], None]) -> None:
-        """`listener` is called with what it runs with, when hot keys have changed."""
-        self._listeners.append(listener)
+        """`listener`, the only one, is called with what it runs with when hot keys have changed."""
+        self._listener = listener
 
     async def refresh(self, clients: RpcClients, mgmtd: str) -> None:
         """Before anything else is started: get the newest version, so that no key waits; without mgmtd the copy is."""
@@ -113,9 +113,8 @@ class AdoptedConfig:
             f"; at the next start: {', '.join(now.waiting)}" if now.waiting else "",
             f"; not used here: {now.problem}" if now.problem else "",
         )
-        if now.running != before.running:
-            for listener in self._listeners:
-                listener(now.running)
+        if now.running != before.running and self._listener is not None:
+            self._listener(now.running)
 
     async def follow(self, clients: RpcClients, mgmtd: str) -> NoReturn:
         """Get each version that was heard of, and keep the copy. Return never."""
