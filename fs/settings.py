@@ -141,7 +141,13 @@ def _read(key: str, literal: str) -> Value:
 
 
 def check(settings: Mapping[str, Value]) -> None:
-    """Raises: ConfigError naming every key that the cluster cannot have, and why (S1)."""
+    """Raises: ConfigError naming every key that the cluster cannot have, or what does not go together (S1)."""
+    check_each(settings)
+    effective(settings)
+
+
+def check_each(settings: Mapping[str, Value]) -> None:
+    """Raises: ConfigError naming every key that the cluster cannot have, and why; not what goes together."""
     problems: list[str] = []
     for key, value in settings.items():
         try:
@@ -151,7 +157,6 @@ def check(settings: Mapping[str, Value]) -> None:
             if not _is_of_several(key):  # those are judged together, below
                 problems.append(error.message)
     _refuse(problems)
-    effective(settings)
 
 
 def _is_of_several(key: str) -> bool:
@@ -264,6 +269,7 @@ __all__ = [
     "Value",
     "assigned",
     "check",
+    "check_each",
     "effective",
     "flatten",
     "parse",

@@ -108,7 +108,7 @@ def set_keys(
         return
     wanted = settings.parse(read_text(file)) if file is not None else {}
     wanted |= settings.assigned(assignments)
-    settings.require_known(wanted)
+    settings.check_each(wanted)
     _store(cluster, pb.SetConfigRequest(toml=settings.to_toml(wanted)))
 
 
