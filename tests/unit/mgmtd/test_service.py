@@ -17,7 +17,9 @@ from luciola.mgmtd.metrics import manager_families
 from luciola.mgmtd.records import Change, NodeRecord
 from luciola.mgmtd.service import PRIMARY_LEASE_S, STORE_FAILED_S, Service, Settings
 from luciola.mgmtd.store import Store
+from luciola.settings import MGMTD
 from luciola.wire import SERVICE, Authority, RoutingTable, methods, mint
+from luciola.wire.adoption import AdoptedConfig
 from luciola.wire.credentials import Identity
 from luciola.wire.pb import mgmtd_pb2 as pb
 from luciola.wire.pb.common_pb2 import Empty
@@ -368,6 +370,33 @@ def test_stream_brings_revoked_tokens_at_its_start_and_when_there_are_more_and_c
     scenario(lambda cluster: settle(), engine=engine, authority=authority)
     with pytest.raises(Unauthenticated):
         authority.verify(token)
+
+
+def test_configuration_that_is_set_takes_effect_and_outlives_the_term(tmp_path):
+    engine = MemoryEngine()
+
+    async def change(cluster: Cluster) -> None:
+        before = await cluster.beat(1000)
+        assert (before.interval_ms, before.config_version) == (1000, 0)
+        toml = "[mgmtd]\nheartbeat_interval_ms = 700\nlease_ms = 3500\n"
+        version = await cluster.call("set_config", pb.SetConfigRequest(toml=toml))
+        state = pb.ConfigState(version=1, waiting=["storage.resync_batch"])
+        after = await cluster.beat(1000, config=state)
+        assert (after.interval_ms, after.lease_ms, after.config_version) == (700, before.lease_ms, 1)
+        status = await cluster.call("list_config")
+        assert list(status.history) == [version]
+        own, storage = sorted(status.nodes, key=lambda node: node.node)
+        assert (own.state.version, own.state.waiting) == (1, ["mgmtd.lease_ms"])
+        assert storage.state == state
+        with pytest.raises(ConfigError, match="gc_batch"):
+            await cluster.call("set_config", pb.SetConfigRequest(toml="[meta]\ngc_batch = 0\n"))
+
+    async def later(cluster: Cluster) -> None:
+        assert (await cluster.call("get_config")).version == 1
+        assert (await cluster.beat(1000, incarnation=2)).interval_ms == 700
+
+    scenario(change, engine=engine, adopted=AdoptedConfig(MGMTD, None, tmp_path / "mgmtd"))
+    scenario(later, engine=engine, adopted=AdoptedConfig(MGMTD, None, tmp_path / "mgmtd"))
 
 
 def test_stream_says_that_it_is_alive():
