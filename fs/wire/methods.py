@@ -149,7 +149,7 @@ class Mgmtd:
     set_config: Final = _method(
         "Mgmtd.SetConfig", mgmtd_pb2.SetConfigRequest, mgmtd_pb2.ConfigVersion, ADMIN, audited=True
     )
-    get_config: Final = _method("Mgmtd.GetConfig", Empty, mgmtd_pb2.ConfigVersion, ADMIN)
+    get_config: Final = _method("Mgmtd.GetConfig", Empty, mgmtd_pb2.ConfigVersion, SERVICE)
     list_config: Final = _method("Mgmtd.ListConfig", Empty, mgmtd_pb2.ConfigStatus, ADMIN)
 
 

@@ -19,6 +19,7 @@ ADMINISTRATOR = mint(SECRET, role=ADMIN, uid=42, gid=42, groups=())
 USER = mint(SECRET, role=CLIENT, uid=7, gid=7, groups=())
 READ_BY_ADMINISTRATORS = {
     "Mgmtd.ListClients",
+    "Mgmtd.ListConfig",
     "Mgmtd.ListRevoked",
     "Meta.ScanInodes",
     "Meta.ScanDentries",
