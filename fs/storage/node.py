@@ -94,27 +94,9 @@ async def serve(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) -> None:
-    secret = settings.cluster.secret()
     config, adopted, mgmtd = settings.config.storage, settings.adopted, settings.cluster.mgmtd_grpc
     tls = settings.cluster.tls()
-    engine = Engine(
-        StorageNode(
-            settings.node,
-            directory.chunks,
-            secret=secret,
-            tcp=format_address(settings.host, settings.port),
-            socket=directory.socket,
-            threads_max=config.threads_max,
-            reserve_bytes=config.reserve_bytes,
-            durability=config.durability,
-            index_cache_bytes=config.index_cache_bytes,
-            identity=directory.engine_identity,
-            create=directory.may_create_engine,
-            **rdma_options(config),
-            certificates=None if tls is None else tls.current().native(),
-            wire=config.wire,
-        )
-    )
+    engine = _open(settings, directory, tls)
     clients = settings.cluster.clients()
     about = _about(settings, engine, directory)
     options = Options(mgmtd, settings.config.mgmtd.lease_drift_percent, adopted)
@@ -160,8 +142,8 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
             reports,
             watch.run(),
             adopted.follow(clients, mgmtd),
+            *([] if tls is None else [_renew_certificates(engine.node, tls)]),
         ]
-        background += [] if tls is None else [_renew_certificates(engine.node, tls)]
         labels = {"kind": "storage", "id": str(settings.node)}
         async with exposed(settings.config.metrics, settings.data, shown, labels=labels):
             await _work(membership, clients, background, mgmtd, _synced(stop, engine))
@@ -180,6 +162,28 @@ async def _serve(settings: Settings, directory: Directory, stop: asyncio.Event) 
         else:
             directory.set_clean()
         log.info("node %d has stopped", settings.node)
+
+
+def _open(settings: Settings, directory: Directory, tls: Tls | None) -> Engine:
+    config = settings.config.storage
+    return Engine(
+        StorageNode(
+            settings.node,
+            directory.chunks,
+            secret=settings.cluster.secret(),
+            tcp=format_address(settings.host, settings.port),
+            socket=directory.socket,
+            threads_max=config.threads_max,
+            reserve_bytes=config.reserve_bytes,
+            durability=config.durability,
+            index_cache_bytes=config.index_cache_bytes,
+            identity=directory.engine_identity,
+            create=directory.may_create_engine,
+            **rdma_options(config),
+            certificates=None if tls is None else tls.current().native(),
+            wire=config.wire,
+        )
+    )
 
 
 async def _renew_certificates(node: StorageNode, tls: Tls) -> None:
