@@ -203,6 +203,8 @@ class DataDir:
                 found.append(str(json.loads(path.read_text())["cluster"]))
             except FileNotFoundError:
                 found.append(None)
+            except NotADirectoryError:  # a file beside it: of the settings that a node has adopted
+                continue
             except (ValueError, KeyError, TypeError) as error:
                 raise InvalidArgument(f"damaged ({error!r})", path=str(path)) from error
         return found if any(found) else []

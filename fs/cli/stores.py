@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,8 +23,9 @@ from ..mgmtd.store import Store
 from ..storage.marks import load
 from ..tasks import first_end
 from ..wire import Cluster
+from ..wire.adoption import newest_copy
 from ..wire.etcd import EtcdClient, EtcdOptions
-from ..wire.pb.mgmtd_pb2 import Marks
+from ..wire.pb.mgmtd_pb2 import ConfigVersion, Marks
 from .datadir import DataDir
 
 META_QUESTION: Final = (
@@ -53,12 +55,13 @@ async def rebuild_mgmtd(data: DataDir, cluster: Cluster) -> None:
     repeated. Raises: NotFound; what etcd raises.
     """
     change, term = rebuild(_marks(data))
+    change = replace(change, configs=_config(data))
     options = cluster.metadata_options()
     if options is not None:  # first: without its log a store that is left follows no log
         async with EtcdClient(options) as client:
             await EtcdLog.remove(client, prefix=cluster.log_prefix("mgmtd"))
     for store in data.root.glob("mgmtd*"):
-        if ".aside-" not in store.name:
+        if store.is_dir() and ".aside-" not in store.name:
             set_aside(store)
     if options is not None:
         await _rebuild_log(data.root / "mgmtd", cluster, options, change, term)
@@ -111,6 +114,13 @@ def set_aside(store: Path) -> Path | None:
     if not store.exists():
         return None
     return store.rename(store.with_name(f"{store.name}.aside-{time.time_ns()}"))
+
+
+def _config(data: DataDir) -> tuple[ConfigVersion, ...]:
+    """Return the settings of the cluster as its processes have them, if any were set."""
+    newest = newest_copy(data.root)
+    newest.unix_ms, newest.author = time.time_ns() // 1_000_000, "rebuild"
+    return (newest,) if newest.version else ()
 
 
 def _marks(data: DataDir) -> dict[int, Marks]:

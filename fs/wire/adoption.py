@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 START_S: Final = 1.0  # of a start, to ask mgmtd: the copy is used after it
 CALL_S: Final = 5.0
+SUFFIX: Final = ".config.json"
 
 Fetch = Callable[[], Awaitable[ConfigVersion]]
 
@@ -35,7 +36,13 @@ Fetch = Callable[[], Awaitable[ConfigVersion]]
 def copy_path(base: Path) -> Path:
     """Return the copy of the process whose data is at `base`."""
     base = base.absolute()
-    return base.with_name(f"{base.name}.config.json")
+    return base.with_name(f"{base.name}{SUFFIX}")
+
+
+def newest_copy(directory: Path) -> ConfigVersion:
+    """Return the newest version of the copies in `directory`; number 0 without one. When it was set is not known."""
+    copies = (_read_copy(path) for path in directory.glob(f"*{SUFFIX}"))
+    return max(copies, key=lambda copy: copy.version, default=ConfigVersion())
 
 
 class AdoptedConfig:
@@ -178,4 +185,4 @@ def _read_copy(path: Path) -> ConfigVersion:
     return version
 
 
-__all__ = ["AdoptedConfig", "copy_path"]
+__all__ = ["AdoptedConfig", "copy_path", "newest_copy"]

@@ -172,6 +172,11 @@ def test_older_store_of_mgmtd_is_refused_and_made_again_of_what_the_storage_node
     with cluster:
         cluster.wait_healthy()
         luciola("token", "revoke", REVOKED, "--data", str(cluster.data))
+        luciola("config", "set", "mgmtd.down_out_s=1800", "--data", str(cluster.data))
+        copies = [
+            cluster.data / f"{name}.config.json" for name in ("mgmtd", "meta", "storage-201", "storage-202")
+        ]
+        until(lambda: all(copy.exists() for copy in copies), what="copies of the settings")
         luciola("node", "disable", "202", "--data", str(cluster.data))
         until(lambda: not serves(cluster, 202), what="the fall of node 202")
         write(cluster, "file", "after!" * 1000)
@@ -189,6 +194,10 @@ def test_older_store_of_mgmtd_is_refused_and_made_again_of_what_the_storage_node
     with cluster_that_runs(cluster):
         assert content(cluster, "file") == "after!" * 1000
         assert REVOKED in luciola("token", "list", "--data", str(cluster.data)).stdout
+        history = cluster.ask("config", "history")
+        assert [(each["version"], each["author"]) for each in history] == [(1, "rebuild")]
+        (value,) = {row["value"] for row in cluster.ask("config", "get", "mgmtd.down_out_s")}
+        assert value == 1800
         cluster.wait_healthy()
         cluster.kill("storage", 0)  # the replica that missed the write has it now
         assert content(cluster, "file") == "after!" * 1000

@@ -142,6 +142,7 @@ def test_lost_record_is_made_again_of_what_the_storage_nodes_know(data: DataDir)
         (data.root / f"storage-{node}").mkdir()
         record = {"node": node, "cluster": shape.cluster.cluster_id, "joined": True, "lost": []}
         (data.root / f"storage-{node}" / "node.json").write_text(json.dumps(record))
+        (data.root / f"storage-{node}.config.json").write_text("{}")
     data.cluster.unlink()
     with pytest.raises(InvalidArgument, match="created with 2 storage nodes"):
         choose_shape(data, storage_nodes=3, replicas=1)
