@@ -32,6 +32,7 @@ LICENCES = {
 TWICE = {
     "crypto-common": "crc-fast, through digest 0.10",
     "digest": "crc-fast",
+    "getrandom": "ring",
     "hashbrown": "fjall, through dashmap",
     "spin": "fjall, through flume",
 }

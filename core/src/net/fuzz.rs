@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::budget::Budget;
 use super::session::{Common, RegionCache, ServerSession};
 use super::stream::Stream;
-use super::{Sender, Service};
+use super::{Sender, Service, Wire};
 use crate::buffer::{Placement, Region};
 use crate::fuzz::{seal, split_first};
 use crate::types::{
@@ -38,6 +38,8 @@ pub fn session(data: &[u8]) {
         regions: RegionCache::default(),
         authority: Authority::new(Secret::new([7; 32])),
         fabric: None,
+        certificates: None,
+        wire: Wire::None,
     });
     let server = Stream::from_unix(server).expect("an end");
     if let Err(error) = ServerSession::new(server, claims, common).run(&Small) {
