@@ -4,6 +4,7 @@
 # make docs     the API reference, from docstrings, in build/site; warnings are errors
 # make dev      set up for development: environment, native module, editable install; PYTHON=… chooses the interpreter
 # make wheels   the packages that other machines install, in build/wheels
+# make image    a container image with everything, by podman, buildah or docker; IMAGE=… names it
 # make bench    measure this machine, beside other file systems where they are installed
 # make gpu      on a machine with an NVIDIA GPU: the kernels' tests and benchmarks there, and a report of them
 # make test-rdma  everything that speaks RDMA, in a virtual machine with Soft-RoCE (Debian, root)
@@ -17,11 +18,12 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test test-rust test-python test-clusters test-units test-rdma test-rdma-quick check check-python check-rust docs wheels bench gpu nemesis sim fuzz planted proto fmt clean
+.PHONY: help dev demo test test-rust test-python test-clusters test-units test-rdma test-rdma-quick check check-python check-rust docs wheels image bench gpu nemesis sim fuzz planted proto fmt clean
 
 VENV ?= .venv
 PYTHON ?= python3
 MINUTES ?= 10
+IMAGE ?= localhost/luciola
 SEED ?=
 PY := $(VENV)/bin/python
 STAMPS := $(VENV)/.stamps
@@ -102,6 +104,11 @@ docs: $(STAMPS)/dev
 wheels: $(STAMPS)/venv
 	rm -rf build/wheels
 	$(PY) -m pip wheel -q --no-deps --wheel-dir build/wheels ./core .
+
+image: wheels
+	@builder=$$(command -v podman buildah docker | head -1); \
+	if [ -z "$$builder" ]; then echo "make image needs podman, buildah or docker: apt-get install podman" >&2; exit 1; fi; \
+	"$$builder" build -t $(IMAGE) $(if $(BASE),--build-arg BASE=$(BASE)) -f deploy/Containerfile build
 
 check-python: $(STAMPS)/dev
 	$(PY) -m ruff format --check .
