@@ -18,9 +18,7 @@ from pathlib import Path
 import luciola_core
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from integration.test_lane_tls import SECRET, TOKEN, Services
-from luciola.clock import boot_s
-from luciola.wire.pb import mgmtd_pb2 as pb
+from lane_world import TOKEN, SniffedServices
 from unit.wire.tls_world import World, tls
 
 MIB = 1 << 20
@@ -30,19 +28,9 @@ WIRES = ("none", "mac", "encrypt")
 
 
 def client_of(wire: str, world: World, directory: Path, stack: ExitStack) -> luciola_core.Client:
-    services = Services(tls(world.machine("mgmtd")), tls(world.machine("meta")))
+    services = SniffedServices(tls(world.machine("mgmtd")), tls(world.machine("meta")))
     stack.callback(services.close)
-    certificates = world.machine("storage").native()
-    node = luciola_core.StorageNode(
-        1, directory, secret=SECRET, reserve_bytes=0, transport="tcp", certificates=certificates, wire=wire
-    )
-    services.nodes.append(node)
-    routing = services.manager.routing
-    routing.nodes.add(id=1, kind=pb.NODE_STORAGE, status=pb.CONNECTED, data_address=node.tcp_address())
-    routing.chains.add(id=1, version=1, targets=[pb.Target(id=10, node=1, state=pb.SERVING)])
-    routing.tables.add(id=1, version=1, chains=[1], replicas=1)
-    node.set_routing(routing.SerializeToString())
-    node.set_lease(boot_s() + 3600, 1)
+    services.route(services.add_storage(directory, world.machine("storage"), wire))
     client = luciola_core.Client(
         [services.mgmtd.address],
         TOKEN.claims,

@@ -1,57 +1,19 @@
 """Metadata requests that come late: a connection stalls, its client gives up and uses another one."""
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
 import luciola
 from cluster import until
-from luciola.clock import SystemClock
-from luciola.config import ClientConfig, MetaConfig
+from lane_world import TOKEN, LoopThread, Manager
+from luciola.config import ClientConfig
 from luciola.errors import Timeout
-from luciola.kv import MemoryEngine
-from luciola.meta.bootstrap import build
-from luciola.meta.fake_control import FakeControl
-from luciola.meta.layout import Placer
-from luciola.wire import TRUSTED, LaneServer, methods, mint
+from luciola.wire import methods
 from luciola.wire.addresses import parse_address
-from luciola.wire.pb import mgmtd_pb2 as pb
 
-SECRET = bytes(range(32))
 DEADLINE_MS = 4000  # what is not held back takes a busy machine less
-
-
-class Manager:
-    """Knows one metadata service, and that everybody lives."""
-
-    def __init__(self, meta: str) -> None:
-        self.routing = pb.Routing(version=1, cluster_id="test")
-        self.routing.nodes.add(
-            id=100, kind=pb.NODE_META, status=pb.CONNECTED, incarnation=1, lane_address=meta
-        )
-
-    def get_routing(self, request: Any, identity: Any) -> Any:
-        if request.known_version == self.routing.version:
-            return self._later(request.wait_ms / 1000)
-        return self.routing
-
-    async def _later(self, duration_s: float) -> pb.Routing:
-        await asyncio.sleep(duration_s)
-        return pb.Routing(version=self.routing.version, delta=True)
-
-    def extend_client(self, request: Any, identity: Any) -> pb.ExtendClientReply:
-        return pb.ExtendClientReply(interval_ms=1000, session_timeout_ms=600_000)
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in vars(methods.Mgmtd):
-            raise AttributeError(name)
-        return lambda request, identity: pytest.fail(f"unexpected call of {name}")
-
-    async def clients(self) -> None:
-        return None
 
 
 class Proxy:
@@ -112,56 +74,21 @@ class Proxy:
             self.replies += late.is_set()
 
 
-class Services:
-    """A manager, a metadata service and a proxy before it, in a thread of their own."""
+class Services(LoopThread):
+    """A manager, a metadata service and a proxy before it."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever)
-        self._thread.start()
+        super().__init__()
         self.run(self._start())
 
     async def _start(self) -> None:
-        config = MetaConfig()
-        placer = Placer(config)
-        placer.set_tables([pb.ChainTable(id=1, version=1, chains=[1], replicas=1)])
-        service, _, _ = await build(
-            MemoryEngine(),
-            FakeControl(),
-            Manager(""),
-            config=config,
-            clock=SystemClock(),
-            cluster_id="test",
-            session_timeout_s=60.0,
-            placer=placer,
-        )
-        self.meta = LaneServer(methods.bind(methods.Meta, service), secret=SECRET)
-        self.proxy = Proxy(await self.meta.start())
+        self.proxy = Proxy(await self.serve_meta())
         await self.proxy.start()
-        self.mgmtd = LaneServer(methods.bind(methods.Mgmtd, Manager(self.proxy.address)), secret=SECRET)
-        await self.mgmtd.start()
-
-    def run(self, work: Awaitable[Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(_await(work), self.loop).result()
+        self.mgmtd = await self.serve(methods.bind(methods.Mgmtd, Manager(self.proxy.address)))
 
     def close(self) -> None:
-        self.run(self._close())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
-
-    async def _close(self) -> None:
-        self.proxy.close()
-        await self.meta.stop(grace_s=0)
-        await self.mgmtd.stop(grace_s=0)
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _await(work: Awaitable[Any]) -> Any:
-    return await work
+        self.loop.call_soon_threadsafe(self.proxy.close)
+        super().close()
 
 
 @pytest.fixture
@@ -172,9 +99,8 @@ def services() -> Iterator[Services]:
 
 
 def test_late_unlink_spares_a_file_that_its_client_created_afterwards(services: Services) -> None:
-    token = mint(SECRET, role=TRUSTED).encode()
     config = ClientConfig(deadline_ms=DEADLINE_MS, attribute_timeout_ms=0)
-    with luciola.connect(services.mgmtd.address, token=token, config=config) as fs:
+    with luciola.connect(services.mgmtd, token=TOKEN.encode(), config=config) as fs:
         fs.write("/f", b"first")
         services.loop.call_soon_threadsafe(services.proxy.hold)
         with pytest.raises(Timeout):
