@@ -334,7 +334,7 @@ def load(path: Path) -> ClusterConfig:
     """
     text = read_text(path)
     try:
-        table = _parse(text)
+        table = parse_toml(text)
     except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     return from_table(ClusterConfig, table, where="")
@@ -355,13 +355,13 @@ def read_text(path: Path) -> str:
 def loads(text: str) -> ClusterConfig:
     """Return the configuration in TOML `text`. Raises: ConfigError."""
     try:
-        table = _parse(text)
+        table = parse_toml(text)
     except ValueError as error:
         raise ConfigError(f"not valid TOML: {error}") from error
     return from_table(ClusterConfig, table, where="")
 
 
-def _parse(text: str) -> dict[str, object]:
+def parse_toml(text: str) -> dict[str, object]:
     """Raises: ValueError: TOMLDecodeError is one, and so is the refusal of a number of thousands of digits."""
     try:
         return tomllib.loads(text)

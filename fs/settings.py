@@ -10,12 +10,12 @@ which mgmtd keeps and every process adopts, and the process's own file (`--confi
 """
 
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Final, TypeAlias, cast
 
-from .config import LABELS, ClusterConfig, check_times, from_table
+from .config import LABELS, ClusterConfig, check_times, from_table, parse_toml
 from .errors import ConfigError
 
 Value: TypeAlias = bool | int | str
@@ -84,8 +84,8 @@ def parse(toml: str) -> Settings:
     if len(toml.encode()) > TOML_BYTES_MAX:
         raise ConfigError(f"a configuration has at most {TOML_BYTES_MAX} bytes of TOML")
     try:
-        table = tomllib.loads(toml)
-    except tomllib.TOMLDecodeError as error:
+        table = parse_toml(toml)
+    except ValueError as error:
         raise ConfigError(f"not valid TOML: {error}") from error
     return dict(_values(table))
 
@@ -134,8 +134,8 @@ def _read(key: str, literal: str) -> Value:
     if isinstance(DEFAULTS.get(key), str) and not literal.startswith('"'):
         return literal
     try:
-        value = tomllib.loads(f"value = {literal}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {literal}")["value"]
+    except ValueError:
         return literal
     return value if isinstance(value, bool | int | str) else literal
 
@@ -148,15 +148,20 @@ def check(settings: Mapping[str, Value]) -> None:
 
 def check_each(settings: Mapping[str, Value]) -> None:
     """Raises: ConfigError naming every key that the cluster cannot have, and why; not what goes together."""
-    problems: list[str] = []
+    _refuse(list(_problems(settings).values()))
+
+
+def _problems(settings: Mapping[str, Value]) -> dict[str, str]:
+    """Return why the cluster cannot have a key, by key; not what goes together."""
+    problems: dict[str, str] = {}
     for key, value in settings.items():
         try:
             _check_key(key)
             from_table(ClusterConfig, _tables({key: value}), where="")
         except ConfigError as error:
             if not _is_of_several(key):  # those are judged together, below
-                problems.append(error.message)
-    _refuse(problems)
+                problems[key] = error.message
+    return problems
 
 
 def _is_of_several(key: str) -> bool:
@@ -225,8 +230,10 @@ class Adoption:
     def start(cls, kind: str, own: Settings, version: int, settings: Settings) -> "Adoption":
         """Return what a process starts with (S3). Raises: ConfigError if its own file is wrong."""
         alone = effective(own)
+        bad = _problems(settings)  # of another release, whose other keys count all the same
+        usable = {key: value for key, value in settings.items() if key not in bad}
         try:
-            return cls(kind, own, effective(settings, own), version)
+            return cls(kind, own, effective(usable, own), version, problem="; ".join(bad.values()))
         except ConfigError as error:
             return cls(kind, own, alone, version, problem=error.message)
 
@@ -241,11 +248,11 @@ class Adoption:
 
     def _with_hot(self, wanted: ClusterConfig) -> ClusterConfig:
         new = flatten(wanted)
-        hot = {key: new[key] for key in HOT[self.kind]}
-        try:
-            return effective(flatten(self.running), hot)
-        except ConfigError:
-            return self.running
+        running = self.running
+        for key in HOT[self.kind]:
+            with suppress(ConfigError):  # it waits with a cold one
+                running = effective(flatten(running), {key: new[key]})
+        return running
 
     def _differing(self, running: ClusterConfig, wanted: ClusterConfig) -> tuple[str, ...]:
         now = flatten(running)

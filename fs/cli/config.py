@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TypedDict
+from typing import TypedDict
 
 import click
 
 from .. import settings
 from ..config import read_text
 from ..errors import NotFound
+from ..mgmtd.metrics import NODE_KINDS
 from ..settings import DEFAULTS, SECTIONS, Settings, to_literal
 from ..wire.credentials import format_unix_s
 from ..wire.pb import mgmtd_pb2 as pb
 from .administration import ClusterTarget, cluster_options
 from .options import json_option
 from .output import print_json, print_table
-
-KINDS: Final = {pb.NODE_MGMTD: settings.MGMTD, pb.NODE_META: settings.META, pb.NODE_STORAGE: settings.STORAGE}
 
 
 class Change(TypedDict):
@@ -55,8 +54,7 @@ def get(cluster: ClusterTarget, key: str | None, *, as_json: bool) -> None:
     if not keys:
         settings.require_known([key or ""])
         raise NotFound(f"{key}: no such key; `luciola config get` shows all")
-    status = cluster.ask(lambda ask: ask.config())
-    shared = _settings(status.history[-1]) if status.history else {}
+    status, _, shared = _asked(cluster)
     files = [(_process(node), settings.parse(node.state.own_toml)) for node in status.nodes]
     rows: list[dict[str, object]] = []
     for each in keys:
@@ -135,9 +133,7 @@ def diff(cluster: ClusterTarget, *, as_json: bool) -> None:
     Example:
       luciola config diff --data /var/lib/luciola
     """
-    status = cluster.ask(lambda ask: ask.config())
-    version = status.history[-1].version if status.history else 0
-    shared = _settings(status.history[-1]) if status.history else {}
+    status, version, shared = _asked(cluster)
     changes = _changes({}, shared)
     if as_json:
         processes = [
@@ -187,6 +183,13 @@ def history(cluster: ClusterTarget, *, as_json: bool) -> None:
     print_table(("VERSION", "TIME", "WHO", "CHANGE"), rows, right=(0,))
 
 
+def _asked(cluster: ClusterTarget) -> tuple[pb.ConfigStatus, int, Settings]:
+    """What mgmtd knows, and number and settings of the newest version: 0 and none, if none was set."""
+    status = cluster.ask(lambda ask: ask.config())
+    newest = status.history[-1] if status.history else pb.ConfigVersion()
+    return status, newest.version, _settings(newest)
+
+
 def _store(cluster: ClusterTarget, request: pb.SetConfigRequest) -> None:
     version = cluster.ask(lambda ask: ask.set_config(request)).version
     click.echo(f"version {version}; luciola config diff shows which services have adopted it")
@@ -201,7 +204,7 @@ def _settings(version: pb.ConfigVersion) -> Settings:
 
 
 def _process(node: pb.NodeConfig) -> str:
-    return f"{KINDS.get(node.kind, '?')} {node.node}"
+    return f"{NODE_KINDS.get(node.kind, '?')} {node.node}"
 
 
 def _state(node: pb.NodeConfig, version: int) -> str:

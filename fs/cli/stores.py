@@ -17,7 +17,7 @@ from ..kv.replica import PrimaryEngine
 from ..kv.replica_service import ReplicaService
 from ..kv.replicated import ReplicaSettings, checkpoints_of, open_replica
 from ..kv.rocksdb import RocksEngine
-from ..mgmtd.rebuild import missing, rebuild
+from ..mgmtd.rebuild import CONFIG_GAP, missing, rebuild
 from ..mgmtd.records import Change
 from ..mgmtd.store import Store
 from ..storage.marks import load
@@ -119,8 +119,11 @@ def set_aside(store: Path) -> Path | None:
 def _config(data: DataDir) -> tuple[ConfigVersion, ...]:
     """Return the settings of the cluster as its processes have them, if any were set."""
     newest = newest_copy(data.root)
+    if not newest.version:
+        return ()
+    newest.version += CONFIG_GAP
     newest.unix_ms, newest.author = time.time_ns() // 1_000_000, "rebuild"
-    return (newest,) if newest.version else ()
+    return (newest,)
 
 
 def _marks(data: DataDir) -> dict[int, Marks]:

@@ -53,8 +53,9 @@ def _settings(records: Records, before: pb.ConfigVersion, request: pb.SetConfigR
         if wanted and wanted not in records.configs:
             raise NotFound(f"version {wanted} is not kept; `luciola config history` shows those that are")
         return settings.parse(records.configs[wanted].toml) if wanted else {}
-    settings.require_known(request.unset)
-    after = settings.parse(before.toml) | settings.parse(request.toml)
+    kept = settings.parse(before.toml)
+    settings.require_known(key for key in request.unset if key not in kept)  # one of another release can go
+    after = kept | settings.parse(request.toml)
     return {key: value for key, value in after.items() if key not in request.unset}
 
 

@@ -26,6 +26,7 @@ from .transitions import Member, ordered
 
 # Each failure and return of a member costs a few versions. Of 64 bits: 2^44 rebuilds.
 VERSION_GAP: Final = 1 << 20
+CONFIG_GAP: Final = 1 << 10  # versions that other machines can have adopted since: each is set by hand
 TERM_GAP: Final = (
     1 << 10
 )  # starts of mgmtd that a missing node can have seen and the others not. Of 32 bits: 2^22

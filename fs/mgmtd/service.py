@@ -298,7 +298,6 @@ class Service:
 
     async def set_config(self, request: pb.SetConfigRequest, identity: Identity) -> pb.ConfigVersion:
         adopted = self._settings.adopted
-        seen = (state.version for state in self._primary().adopted.values())
 
         def decide(model: Model) -> Change:
             return configs.changed(
@@ -307,7 +306,7 @@ class Service:
                 own={} if adopted is None else adopted.own,
                 author=configs.author_of(identity),
                 unix_ms=self._clock.unix_ns() // 1_000_000,
-                seen=max(seen, default=0),
+                seen=self._highest_adopted(),
             )
 
         term = await self._change(decide)
@@ -316,6 +315,12 @@ class Service:
         if adopted is not None:
             adopted.take(version)
         return version
+
+    def _highest_adopted(self) -> int:
+        """Return the highest version of the settings that a process has, as far as this term has heard (C1)."""
+        own = self._settings.adopted
+        reported = (state.version for state in self._primary().adopted.values())
+        return max(*reported, 0, 0 if own is None else own.state().version)
 
     def get_config(self, request: Empty, identity: Identity) -> pb.ConfigVersion:
         return configs.current(self._primary().model.records)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
@@ -19,6 +20,7 @@ from ..config import ClusterConfig, read_text
 from ..errors import ConfigError, Error
 from ..settings import Adoption
 from . import methods
+from .addresses import parse_addresses
 from .atomic_write import read_private, write_private
 from .pb.common_pb2 import Empty
 from .pb.mgmtd_pb2 import ConfigState, ConfigVersion
@@ -26,8 +28,9 @@ from .rpc import RpcClients
 
 log = logging.getLogger(__name__)
 
-START_S: Final = 1.0  # of a start, to ask mgmtd: the copy is used after it
+START_S: Final = 1.0  # of a start, to ask each manager: the copy is used after it
 CALL_S: Final = 5.0
+SAVE_AGAIN_S: Final = 60.0  # after a copy could not be written
 SUFFIX: Final = ".config.json"
 
 Fetch = Callable[[], Awaitable[ConfigVersion]]
@@ -85,11 +88,16 @@ class AdoptedConfig:
 
     async def refresh(self, clients: RpcClients, mgmtd: str) -> None:
         """Before anything else is started: get the newest version, so that no key waits; without mgmtd the copy is."""
-        try:
-            version = await clients.call(mgmtd, methods.Mgmtd.get_config, Empty(), timeout_s=START_S)
-        except Error as error:
-            log.info("settings of the cluster: the last known ones are used, mgmtd did not answer: %s", error)
-            return
+        for left in reversed(range(len(parse_addresses(mgmtd)))):
+            try:
+                version = await clients.call(mgmtd, methods.Mgmtd.get_config, Empty(), timeout_s=START_S)
+                break
+            except Error as error:  # the next call goes to the next manager
+                if not left:
+                    log.info(
+                        "settings of the cluster: the last known are used, mgmtd did not answer: %s", error
+                    )
+                    return
         if version.version not in (0, self._latest.version):
             self._latest = version
             self._adoption = _started(self._adoption.kind, self._adoption.own, version)
@@ -133,11 +141,16 @@ class AdoptedConfig:
 
     async def _follow(self, fetch: Fetch | None) -> NoReturn:
         while True:
-            await self._news.wait()
+            unsaved = self._saved != self._latest.version
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), SAVE_AGAIN_S if unsaved else None)
             self._news.clear()
             if fetch is not None and self._heard not in (0, self._adoption.version):
+                before = self._adoption
                 try:
-                    self.take(await fetch())
+                    version = await fetch()
+                    if self._adoption is before:  # else mgmtd, now the primary, has taken one from its store
+                        self.take(version)
                 except Error as error:  # the next heartbeat says it again
                     log.warning("settings of the cluster: version %d not got: %s", self._heard, error)
                 self._heard = 0
@@ -150,7 +163,8 @@ class AdoptedConfig:
             await asyncio.to_thread(write_private, self._copy, text)
         except OSError as error:
             log.warning("settings of the cluster: %s cannot be written: %s", self._copy, error)
-        self._saved = version.version  # one that failed is written with the next version
+        else:
+            self._saved = version.version
 
 
 def _own(file: Path | None) -> settings.Settings:
@@ -179,7 +193,7 @@ def _read_copy(path: Path) -> ConfigVersion:
         settings.parse(version.toml)
     except FileNotFoundError:
         return ConfigVersion()
-    except (Error, OSError, ValueError, KeyError, TypeError) as error:
+    except (Error, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("settings of the cluster: the copy %s cannot be read: %s", path, error)
         return ConfigVersion()
     return version

@@ -20,7 +20,7 @@ from typing import Final
 import click
 from google.protobuf.message import DecodeError
 
-from luciola import config
+from luciola import config, settings
 from luciola.cli.dump_text import TextReader
 from luciola.cli.host import Invitation, parse_labels, parse_roles
 from luciola.cli.metadata_restore import parse_time
@@ -210,6 +210,8 @@ def document_bytes(data: bytes) -> None:
         with suppress(ConfigError):
             config.loads(text)
         with suppress(ConfigError):
+            settings.check(settings.parse(text))
+        with suppress(ConfigError):
             Invitation.parse(NOWHERE, text)
     with suppress(ValueError, RecursionError):
         table = json.loads(data)
@@ -227,6 +229,8 @@ def text_bytes(data: bytes) -> None:
             host, port = addresses.parse_address(each)
             assert 0 <= port < 1 << 16
             addresses.is_loopback(host)
+    with suppress(ConfigError):
+        settings.check_each(settings.assigned((text,)))
     with suppress(InvalidArgument):
         parse_time(text, now_ms=1 << 41)
     for environment in ({}, {"LUCIOLA_ADDRESS": "h:1"}):

@@ -13,6 +13,7 @@ import pytest
 from cluster import LocalCluster, luciola, until
 from luciola import connect
 from luciola.meta.schema import GENERATION_BITS
+from luciola.mgmtd.rebuild import CONFIG_GAP
 
 pytestmark = pytest.mark.slow
 
@@ -195,7 +196,7 @@ def test_older_store_of_mgmtd_is_refused_and_made_again_of_what_the_storage_node
         assert content(cluster, "file") == "after!" * 1000
         assert REVOKED in luciola("token", "list", "--data", str(cluster.data)).stdout
         history = cluster.ask("config", "history")
-        assert [(each["version"], each["author"]) for each in history] == [(1, "rebuild")]
+        assert [(each["version"], each["author"]) for each in history] == [(1 + CONFIG_GAP, "rebuild")]
         (value,) = {row["value"] for row in cluster.ask("config", "get", "mgmtd.down_out_s")}
         assert value == 1800
         cluster.wait_healthy()

@@ -61,7 +61,9 @@ def test_settings_that_are_right_together_are_accepted():
     check({"mgmtd.lease_ms": 900, "mgmtd.heartbeat_interval_ms": 400})
 
 
-@pytest.mark.parametrize("toml", ["a = 1", "[meta", "x" * (65 << 10)])
+@pytest.mark.parametrize(
+    "toml", ["a = 1", "[meta", "x" * (65 << 10), "a = " + "[" * 9999, "[a]\nb = " + "9" * 5000]
+)
 def test_text_that_is_no_configuration_is_refused(toml):
     with pytest.raises(ConfigError):
         parse(toml)
@@ -95,6 +97,20 @@ def test_hot_key_that_needs_a_cold_one_waits_with_it():
     )
     assert now.running == begun.running
     assert set(now.waiting) == {"mgmtd.lease_ms", "mgmtd.bootstrap_ms", "mgmtd.heartbeat_interval_ms"}
+
+
+def test_hot_key_does_not_wait_with_one_that_waits():
+    begun = Adoption.start(MGMTD, {}, 0, {})
+    cold = {"mgmtd.lease_ms": 8000, "mgmtd.bootstrap_ms": 9000, "mgmtd.heartbeat_interval_ms": 4000}
+    now = begun.adopted(1, cold | {"mgmtd.down_out_s": 0})
+    assert now.running.mgmtd.down_out_s == 0
+    assert set(now.waiting) == set(cold)
+
+
+def test_start_uses_all_keys_but_those_that_this_release_cannot_have():
+    now = Adoption.start(STORAGE, {}, 3, {"storage.durability": "sync", "storage.gone": 1})
+    assert now.running.storage.durability == "sync"
+    assert "storage.gone: unknown key" in now.problem
 
 
 def test_settings_that_do_not_go_with_the_own_file_are_not_adopted():

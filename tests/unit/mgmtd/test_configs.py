@@ -7,7 +7,7 @@ import pytest
 from luciola.errors import ConfigError, NotFound
 from luciola.kv import MemoryEngine
 from luciola.mgmtd.configs import HISTORY_MAX, changed, current
-from luciola.mgmtd.records import Records
+from luciola.mgmtd.records import Change, Records
 from luciola.mgmtd.store import Lease, Store
 from luciola.settings import parse
 from luciola.wire.pb import mgmtd_pb2 as pb
@@ -44,6 +44,14 @@ def test_what_is_wrong_is_not_stored(fields, own):
     with pytest.raises(ConfigError):
         applied(records, own=own, **fields)
     assert not records.configs
+
+
+def test_key_of_another_release_can_be_unset():
+    records = Records()
+    records.apply(Change(configs=(pb.ConfigVersion(version=1, toml="[meta]\ngone = 1\nstripe = 2\n"),)))
+    with pytest.raises(ConfigError, match="gone"):
+        applied(records, toml="[meta]\ngc_batch = 9\n")
+    assert parse(applied(records, unset=["meta.gone"]).toml) == {"meta.stripe": 2}
 
 
 def test_history_is_bounded_and_a_version_in_it_is_gone_back_to():

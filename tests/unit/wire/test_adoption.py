@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from luciola.errors import ConfigError
+from luciola.errors import ConfigError, Error, Timeout, Unavailable
 from luciola.settings import MGMTD
+from luciola.wire import adoption
 from luciola.wire.adoption import AdoptedConfig, copy_path
 from luciola.wire.pb.mgmtd_pb2 import ConfigVersion
 
@@ -15,7 +16,7 @@ COLD = ConfigVersion(version=4, toml="[mgmtd]\nlease_ms = 3500\ndown_out_s = 9\n
 
 async def kept(adopted: AdoptedConfig, path) -> None:
     keeping = asyncio.ensure_future(adopted.keep())
-    while not path.exists():  # noqa: ASYNC110 (a thread writes it)
+    while not path.is_file():  # noqa: ASYNC110 (a thread writes it)
         await asyncio.sleep(0)
     keeping.cancel()
 
@@ -34,6 +35,68 @@ def test_copy_is_what_a_start_without_mgmtd_uses(tmp_path):
     assert not again.state().waiting
 
 
+def test_copy_that_could_not_be_written_is_written_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(adoption, "SAVE_AGAIN_S", 0.01)
+    base = tmp_path / "mgmtd"
+    adopted = AdoptedConfig(MGMTD, None, base)
+    copy_path(base).mkdir()
+    adopted.take(COLD)
+
+    async def work() -> None:
+        keeping = asyncio.ensure_future(adopted.keep())
+        await asyncio.sleep(0.1)
+        copy_path(base).rmdir()
+        while not copy_path(base).is_file():  # noqa: ASYNC110 (a thread writes it)
+            await asyncio.sleep(0)
+        keeping.cancel()
+
+    asyncio.run(work())
+    assert AdoptedConfig(MGMTD, None, base).state().version == 4
+
+
+class Managers:
+    """One reply a call, or the error that it raises."""
+
+    def __init__(self, *replies: "ConfigVersion | Error") -> None:
+        self.replies = list(replies)
+
+    async def call(self, *_, **__) -> ConfigVersion:
+        reply = self.replies.pop(0)
+        if isinstance(reply, Error):
+            raise reply
+        return reply
+
+
+def test_start_asks_each_manager_until_one_answers(tmp_path):
+    adopted = AdoptedConfig(MGMTD, None, tmp_path / "mgmtd")
+    asyncio.run(adopted.refresh(Managers(Timeout("away"), Unavailable("away"), COLD), "a:1,b:1,c:1"))
+    assert (adopted.config.mgmtd.lease_ms, adopted.state().waiting) == (3500, [])
+    managers = Managers(Unavailable("away"), Unavailable("away"), COLD)
+    asyncio.run(adopted.refresh(managers, "a:1,b:1"))
+    assert managers.replies == [COLD], "two managers are asked"
+
+
+def test_reply_that_comes_after_a_term_began_does_not_go_back(tmp_path):
+    adopted = AdoptedConfig(MGMTD, None, tmp_path / "mgmtd")
+
+    class Late(Managers):
+        async def call(self, *_, **__) -> ConfigVersion:
+            adopted.take(ConfigVersion(version=6, toml="[mgmtd]\ndown_out_s = 6\n"))
+            self.replies.clear()
+            return COLD
+
+    async def work() -> None:
+        managers = Late(COLD)
+        following = asyncio.ensure_future(adopted.follow(managers, "a:1"))
+        adopted.heard(4)
+        while managers.replies or not copy_path(tmp_path / "mgmtd").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        following.cancel()
+
+    asyncio.run(work())
+    assert (adopted.state().version, adopted.config.mgmtd.down_out_s) == (6, 6)
+
+
 def test_none_set_is_no_reason_to_forget_a_version(tmp_path):
     adopted = AdoptedConfig(MGMTD, None, tmp_path / "mgmtd")
     adopted.take(COLD)
@@ -43,7 +106,7 @@ def test_none_set_is_no_reason_to_forget_a_version(tmp_path):
 
 def test_copy_that_cannot_be_read_is_not_used(tmp_path):
     base = tmp_path / "mgmtd"
-    for text in ("{", json.dumps({"version": 1}), json.dumps({"version": 1, "toml": "a = 1"})):
+    for text in ("{", json.dumps({"version": 1}), json.dumps({"version": 1, "toml": "a = 1"}), "[" * 100_000):
         copy_path(base).write_text(text)
         assert AdoptedConfig(MGMTD, None, base).state().version == 0
 
