@@ -8,6 +8,7 @@ from typing import Any
 
 import luciola_core
 import pytest
+import uvloop
 
 from luciola.clock import SystemClock, boot_s
 from luciola.config import MetaConfig
@@ -59,7 +60,7 @@ class LoopThread:
     """A loop in a thread of its own, and the lane servers in it."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+        self.loop = uvloop.new_event_loop()  # as services do
         self._servers: list[LaneServer] = []
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()

@@ -1,16 +1,25 @@
 """A client and the lane of other machines: a sniffer reads nothing, and strangers get nothing."""
 
+import asyncio
+import socket
+import ssl
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import luciola_core
 import pytest
+import uvloop
 
 import luciola
-from lane_world import TOKEN, SniffedServices
+from lane_world import SECRET, TOKEN, LoopThread, SniffedServices
 from luciola.config import ClientConfig
 from luciola.errors import Unavailable
+from luciola.wire import LaneServer
+from luciola.wire.addresses import parse_address
+from luciola.wire.lane.server import HANDSHAKES_MAX
 from luciola.wire.tls import Material, Tls, encode_holding
 from unit.wire.tls_world import World, tls
 
@@ -142,3 +151,56 @@ def test_a_storage_node_that_is_another_machine_gets_neither_token_nor_bytes(
     assert sniffer.seen
     assert TOKEN.claims not in sniffer.seen
     assert b"bytes" not in sniffer.seen
+
+
+def test_clients_that_come_while_their_server_is_busy_begin_tls(world: World, tmp_path: Path):
+    holder, pem = world.holder(), tmp_path / "holder.pem"
+    pem.write_bytes(holder.key + holder.certificate)
+    context = ssl.create_default_context(cadata=holder.authority.decode())
+    context.load_cert_chain(pem)
+    context.check_hostname = False
+    services = LoopThread()
+    address = services.run(services.serve((), tls(world.machine("mgmtd"))))
+    is_busy = True
+
+    def work() -> None:
+        time.sleep(0.02)
+        if is_busy:
+            services.loop.call_soon(work)
+
+    services.loop.call_soon_threadsafe(work)
+    try:
+        for _ in range(5):
+            with socket.create_connection(parse_address(address)) as raw, context.wrap_socket(raw) as stream:
+                assert stream.recv(4), "a greeting"
+    finally:
+        is_busy = False
+        services.close()
+
+
+@pytest.mark.parametrize("loops", [asyncio, uvloop])
+def test_strangers_who_leave_or_stay_silent_before_tls_keep_no_place(world: World, loops: ModuleType):
+    async def attack() -> None:
+        server = LaneServer((), secret=SECRET, tls=tls(world.machine("meta")), handshake_s=0.5)
+        host, port = parse_address(await server.start())
+        for many in (3, HANDSHAKES_MAX + 3):  # the oldest make room for the rest
+            strangers = [await asyncio.open_connection(host, port) for _ in range(many)]
+            resets = strangers[::2]
+            while not 0 < server.connection_count <= HANDSHAKES_MAX:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            for _, writer in resets:
+                writer.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                )
+                writer.transport.abort()
+            while server.connection_count:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            for _, writer in strangers:
+                writer.close()
+        await server.stop(grace_s=0)
+
+    loop = loops.new_event_loop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(attack(), 60))
+    finally:
+        loop.close()

@@ -46,6 +46,8 @@ IN_FLIGHT_MAX: Final = 256  # requests of one connection that wait for something
 HELD_BYTES_MAX: Final = 32 << 20  # their payloads, so that large ones wait their turn
 BATCH_REPLIES: Final = 64  # written together; then other connections have their turn
 BATCH_BYTES: Final = 1 << 20  # the same, of longer replies
+ACCEPT_AGAIN_S: Final = 1.0  # after an error that has no connection to blame
+TLS_CLOSE_S: Final = 1.0  # for the other end to say that it closes, which ours never does
 LOOPBACK: Final = "127.0.0.1"
 assert HELD_BYTES_MAX > FRAME_BYTES_MAX, "a request of any size is served"
 assert max(HANDSHAKES_MAX, IDLE_CLOSED) < CONNECTIONS_MAX, (
@@ -78,23 +80,25 @@ class LaneServer:
         self.pending: Final = PendingRequests()
         self._connections: set[_ServerConnection] = set()
         self._unauthenticated: dict[_ServerConnection, None] = {}  # in the order of arrival
-        self._server: asyncio.AbstractServer | None = None
+        self._server: asyncio.AbstractServer | _TlsListener | None = None
         self._local: asyncio.AbstractServer | None = None
         self.address = ""
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
         """Listens, and returns the address. Raises: Unavailable if it cannot."""
         assert self._server is None, "a server starts once"
-        if self.tls is not None:
-            self.tls.lane()  # what is wrong with it is an error of the start
         loop = asyncio.get_running_loop()
         try:
-            self._server = await loop.create_server(
-                partial(_ServerConnection, self), host, port, backlog=BACKLOG
-            )
+            if self.tls is None:
+                self._server = await loop.create_server(
+                    partial(_ServerConnection, self), host, port, backlog=BACKLOG
+                )
+                bound = self._server.sockets[0].getsockname()[:2]
+            else:
+                self._server = _TlsListener(self, self.tls, host, port)
+                bound = self._server.bound
         except OSError as error:
             raise Unavailable(f"cannot listen on {format_address(host, port)}: {error.strerror}") from error
-        bound = self._server.sockets[0].getsockname()[:2]
         self.address = format_address(*bound)
         self._local = await self._listen_locally(socket_name(*bound))
         self.pending.start()
@@ -177,6 +181,37 @@ class LaneServer:
         return len(self._connections)
 
 
+class _TlsListener:
+    """Accepts connections that begin with TLS.
+
+    Each counts from the moment that it is accepted: a loop's own server with TLS shows only those that end that well.
+    Raises: OSError; what `tls` raises: what is wrong with it is an error of the start.
+    """
+
+    def __init__(self, server: LaneServer, tls: Tls, host: str, port: int) -> None:
+        tls.lane()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        self._listener.setblocking(False)
+        self.bound: tuple[str, int] = self._listener.getsockname()[:2]
+        self._accepting = asyncio.get_running_loop().create_task(self._accept(server, tls))
+
+    async def _accept(self, server: LaneServer, tls: Tls) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(self._listener)
+            except OSError as error:  # no descriptor is left, for one
+                log.warning("lane: cannot accept connections: %s; trying again", error)
+                await asyncio.sleep(ACCEPT_AGAIN_S)
+                continue
+            _ServerConnection(server).begin_tls(accepted, tls)
+
+    def close(self) -> None:
+        self._accepting.cancel()
+        self._listener.close()
+
+
 class _ServerConnection(asyncio.Protocol):
     def __init__(self, server: LaneServer) -> None:
         self._server = server
@@ -186,7 +221,8 @@ class _ServerConnection(asyncio.Protocol):
         self._buffer = bytearray()
         self._timer: asyncio.TimerHandle | None = None
         self._tls: asyncio.Task[None] | None = None
-        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)  # none before TLS has begun
+        self._name: object = None  # of the other end
         self._loop = asyncio.get_running_loop()
         self.tasks: set[asyncio.Future[object]] = set()
         self._writable = True
@@ -205,34 +241,49 @@ class _ServerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        if not self._server.admit(self):
-            self._transport.abort()
-            return
-        keep_alive(transport.get_extra_info("socket"))
-        self._timer = self._loop.call_later(self._server.handshake_s, self._transport.abort)
-        if self._server.tls is None or transport.get_extra_info("socket").family == socket.AF_UNIX:
-            self._transport.write(self._shake.hello)
-        else:
-            self._transport.pause_reading()  # until what comes is for TLS
-            self._tls = self._loop.create_task(self._begin_tls(self._server.tls))
+        if self._tls is None:
+            self._name = transport.get_extra_info("peername")
+            if not self._server.admit(self):
+                self._transport.abort()
+                return
+            self._begin(transport.get_extra_info("socket"))
+        self._transport.write(self._shake.hello)
 
-    async def _begin_tls(self, tls: Tls) -> None:
-        raw = self._transport
+    def begin_tls(self, accepted: socket.socket, tls: Tls) -> None:
+        """Take in a connection: `connection_made` follows once TLS protects it."""
+        if not self._server.admit(self):
+            accepted.close()
+            return
+        self._begin(accepted)
+        self._tls = self._loop.create_task(self._protect(accepted, tls))
+
+    async def _protect(self, accepted: socket.socket, tls: Tls) -> None:
         try:
-            started = await self._loop.start_tls(
-                raw, self, tls.lane(), server_side=True, ssl_handshake_timeout=self._server.handshake_s
+            self._name = accepted.getpeername()
+            await self._loop.connect_accepted_socket(
+                lambda: self,
+                accepted,
+                ssl=tls.lane(),
+                ssl_handshake_timeout=self._server.handshake_s,
+                ssl_shutdown_timeout=TLS_CLOSE_S,
             )
         except (OSError, Error) as error:
-            # asyncio has closed it, but for certificates that cannot be read.
             log.info("lane: refused %s: TLS: %s", self._peer(), error)
             self._server.audit.refused("TLS", str(error), host=self._host())
-            raw.abort()
-            return
-        if started is None:  # it ended meanwhile
-            raw.abort()
-            return
-        self._transport = started
-        self._transport.write(self._shake.hello)
+        finally:
+            if self._transport is None:  # no loop says that it is lost
+                accepted.close()
+                self.connection_lost(None)
+
+    def _begin(self, accepted: socket.socket) -> None:
+        keep_alive(accepted)
+        self._timer = self._loop.call_later(self._server.handshake_s, self._abort)
+
+    def _abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        elif self._tls is not None:
+            self._tls.cancel()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's interface)
         self._end_handshake()
@@ -243,16 +294,18 @@ class _ServerConnection(asyncio.Protocol):
 
     def close(self) -> None:
         self._end_handshake()
-        self._transport.close()
+        if self._transport is not None:
+            self._transport.close()
+        else:
+            self._abort()
 
     def _peer(self) -> object:
         """Return who is at the other end, for the log."""
-        return self._transport.get_extra_info("peername") or "a client on this host"
+        return self._name or "a client on this host"
 
     def _host(self) -> str:
         """Return the address of the other end; a client that came over the Unix socket is on this host."""
-        name = self._transport.get_extra_info("peername")
-        return str(name[0]) if isinstance(name, tuple) else LOOPBACK
+        return str(self._name[0]) if isinstance(self._name, tuple) else LOOPBACK
 
     def _end_handshake(self) -> None:
         self._server.authenticated(self)
